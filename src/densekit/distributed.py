@@ -1,0 +1,184 @@
+"""Processes: start, stop, rank, reduce. One process is the same path with world size 1.
+
+Under `torchrun` every rank runs the same command; the collectives are gloo on CPU, NCCL on GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from densekit.config import UserError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start(device: torch.device, timeout: float = 600.0) -> None:
+    """Joins the process group that torchrun describes; nothing to do for a single process.
+
+    A collective that waits longer than `timeout` seconds for a rank fails, and with it the run.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size() > 1 and not active():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout),
+            device_id=device if device.type == "cuda" else None,
+        )
+
+
+def stop() -> None:
+    if active():
+        dist.destroy_process_group()
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Threads of this process: `threads`, else OMP_NUM_THREADS, else a share of the cores.
+
+    torchrun itself exports OMP_NUM_THREADS=1 when nobody set it, so with several local ranks a 1
+    there is not taken for the user's wish; `loop.threads=1` is.
+    """
+    exported = os.environ.get("OMP_NUM_THREADS", "")
+    if threads is None and exported.isdecimal() and (exported != "1" or local_world_size() == 1):
+        threads = int(exported)
+    threads = threads or max(1, cores() // local_world_size())
+    torch.set_num_threads(threads)
+    return threads
+
+
+def reduce_sum(tensor: Tensor) -> Tensor:
+    """Sums `tensor` over all ranks, in place."""
+    if active():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: T) -> list[T] | None:
+    """Every rank's value in rank order, on rank 0; None elsewhere."""
+    if not active():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if not active():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Gives every rank rank 0's buffers: BatchNorm's running statistics are each rank's own."""
+    if active():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What rank 0's `make()` returns, on every rank. Its UserError is raised on every rank."""
+    result: T | None = None
+    mistake: str | None = None
+    if is_main():
+        try:
+            result = make()
+        except UserError as error:
+            mistake = str(error)
+    result, mistake = broadcast_object((result, mistake))
+    if mistake is not None:
+        raise UserError(mistake, shared=True)
+    return result  # type: ignore[return-value]
+
+
+def on_every_rank(make: Callable[[], T]) -> T:
+    """This rank's `make()`. If any rank's raises a UserError, every rank raises them all."""
+    result: T | None = None
+    mistake: str | None = None
+    try:
+        result = make()
+    except UserError as error:
+        mistake = str(error)
+    mistakes = broadcast_object(gather_objects(mistake))
+    assert mistakes is not None
+    if not any(mistakes):
+        return result  # type: ignore[return-value]
+    if len(set(mistakes)) == 1:
+        raise UserError(str(mistakes[0]), shared=True)
+    named = [f"rank {r}: {m}" for r, m in enumerate(mistakes) if m]
+    raise UserError("\n".join(named), shared=True)
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """DistributedDataParallel that sums gradients, in a bucket layout that never changes.
+
+    DDP rebuilds its buckets in the order of the first backward pass, and with three ranks or more
+    another layout sums in another order: a resumed run, which starts with the first layout, would
+    differ. `find_unused_parameters` is DDP's only switch against the rebuild; it costs a walk over
+    the graph each step.
+    """
+    if not active():
+        return model
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    wrapped = DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+        gradient_as_bucket_view=True,
+    )
+    wrapped.register_comm_hook(None, _sum_gradients)
+    return wrapped
+
+
+def _sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's communication hook: a sum, where DDP's own takes the mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def barrier() -> None:
+    if active():
+        dist.barrier()

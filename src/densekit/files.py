@@ -1,0 +1,50 @@
+"""Files that are whole or not there: written beside, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from densekit.config import UserError
+
+
+def make_folder(folder: Path) -> None:
+    """`folder` and those above it. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
+
+
+def temporary(target: Path) -> Path:
+    """The name under which `target` is written; one that is left over was never published."""
+    return target.with_name(f".{target.name}.tmp")
+
+
+def write_atomically(target: Path, content: bytes | memoryview) -> None:
+    """Either `target` has all of `content`, on the disk, or it is as it was. Raises UserError."""
+    beside = temporary(target)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # a read-only disk refuses this too
+            beside.unlink()
+        raise UserError(
+            f"{target}: cannot be written: {error.strerror}; what was there before is untouched"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself on the disk; Windows has no such call and needs none."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,1 @@
+"""DenseNet, and the table of the published ones."""

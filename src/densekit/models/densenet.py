@@ -1,0 +1,286 @@
+"""DenseNet (Huang et al., 2017, https://arxiv.org/abs/1608.06993), for any input size and depth.
+
+N images, C channels, H rows, W columns; k growth rate, K = bn_size * k bottleneck width.
+Module names, and so state_dict keys, are torchvision's; so are the draws of the initial weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from densekit.config import Section, UserError, nearest
+from densekit.ops.choose import choose
+from densekit.ops.sync_bn import SyncBatchNorm2d
+
+Norm = Callable[[int], nn.Module]
+"""Makes the BatchNorm of that many channels."""
+
+STEM = ("conv0", "norm0", "relu0", "pool0")
+
+
+class DenseNetConfig(Section):
+    """An architecture, whole: `models.variants` is a table of these."""
+
+    growth_rate: int = Field(32, ge=1)
+    """k: the channels that each layer adds."""
+    block_config: tuple[Annotated[int, Field(ge=1)], ...] = Field((6, 12, 24, 16), min_length=1)
+    """The number of layers of each dense block."""
+    num_init_features: int = Field(64, ge=1)
+    """Channels after the stem's convolution."""
+    bn_size: int = Field(4, ge=0)
+    """Bottleneck width over growth rate, K / k; 0 leaves the bottleneck out."""
+    compression: float = Field(0.5, gt=0, le=1)
+    """theta: the share of channels that a transition keeps."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """imagenet: 7x7 stride 2, norm, relu, 3x3 max pool stride 2. cifar: one 3x3 convolution."""
+    drop_rate: float = Field(0.0, ge=0, lt=1)
+    """Dropout after each layer's last convolution."""
+    bn_eps: float = Field(1e-5, gt=0)
+    """BatchNorm's epsilon, in every norm (Keras' weights need 1.001e-5)."""
+    init: Literal["fan_in", "fan_out"] = "fan_in"
+    """He initialisation of convolutions: torchvision's fan_in, or the paper's fan_out."""
+    in_channels: int = Field(3, ge=1)
+    """Channels of the input image."""
+    num_classes: int = Field(1000, ge=1)
+    """Rows of the classifier."""
+    image_size: int = Field(224, ge=1)
+    """The side of the images this architecture was published for; any other size works too."""
+
+    @model_validator(mode="after")
+    def _has_channels(self) -> DenseNetConfig:
+        if min(self.block_inputs) < 1:
+            raise ValueError(f"compression={self.compression} leaves a block without channels")
+        return self
+
+    @property
+    def block_inputs(self) -> tuple[int, ...]:
+        """Channels that enter each dense block."""
+        widths = [self.num_init_features]
+        for layers in self.block_config[:-1]:
+            widths.append(int((widths[-1] + layers * self.growth_rate) * self.compression))
+        return tuple(widths)
+
+    @property
+    def block_outputs(self) -> tuple[int, ...]:
+        """Channels that leave each dense block."""
+        pairs = zip(self.block_inputs, self.block_config, strict=True)
+        return tuple(width + layers * self.growth_rate for width, layers in pairs)
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One map of `DenseNet.forward_pyramid`."""
+
+    name: str
+    """The module that it comes from."""
+    channels: int
+    stride: int
+    """Pixels of the image per pixel of the map."""
+
+
+class DenseLayer(nn.Module):
+    """norm, relu, 1x1 convolution to K; norm, relu, 3x3 convolution to k; or the latter alone."""
+
+    def __init__(self, channels: int, config: DenseNetConfig, norm: Norm) -> None:
+        super().__init__()
+        k, width = config.growth_rate, config.bn_size * config.growth_rate
+        self.drop_rate = config.drop_rate
+        self.bottleneck = width > 0
+        self.norm1 = norm(channels)
+        self.relu1 = nn.ReLU(inplace=True)
+        if not self.bottleneck:
+            self.conv1 = nn.Conv2d(channels, k, 3, padding=1, bias=False)
+            return
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.norm2 = norm(width)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, k, 3, padding=1, bias=False)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """All maps before this layer, each [N, c, H, W] -> its own [N, k, H, W]."""
+        x = torch.cat(features, 1)
+        x = self.conv1(self.relu1(self.norm1(x)))
+        if self.bottleneck:
+            x = self.conv2(self.relu2(self.norm2(x)))
+        if self.drop_rate > 0:
+            x = F.dropout(x, self.drop_rate, self.training)
+        return x
+
+
+class DenseBlock(nn.ModuleDict):
+    """denselayer1, denselayer2, ...: each reads the block's input and all layers before it."""
+
+    def __init__(self, channels: int, layers: int, config: DenseNetConfig, norm: Norm) -> None:
+        super().__init__()
+        self.op = "auto"
+        for i in range(layers):
+            layer = DenseLayer(channels + i * config.growth_rate, config, norm)
+            self.add_module(f"denselayer{i + 1}", layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C + layers * k, H, W]."""
+        dense_block = choose(self.op)
+        return dense_block(x, self.values())
+
+
+class Transition(nn.Module):
+    """norm, relu, 1x1 convolution, 2x2 average pool: fewer channels, half the size."""
+
+    def __init__(self, channels: int, kept: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(channels, kept, 1, bias=False)
+        self.pool = nn.AvgPool2d(2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, kept, H // 2, W // 2]."""
+        height, width = x.shape[-2:]
+        if min(height, width) < 2:
+            raise UserError(
+                f"the images are too small for this network: {height}x{width} pixels are left "
+                "where a transition halves the map; use larger images (data.image_size), fewer "
+                "blocks or stem: cifar"
+            )
+        return self.pool(self.conv(self.relu(self.norm(x))))
+
+
+class DenseNet(nn.Module):
+    """[N, in_channels, H, W] -> logits [N, num_classes]; H and W of any size, N of 0 too.
+
+    `op` is how dense blocks are computed (see `ops.choose`); `sync_bn` takes BatchNorm's training
+    statistics over all ranks.
+    """
+
+    def __init__(self, config: DenseNetConfig, op: str = "auto", sync_bn: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self._frozen_stages = 0
+        norm = partial(SyncBatchNorm2d if sync_bn else nn.BatchNorm2d, eps=config.bn_eps)
+        self.features = nn.Sequential()
+        self._add_stem(norm)
+        self._add_blocks(norm)
+        self.classifier = nn.Linear(config.block_outputs[-1], config.num_classes)
+        self._initialise()
+        self.set_op(op)
+
+    def _add_stem(self, norm: Norm) -> None:
+        c_in, c_out = self.config.in_channels, self.config.num_init_features
+        if self.config.stem == "cifar":
+            self.features.add_module("conv0", nn.Conv2d(c_in, c_out, 3, padding=1, bias=False))
+            return
+        conv = nn.Conv2d(c_in, c_out, 7, stride=2, padding=3, bias=False)
+        self.features.add_module("conv0", conv)
+        self.features.add_module("norm0", norm(c_out))
+        self.features.add_module("relu0", nn.ReLU(inplace=True))
+        self.features.add_module("pool0", nn.MaxPool2d(3, stride=2, padding=1))
+
+    def _add_blocks(self, norm: Norm) -> None:
+        config, widths = self.config, self.config.block_outputs
+        for b, layers in enumerate(config.block_config, start=1):
+            block = DenseBlock(config.block_inputs[b - 1], layers, config, norm)
+            self.features.add_module(f"denseblock{b}", block)
+            if b < len(widths):
+                transition = Transition(widths[b - 1], config.block_inputs[b], norm)
+                self.features.add_module(f"transition{b}", transition)
+        self.features.add_module("norm5", norm(widths[-1]))
+
+    def _initialise(self) -> None:
+        """He et al. for convolutions; norms start as torch has them, the classifier's bias at 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode=self.config.init)
+        nn.init.zeros_(self.classifier.bias)
+
+    # Forward --------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> [N, num_classes]."""
+        x = self.forward_features(x)
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.classifier(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, after norm5 and relu: [N, in_channels, H, W] -> [N, C, h, w]."""
+        return F.relu(self.features(x), inplace=True)
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """The maps that `feature_info` describes, each [N, channels, h, w], norms after relu."""
+        taken = {info.name.replace("norm0", "relu0") for info in self.feature_info}
+        maps = []
+        for name, module in self.features.named_children():
+            x = module(x)
+            if name == "norm5":
+                x = F.relu(x, inplace=True)
+            if name in taken:
+                maps.append(x)
+        return maps
+
+    @property
+    def feature_info(self) -> list[FeatureInfo]:
+        """What `forward_pyramid` returns: the last map of each size."""
+        widths, infos, stride = self.config.block_outputs, [], 1
+        if self.config.stem == "imagenet":
+            infos.append(FeatureInfo("norm0", self.config.num_init_features, 2))
+            stride = 4
+        for b, width in enumerate(widths, start=1):
+            name = f"denseblock{b}" if b < len(widths) else "norm5"
+            infos.append(FeatureInfo(name, width, stride))
+            stride *= 2
+        return infos
+
+    # Choices --------------------------------------------------------------------------------
+
+    @property
+    def op(self) -> str:
+        """How dense blocks are computed; `set_op` changes it."""
+        return self._op
+
+    def set_op(self, name: str) -> None:
+        """Raises UserError for a name that `ops.choose` does not know."""
+        choose(name)
+        self._op = name
+        for module in self.features:
+            if isinstance(module, DenseBlock):
+                module.op = name
+
+    def stages(self) -> dict[str, list[nn.Module]]:
+        """The network in order, without the classifier: stem, block1, transition1, ..., norm5."""
+        stages: dict[str, list[nn.Module]] = {}
+        for name, module in self.features.named_children():
+            stage = "stem" if name in STEM else name.replace("denseblock", "block")
+            stages.setdefault(stage, []).append(module)
+        return stages
+
+    def freeze(self, stage: str) -> None:
+        """Fine-tuning: all from the input to the end of `stage` keeps its weights.
+
+        Its parameters ask for no gradient, and its modules stay in evaluation mode, also after
+        `train()`: BatchNorm keeps its running statistics and dropout is off. Raises UserError for
+        an unknown stage.
+        """
+        names = list(self.stages())
+        if stage not in names:
+            raise UserError(f'optim.freeze: unknown stage "{stage}"{nearest(stage, names)}')
+        self._frozen_stages = max(self._frozen_stages, names.index(stage) + 1)
+        for module in self._frozen():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def _frozen(self) -> list[nn.Module]:
+        frozen = list(self.stages().values())[: self._frozen_stages]
+        return [module for stage in frozen for module in stage]
+
+    def train(self, mode: bool = True) -> DenseNet:
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self

@@ -1,0 +1,152 @@
+"""Optimizers, parameter groups, and learning rates as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from densekit.config import Section
+
+
+class OptimConfig(Section):
+    """The update, and how its learning rate moves."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd: weight decay adds to the gradient, as in the paper; adamw: decoupled."""
+    lr: float = Field(0.1, ge=0)
+    """Peak learning rate at a global batch of reference_batch."""
+    reference_batch: int = Field(256, ge=1)
+    """The global batch that lr was chosen for."""
+    scale_lr: bool = True
+    """Scale lr by data.batch_size / reference_batch (Goyal et al., 2017)."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """sgd only."""
+    nesterov: bool = False
+    """sgd only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adamw only."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Of convolutions and the classifier, and of what the next two leave at null."""
+    norm_weight_decay: float | None = Field(None, ge=0)
+    """Of BatchNorm's scales and shifts; null: weight_decay, as the paper's code has it."""
+    bias_weight_decay: float | None = Field(None, ge=0)
+    """Of the classifier's bias; null: weight_decay."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest norm of all gradients together; null: no clipping."""
+
+    schedule: Literal["step", "cosine", "linear", "constant"] = "step"
+    """How the learning rate falls after the warm-up."""
+    milestones: tuple[float, ...] = (30, 60)
+    """step: epochs at whose first step the rate is multiplied by gamma."""
+    gamma: float = Field(0.1, gt=0)
+    """step: the factor at each milestone."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """cosine, linear: the last rate, as a share of the peak."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Epochs in which the rate rises linearly."""
+    warmup_start: float = Field(0.0, ge=0, le=1)
+    """The first rate of the warm-up, as a share of the peak."""
+
+    freeze: str | None = None
+    """Fine-tuning: nothing up to and including this stage is trained (stem, block1, transition1,
+    ... norm5)."""
+    head_lr: float | None = Field(None, gt=0)
+    """Fine-tuning: the classifier's own lr; null: lr."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> OptimConfig:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"optim.milestones must rise, got {list(self.milestones)}")
+        if self.nesterov and (self.name != "sgd" or not self.momentum):
+            raise ValueError("optim.nesterov=true needs optim.name=sgd and optim.momentum > 0")
+        return self
+
+
+def scale(config: OptimConfig, batch_size: int) -> float:
+    """By what the recipe's rates are multiplied at this global batch."""
+    return batch_size / config.reference_batch if config.scale_lr else 1.0
+
+
+def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, steps: int) -> float:
+    """The rate at `step` (from 0) of `steps`, as a share of the peak."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.warmup_start + (1 - config.warmup_start) * (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "step":
+        passed = sum(step >= round(m * steps_per_epoch) for m in config.milestones)
+        return config.gamma**passed
+    done = (step - warmup) / max(1, steps - warmup)
+    fall = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall
+
+
+def rates_by_epoch(
+    config: OptimConfig, batch_size: int, epochs: int, steps_per_epoch: int
+) -> list[tuple[int, float]]:
+    """(epoch from 1, the rate at its first step) wherever that changes; of a smooth schedule 6."""
+    peak, steps = config.lr * scale(config, batch_size), epochs * steps_per_epoch
+    rates = [
+        peak * lr_factor(config, epoch * steps_per_epoch, steps_per_epoch, steps)
+        for epoch in range(epochs)
+    ]
+    changes = [e for e in range(epochs) if e == 0 or rates[e] != rates[e - 1]]
+    if len(changes) > 6:
+        changes = sorted({changes[round(i * (len(changes) - 1) / 5)] for i in range(6)})
+    return [(epoch + 1, rates[epoch]) for epoch in changes]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Sets every group's rate to `factor` of its peak; returns the body's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return optimizer.param_groups[0]["lr"]
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig, batch_size: int) -> list[dict]:
+    """Trainable parameters by kind and place; every one of them is in exactly one group."""
+    body_lr = config.lr * scale(config, batch_size)
+    head_lr = body_lr if config.head_lr is None else config.head_lr * scale(config, batch_size)
+    groups: dict[str, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        kind, decay = _decay(model, name, config)
+        place, lr = ("head", head_lr) if name.startswith("classifier.") else ("body", body_lr)
+        group = groups.setdefault(
+            f"{place}.{kind}",
+            {"name": f"{place}.{kind}", "params": [], "peak_lr": lr, "weight_decay": decay},
+        )
+        group["params"].append(parameter)
+    grouped = sum(len(group["params"]) for group in groups.values())
+    assert grouped == sum(p.requires_grad for p in model.parameters()), "a shared parameter"
+    return sorted(groups.values(), key=lambda group: group["name"].startswith("head"))
+
+
+def _decay(model: nn.Module, name: str, config: OptimConfig) -> tuple[str, float]:
+    """Which kind the parameter is of, and its weight decay."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
+        kind, decay = "norm", config.norm_weight_decay
+    elif name.endswith(".bias"):
+        kind, decay = "bias", config.bias_weight_decay
+    else:
+        kind, decay = "weight", None
+    return kind, config.weight_decay if decay is None else decay
+
+
+def create_optimizer(
+    model: nn.Module, config: OptimConfig, batch_size: int
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups`; its rates are set by `set_lr` before each step."""
+    groups = parameter_groups(model, config, batch_size)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
+    )

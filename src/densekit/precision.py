@@ -1,0 +1,148 @@
+"""Device, number format, memory format and allocator: one place, one table, no timing at run time.
+
+The table follows measurements (DenseNet-121 at 224 and DenseNet-BC-100-12 at 32, training):
+
+==========================  =========  ==============================================
+where                       precision  memory format
+==========================  =========  ==============================================
+CUDA, compute >= 8.0        bf16       channels_last
+older CUDA                  fp16       channels_last (gradients scaled)
+CPU with bf16 instructions  bf16       channels_last; contiguous below 65 pixels a side
+other CPU, MPS              fp32       channels_last
+==========================  =========  ==============================================
+
+Evaluation is fp32 unless it is asked otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from densekit.config import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+CIFAR_SIDE = 64  # up to here a CPU runs bf16 convolutions faster in contiguous than channels_last
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where and in which formats a network runs; every `auto` is resolved."""
+
+    device: torch.device
+    name: Literal["fp32", "bf16", "fp16"] = "fp32"
+    memory_format_name: Literal["contiguous", "channels_last"] = "channels_last"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return MEMORY_FORMATS[self.memory_format_name]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision for a forward pass; does nothing in fp32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.name != "fp32")
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """The loss scaler that fp16 gradients need; disabled in fp32 and bf16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+    def send(self, images: Tensor) -> Tensor:
+        """uint8 images [N, C, H, W] on the device, in the memory format."""
+        return images.to(self.device, non_blocking=True).contiguous(
+            memory_format=self.memory_format
+        )
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Moves the model to the device, its convolutions' weights to the memory format."""
+        return model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+
+def resolve(
+    device: str = "auto",
+    precision: str = "auto",
+    memory_format: str = "auto",
+    *,
+    image_size: int = 224,
+    local_rank: int = 0,
+) -> Precision:
+    """The table above. Raises UserError for a device or precision that this machine lacks."""
+    where = resolve_device(device, local_rank)
+    name = _best_precision(where) if precision == "auto" else precision
+    if name == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("loop.precision=bf16: this GPU has none; use fp16, fp32 or auto")
+    if name == "fp16" and where.type == "cpu":
+        raise UserError("loop.precision=fp16 is for GPUs; on a CPU use bf16, fp32 or auto")
+    if memory_format == "auto":
+        small = where.type == "cpu" and name == "bf16" and image_size <= CIFAR_SIDE
+        memory_format = "contiguous" if small else "channels_last"
+    return Precision(where, name, memory_format)  # type: ignore[arg-type]
+
+
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
+    """`auto` is cuda, else mps, else cpu; a device asked for by name must be there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "mps" if mps else "cpu"
+    if device == "cuda" and not cuda:
+        raise UserError("loop.device=cuda: torch finds no GPU here; use loop.device=cpu or auto")
+    if device == "mps" and not mps:
+        raise UserError("loop.device=mps: torch finds no Apple GPU here; use loop.device=cpu")
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local_rank} has no GPU of its own: this machine has "
+                f"{torch.cuda.device_count()}; start at most that many processes on it"
+            )
+        return torch.device("cuda", local_rank)
+    return torch.device(device)
+
+
+def describe(device: torch.device, processes: int = 1) -> str:
+    """For a results line: "2 x NVIDIA H100", "CPU (2 threads)"."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
+    return name if processes == 1 else f"{processes} x {name}"
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp16"
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if native else "fp32"
+    return "fp32"
+
+
+def keep_freed_memory() -> bool:
+    """On Linux with glibc: freed memory stays in the process for the next step.
+
+    A training step frees and takes the same gigabytes again; handing them to the kernel in
+    between costs page faults. The environment's own malloc settings win. Returns whether it was
+    set.
+    """
+    theirs = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+    if sys.platform != "linux" or any(name in os.environ for name in theirs):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX in malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))

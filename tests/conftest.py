@@ -1,0 +1,47 @@
+"""Fixtures that several rooms' tests share, and the rule on skipped tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# no timing assertions: a machine under load draws and runs examples slowly
+hypothesis.settings.register_profile(
+    "densekit",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("densekit")
+
+SKIPPED: list[tuple[str, str]] = []
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder that DENSEKIT_TEST_DATA names; tests that need it are skipped without it."""
+    folder = os.environ.get("DENSEKIT_TEST_DATA")
+    if not folder:
+        pytest.skip("DENSEKIT_TEST_DATA is not set")
+    return Path(folder)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        SKIPPED.append((report.nodeid, report.longrepr[2].removeprefix("Skipped: ")))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With DENSEKIT_ALLOWED_SKIPS=FILE, a skip for a reason that the file does not list fails."""
+    file = os.environ.get("DENSEKIT_ALLOWED_SKIPS")
+    if not file:
+        return
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    allowed = {line for line in lines if line and not line.startswith("#")}
+    surprises = [f"{test}: {reason}" for test, reason in SKIPPED if reason not in allowed]
+    if surprises:
+        print(f"\nskipped, and not on the list in {file}:", *surprises, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
