@@ -151,29 +151,33 @@ def on_every_rank(make: Callable[[], T]) -> T:
     raise UserError("\n".join(named), shared=True)
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+def wrap(model: nn.Module, image: Tensor) -> nn.Module:
     """DistributedDataParallel that sums gradients, in a bucket layout that never changes.
 
-    DDP rebuilds its buckets in the order of the first backward pass, and with three ranks or more
-    another layout sums in another order: a resumed run, which starts with the first layout, would
-    differ. `find_unused_parameters` is DDP's only switch against the rebuild; it costs a walk over
-    the graph each step.
+    DDP lays its buckets out anew after the first backward pass, and with three ranks or more
+    another layout sums in another order: a resumed run would begin with the first layout and
+    differ. So one backward pass of `image`, [1, C, H, W], in evaluation mode, is spent on that
+    beforehand; it costs a step of one image and leaves nothing in the model.
     """
     if not active():
         return model
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    wrapped = DistributedDataParallel(
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    ddp = DistributedDataParallel(
         model,
-        device_ids=[device.index] if device.type == "cuda" else None,
+        device_ids=[image.device.index] if image.device.type == "cuda" else None,
         broadcast_buffers=False,
-        find_unused_parameters=True,
         gradient_as_bucket_view=True,
     )
-    wrapped.register_comm_hook(None, _sum_gradients)
-    return wrapped
+    # a lambda, since DDP compares a hook's annotations with types and ours are strings
+    ddp.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
+    model.eval()
+    ddp(image).sum().backward()
+    model.train()
+    model.zero_grad(set_to_none=True)
+    return ddp
 
 
-def _sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_gradients(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's communication hook: a sum, where DDP's own takes the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -119,6 +120,31 @@ def architecture(config: ModelConfig) -> DenseNetConfig:
 def create(config: ModelConfig) -> DenseNet:
     """The network with new weights, drawn from torch's generator; model.pretrained is not read."""
     return DenseNet(architecture(config), op=config.op, sync_bn=config.sync_bn)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A row of `densekit models`."""
+
+    name: str
+    parameters: int
+    multiply_adds: int
+    image_size: int
+    num_classes: int
+
+
+def describe(name: str, config: DenseNetConfig) -> Description:
+    """The network's size, found without making it."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in DenseNet(config).parameters())
+    return Description(
+        name, parameters, multiply_adds(config), config.image_size, config.num_classes
+    )
+
+
+def label(config: ModelConfig) -> str:
+    """What a results line calls the network."""
+    return f"{config.name} (modified)" if config.overrides else config.name
 
 
 def multiply_adds(config: DenseNetConfig) -> int:

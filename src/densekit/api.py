@@ -1,0 +1,55 @@
+"""What a notebook calls."""
+
+from __future__ import annotations
+
+from densekit import distributed
+from densekit import train as training
+from densekit.models import variants
+from densekit.models.densenet import DenseNet
+from densekit.models.variants import ModelConfig
+from densekit.predict import Classifier, load
+from densekit.recipe import load as load_recipe
+from densekit.train import Outcome
+
+__all__ = ["Classifier", "create_model", "list_models", "load", "train"]
+
+
+def create_model(
+    name: str = "densenet121",
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    drop_rate: float = 0.0,
+    pretrained: str | None = None,
+    overrides: dict[str, object] | None = None,
+) -> DenseNet:
+    """A DenseNet with torchvision's state_dict keys, [N, in_channels, H, W] -> [N, num_classes].
+
+    `num_classes` None takes the variant's. `pretrained` is an artifact folder, a .pth or
+    .safetensors file, or "torchvision"; another class count than the weights' makes a new head.
+    `overrides` are fields of DenseNetConfig. Raises UserError for names and weights that do not
+    fit.
+    """
+    config = ModelConfig(
+        name=name,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        drop_rate=drop_rate,
+        pretrained=pretrained,
+        overrides=overrides or {},
+    )
+    model = variants.create(config)
+    training.start_from_pretrained(model, config)
+    return model
+
+
+def list_models() -> list[str]:
+    """The names that `densekit models` lists."""
+    return list(variants.VARIANTS)
+
+
+def train(config: str | None = None, *options: str) -> Outcome:
+    """Trains by a recipe's name or file and dotted options, as `densekit train -c ... -o ...`."""
+    try:
+        return training.train(load_recipe(config, options))
+    finally:
+        distributed.stop()

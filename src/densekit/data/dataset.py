@@ -1,0 +1,97 @@
+"""One image by its position in the run, and batches of them. C channels, S side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from densekit.data.examples import Examples
+from densekit.data.transforms import UnreadableImage, decode
+
+ORDER, SAMPLE = 1, 2  # what a seed is for, so that no two uses share one
+Key = tuple[int, int]
+"""(epoch, index in the Examples)."""
+
+
+class Batch(NamedTuple):
+    """Some images of a data set; possibly none."""
+
+    images: Tensor
+    """uint8 [n, C, S, S]."""
+    labels: Tensor
+    """int64 [n]."""
+    indices: Tensor
+    """int64 [n], positions in the Examples."""
+
+
+class Sample(NamedTuple):
+    image: Tensor
+    """uint8 [C, S, S]."""
+    label: int
+    position: int
+    """In the Examples."""
+
+
+# These two are the numerics contract: a change of either changes every run.
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of the n images in an epoch, int64 [n]."""
+    # The seed comes last because it alone may take more than one 32-bit word.
+    source = np.random.SeedSequence([ORDER, epoch, seed])
+    return np.random.Generator(np.random.PCG64(source)).permutation(n)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Of all random draws for one image in one epoch; torch's CPU generator takes 32 bits."""
+    source = np.random.SeedSequence([SAMPLE, epoch, index, seed])
+    return int(source.generate_state(1, np.uint32)[0])
+
+
+class ImageDataset(Dataset):
+    """Reads and transforms; every random draw is a function of seed, epoch and index."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        transform: Callable[[Tensor], Tensor],
+        channels: int,
+        side: int,
+        seed: int = 0,
+    ) -> None:
+        self.examples, self.transform, self.seed = examples, transform, seed
+        self.shape = (channels, side, side)
+
+    def __getitem__(self, key: Key) -> Sample | UnreadableImage:
+        """An unreadable file is handed on as a value, so that it leaves a worker unchanged."""
+        epoch, index = key
+        try:
+            image = decode(self.examples.paths[index], self.shape[0])
+        except UnreadableImage as error:
+            return error.at(self.examples.where(index))
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
+            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
+            image = self.transform(image)
+        return Sample(image, int(self.examples.labels[index]), index)
+
+    def collate(self, samples: list[Sample | UnreadableImage]) -> Batch | UnreadableImage:
+        """A Batch of any number of samples, none included; or the first file that failed."""
+        read: list[Sample] = []
+        for sample in samples:
+            if isinstance(sample, UnreadableImage):
+                return sample
+            read.append(sample)
+        images = torch.empty(len(read), *self.shape, dtype=torch.uint8)
+        for row, sample in zip(images, read, strict=True):
+            row.copy_(sample.image)
+        return Batch(
+            images,
+            torch.tensor([sample.label for sample in read], dtype=torch.int64),
+            torch.tensor([sample.position for sample in read], dtype=torch.int64),
+        )

@@ -1,0 +1,166 @@
+"""Which images a rank reads, step by step of a run, and batch by batch of an evaluation.
+
+The order is a function of seed and epoch, a step of the order and its position, so neither the
+number of workers nor a resume changes what a step sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from densekit import distributed
+from densekit.config import UserError
+from densekit.data.config import DataConfig
+from densekit.data.dataset import Batch, ImageDataset, Key, epoch_order
+from densekit.data.examples import Examples
+from densekit.data.transforms import Preprocessing, train_transform
+from densekit.data.workers import read
+
+__all__ = ["Batch", "Step", "TrainStream", "eval_batches", "micro_batches", "resolve_workers"]
+
+
+class Step(NamedTuple):
+    """What one rank reads for one optimizer step."""
+
+    batches: list[Batch]
+    """This rank's share of each micro-batch."""
+    images: int
+    """Of the step, on all ranks."""
+
+
+def micro_batches(
+    count: int, batch_size: int, accumulation: int = 1, rank: int = 0, world: int = 1
+) -> list[slice]:
+    """This rank's part of each micro-batch of a step's `count` images.
+
+    The step is cut into micro-batches of batch_size / accumulation, of which a short step has
+    fewer, the last one shorter; each of these is cut by rank as np.array_split does it. So all
+    ranks together have the micro-batches that one rank would have, rank 0 is never without an
+    image, and other ranks may be.
+    """
+    size = batch_size // accumulation
+    assert 0 < count <= batch_size == size * accumulation
+    slices = []
+    for start in range(0, count, size):
+        images = min(size, count - start)
+        share, more = divmod(images, world)
+        first = start + rank * share + min(rank, more)
+        slices.append(slice(first, first + share + (rank < more)))
+    return slices
+
+
+def steps_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
+    """Optimizer steps for n images. Raises UserError where drop_last leaves none."""
+    if drop_last and n < batch_size:
+        raise UserError(
+            f"data.drop_last=true leaves nothing to train on: {n} images are less than "
+            f"data.batch_size={batch_size}; lower data.batch_size"
+        )
+    return n // batch_size if drop_last else -(-n // batch_size)
+
+
+class TrainStream:
+    """What one rank reads in a whole run: seed and position decide every step.
+
+    `config.workers` is a number here. The workers live from the first step to the last.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        config: DataConfig,
+        *,
+        seed: int,
+        epochs: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.examples, self.config, self.seed = examples, config, seed
+        self.accumulation, self.rank, self.world = accumulation, rank, world
+        self.pin_memory = pin_memory
+        self.steps_per_epoch = steps_per_epoch(len(examples), config.batch_size, config.drop_last)
+        self.steps = epochs * self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.from_step(0)
+
+    def from_step(self, start: int) -> Iterator[Step]:
+        """Step `start` of the run, counted from 0, to the last one. Raises UnreadableImage."""
+        config = self.config
+        assert isinstance(config.workers, int)
+        dataset = ImageDataset(
+            self.examples, train_transform(config), config.channels, config.image_size, self.seed
+        )
+        largest = -(-config.batch_size // (self.accumulation * self.world))
+        batches = read(dataset, self._keys(start), largest, config.workers, self.pin_memory)
+        for step in range(start, self.steps):
+            yield Step([next(batches) for _ in self._shares(step)], self.images(step))
+
+    def images(self, step: int) -> int:
+        """Images of a step on all ranks: the batch size, or what is left at an epoch's end."""
+        done = step % self.steps_per_epoch * self.config.batch_size
+        return min(self.config.batch_size, len(self.examples) - done)
+
+    def files(self, batch: Batch) -> list[str]:
+        """The files of a batch, each with its line where it comes from a list."""
+        return [self.examples.where(i) for i in batch.indices.tolist()]
+
+    def _shares(self, step: int) -> list[slice]:
+        return micro_batches(
+            self.images(step), self.config.batch_size, self.accumulation, self.rank, self.world
+        )
+
+    def _keys(self, start: int) -> Iterator[list[Key]]:
+        """(epoch, index) of every image of every share of every step from `start` on."""
+        for step in range(start, self.steps):
+            epoch, in_epoch = divmod(step, self.steps_per_epoch)
+            if step == start or in_epoch == 0:
+                order = epoch_order(self.seed, epoch, len(self.examples))
+            images = order[in_epoch * self.config.batch_size :]
+            for share in self._shares(step):
+                yield [(epoch, index) for index in images[share].tolist()]
+
+
+def eval_batches(
+    examples: Examples,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[tuple[int, Batch]]:
+    """(b, batch b) for every batch b, in order, that is this rank's: b mod world == rank.
+
+    Raises UnreadableImage.
+    """
+    n = len(examples)
+    numbers = range(rank, -(-n // batch_size), world)
+    keys = ([(0, i) for i in range(b * batch_size, min((b + 1) * batch_size, n))] for b in numbers)
+    dataset = ImageDataset(examples, preprocessing, preprocessing.channels, preprocessing.crop)
+    return zip(
+        numbers,
+        read(dataset, keys, batch_size, min(workers, len(numbers)), pin_memory),
+        strict=True,
+    )
+
+
+def resolve_workers(workers: int | str, device_type: str, local_world: int = 1) -> int:
+    """A number as it is; `auto` by this table, where cores are the machine's per local rank:
+
+    =============  ========================================================================
+    GPU            one worker per core, at most 8: the step itself needs one core
+    CPU, 1 core    0
+    CPU, 2 or more 1, at most one in 8: the step takes milliseconds per image on all cores,
+                   reading it takes about as long on one
+    =============  ========================================================================
+    """
+    if isinstance(workers, int):
+        return workers
+    cores = max(1, distributed.cores() // local_world)
+    if device_type == "cpu":
+        return 0 if cores == 1 else max(1, min(cores // 8, 8))
+    return min(cores, 8)

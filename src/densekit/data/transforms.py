@@ -1,0 +1,222 @@
+"""From a file to the uint8 square a network sees, and from uint8 to normalised floats.
+
+Shapes: N images, C channels (1 or 3), H height, W width.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from pydantic import Field, model_validator
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from densekit.config import Section, UserError
+from densekit.data.config import DataConfig, Interpolation, check_agreement
+
+MODES = {1: "L", 3: "RGB"}
+TURNS = {  # what makes an image of this EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong)
+    """A file that is missing, empty, cut short, or no image; the message names it."""
+
+    def __init__(self, file: str, reason: str, place: str = "") -> None:
+        at = f"{place}: " if place and place != file else ""
+        super().__init__(f"{at}{file}: {reason}")
+        self.file, self.reason, self.place = file, reason, place
+
+    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str, str]]:
+        return type(self), (self.file, self.reason, self.place)  # whole from a worker, too
+
+    def at(self, place: str) -> UnreadableImage:
+        """The same, of the image that stands at `file:line` of a list."""
+        return UnreadableImage(self.file, self.reason, place)
+
+
+# Decoding -----------------------------------------------------------------------------------
+
+
+def decode(source: str | Path | bytes, channels: int) -> Tensor:
+    """The image in a file, or in a file's bytes -> uint8 [C, H, W]. Raises UnreadableImage.
+
+    By PIL, which reads JPEG as torchvision does, to the bit, and most other formats besides.
+    EXIF orientation is applied, as cv2 does. Alpha is dropped, as cv2, torchvision and PIL's
+    convert do. Of 16 bits the high 8 are kept, as cv2 does. Of several frames the first is taken.
+    """
+    name = "bytes" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(name, f"cannot be read: {error.strerror}") from error
+    if not data:
+        raise UnreadableImage(name, "is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _to_tensor(image, channels)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(name, "is not an image that PIL can read") from error
+    except Exception as error:  # PIL's plugins raise many kinds for damaged files
+        raise UnreadableImage(name, f"cannot be read as an image: {error}") from error
+
+
+def from_image(image: Image.Image | np.ndarray | bytes | str | Path, channels: int) -> Tensor:
+    """What a caller of `predict` may hold -> uint8 [C, H, W].
+
+    An array is uint8 [H, W], or [H, W, 1, 3 or 4] in RGB order (cv2's is BGR). Raises UserError.
+    """
+    if isinstance(image, (bytes, str, Path)):
+        return decode(image, channels)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"expected a path, bytes, a PIL image or an array, got {type(image).__name__}"
+        )
+    try:
+        return _to_tensor(image, channels)
+    except (OSError, ValueError, SyntaxError) as error:  # PIL decodes as late as here
+        name = getattr(image, "filename", "") or "PIL image"
+        raise UnreadableImage(str(name), f"cannot be read as an image: {error}") from error
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not fits or not array.size:
+        raise UserError(
+            f"expected a uint8 array of shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got "
+            f"{array.dtype} {list(array.shape)}"
+        )
+    return Image.fromarray(array)
+
+
+def _to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """uint8 [C, H, W] in memory as PIL has it, channels last, which resizes fastest."""
+    image.load()  # a TIFF turns itself upright as it loads
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = _upright(image)
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no agreed range; save the file with 8 or 16 bits")
+    pixels = np.array(_upright(image).convert(MODES[channels]))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return image  # broken EXIF says nothing: viewers and cv2 show such an image as it is
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+# Evaluation and prediction ------------------------------------------------------------------
+
+
+class Preprocessing(Section):
+    """What evaluation and prediction do to an image; stored in every artifact."""
+
+    channels: Literal[1, 3] = 3
+    """3: RGB, 1: grey; images are converted to it."""
+    resize: int | None = Field(256, ge=1)
+    """Pixels of the short side before the crop; null: no resize."""
+    crop: int = Field(224, ge=1)
+    """Side in pixels of the square that is cut from the centre; zeros fill what an image lacks."""
+    interpolation: Interpolation = "bilinear"
+    """Of the resize."""
+    antialias: bool = True
+    """Whether the resize smooths before it shrinks."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Per channel, of pixels in 0..1; one value serves all channels."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Per channel, of pixels in 0..1."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Preprocessing:
+        check_agreement(self.channels, self.resize, self.crop, self.mean, self.std)
+        return self
+
+    @classmethod
+    def from_config(cls, config: DataConfig) -> Preprocessing:
+        return cls(
+            channels=config.channels,
+            resize=config.resize,
+            crop=config.image_size,
+            interpolation=config.interpolation,
+            antialias=config.antialias,
+            mean=config.mean,
+            std=config.std,
+        )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 [C, H, W] -> uint8 [C, crop, crop], as torchvision's Resize and CenterCrop do."""
+        if self.resize is not None:
+            mode = InterpolationMode(self.interpolation)
+            image = F.resize(image, [self.resize], interpolation=mode, antialias=self.antialias)
+        return F.center_crop(image, [self.crop, self.crop])
+
+    def normalize(self, batch: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32, (x / 255 - mean) / std, same device and memory format."""
+        mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
+        return batch.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@functools.cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 [1, C, 1, 1]; copied once, since a copy makes the host wait for the device."""
+    with torch.inference_mode(False):  # a tensor that training may use later, too
+        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
+# Training -----------------------------------------------------------------------------------
+
+
+def train_transform(config: DataConfig) -> Callable[[Tensor], Tensor]:
+    """Crop, affine and flip by `config`, uint8 [C, H, W] -> uint8 [C, image_size, image_size].
+
+    Draws from torch's global CPU generator, as torchvision's transforms do.
+    """
+    mode, size = InterpolationMode(config.interpolation), config.image_size
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if config.crop == "random_resized":
+        scale, ratio = config.crop_scale, config.crop_ratio
+        steps.append(v2.RandomResizedCrop(size, scale, ratio, mode, config.antialias))
+    elif config.crop == "pad":
+        if config.resize is not None:
+            steps.append(v2.Resize([config.resize], mode, antialias=config.antialias))
+        steps.append(v2.RandomCrop(size, config.crop_padding or None, pad_if_needed=True))
+    else:
+        steps.append(Preprocessing.from_config(config))
+    degrees, shift, zoom = config.affine_degrees, config.affine_translate, config.affine_scale
+    if degrees or shift or zoom or config.affine_shear:
+        steps.append(
+            v2.RandomAffine(
+                degrees,
+                translate=(shift, shift),
+                scale=(1 - zoom, 1 + zoom),
+                shear=config.affine_shear,
+                interpolation=InterpolationMode.BILINEAR,
+            )
+        )
+    if config.flip:
+        steps.append(v2.RandomHorizontalFlip(config.flip))
+    return v2.Compose(steps)

@@ -1,0 +1,133 @@
+"""Processes that read batches, and what may go wrong with them.
+
+Workers ignore SIGINT and SIGTERM: a run that is asked to stop first finishes its step, for which
+it needs them. They end with the run, also where it is killed or forgets to end them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import math
+import re
+import shutil
+import signal
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+from densekit import distributed
+from densekit.config import UserError
+from densekit.data.dataset import Batch, ImageDataset, Key
+from densekit.data.transforms import UnreadableImage
+
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+IGNORED = (signal.SIGINT, signal.SIGTERM)
+PREFETCH = 2  # batches under way for each worker
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps batches on their way between processes
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+_running: weakref.WeakSet[_MultiProcessingDataLoaderIter] = weakref.WeakSet()
+
+
+def read(
+    dataset: ImageDataset,
+    keys: Iterable[list[Key]],
+    largest: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """A batch for each list of `keys`, the largest of `largest` images, in their order.
+
+    Raises UnreadableImage as it was raised in a worker, and UserError where shared memory is too
+    small or a worker was killed. torch's global generator is not touched.
+    """
+    if workers:
+        _check_shared_memory(largest * math.prod(dataset.shape), workers)
+    batches = _start(
+        DataLoader(
+            dataset,
+            batch_sampler=keys,
+            collate_fn=dataset.collate,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=start_worker,
+            multiprocessing_context=START_METHOD if workers else None,
+            generator=torch.Generator(),
+        )
+    )
+    try:
+        for batch in batches:
+            if isinstance(batch, UnreadableImage):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker \(pid", str(error)):
+            raise
+        raise UserError(
+            f"a loader process was killed ({error}); most often memory ran out: lower "
+            f"data.workers={workers}, or set data.workers=0 to read in the main process"
+        ) from error
+    finally:
+        _end(batches)
+
+
+def start_worker(number: int) -> None:
+    """Runs first in each worker. torch itself sets it to one thread."""
+    for ignored in IGNORED:
+        signal.signal(ignored, signal.SIG_IGN)
+    if sys.platform == "linux":  # else torch's own watchdog ends it some seconds after its parent
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _start(loader: DataLoader) -> _BaseDataLoaderIter:
+    """Starts the workers, with IGNORED blocked until they ignore them themselves."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return _note(iter(loader))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    try:
+        return _note(iter(loader))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _note(batches: _BaseDataLoaderIter) -> _BaseDataLoaderIter:
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        _running.add(batches)
+    return batches
+
+
+def _end(batches: _BaseDataLoaderIter) -> None:
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._shutdown_workers()
+
+
+def _end_all() -> None:
+    for batches in list(_running):
+        _end(batches)
+
+
+# multiprocessing sends SIGTERM to the workers that are left at exit, which they ignore, and then
+# waits for them. This is registered later than that, so it runs before it.
+atexit.register(_end_all)
+
+
+def _check_shared_memory(batch_bytes: int, workers: int) -> None:
+    """Too little of it kills a worker with a bus error, much later. Raises UserError."""
+    if sys.platform != "linux" or not SHARED_MEMORY.is_dir():
+        return
+    held = 3  # batches that the step before, this one and the next hold
+    needed = distributed.local_world_size() * (PREFETCH * workers + held) * batch_bytes
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise UserError(
+            f"{SHARED_MEMORY} has {free >> 20} MiB free, but data.workers={workers} may have "
+            f"{needed >> 20} MiB of images under way; lower it, set data.workers=0, or give the "
+            f"container more (docker run --shm-size={-(-needed >> 29)}g, or --ipc=host)"
+        )

@@ -1,0 +1,30 @@
+"""A network as one callable: uint8 images [n, C, H, W] -> float32 logits [n, K] on the CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from densekit.artifact import Preprocessing
+from densekit.precision import Precision
+
+Logits = Callable[[Tensor], Tensor]
+
+
+def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precision) -> Logits:
+    """torch's engine: `model` in eval mode, normalisation on its device.
+
+    A network in training is copied, so that its mode and its memory format stay as they are.
+    """
+    if model.training:
+        model = copy.deepcopy(model).eval()
+    model = precision.place(model)
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.inference_mode(), precision.autocast():
+            return model(preprocessing.normalize(precision.send(images))).float().cpu()
+
+    return logits

@@ -1,0 +1,129 @@
+"""A recipe against this machine and these images: every `auto` resolved, every check made."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from densekit import distributed, precision
+from densekit.config import UserError
+from densekit.data.loader import resolve_workers, steps_per_epoch
+from densekit.data.sources import Examples, check_examples, open_split
+from densekit.models.densenet import DenseNetConfig
+from densekit.models.variants import architecture
+from densekit.precision import Precision
+from densekit.recipe import Recipe, check
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before the first step; nothing of it changes later."""
+
+    recipe: Recipe
+    """With every `auto` resolved: what recipe.yaml holds."""
+    architecture: DenseNetConfig
+    train: Examples
+    val: Examples
+    counts: np.ndarray
+    """Training images of each class."""
+    warnings: list[str]
+    precision: Precision
+    eval_precision: Precision
+    threads: int
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.loop.epochs * self.steps_per_epoch
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes' names by label."""
+        names = {**self.val.classes, **self.train.classes}
+        return [names.get(label, str(label)) for label in range(self.architecture.num_classes)]
+
+    @property
+    def digest(self) -> str:
+        """Of both lists; a run goes on only with the images it began with."""
+        return f"{self.train.digest()}-{self.val.digest()}"
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What bit-identity depends on besides the recipe."""
+        cuda = self.precision.device.type == "cuda"
+        device = torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability()
+        return {
+            "torch": str(torch.__version__),
+            "machine": f"{platform.machine()} {device}",
+            "threads": self.threads,
+            "world_size": distributed.world_size(),
+            "op": self.recipe.model.op,
+        }
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Starts the process group and looks at the data. Raises UserError, alike on all ranks."""
+    check(recipe, distributed.world_size())
+    loop = recipe.loop
+    formats = precision.resolve(
+        loop.device, loop.precision, loop.memory_format,
+        image_size=recipe.data.image_size, local_rank=distributed.local_rank(),
+    )
+    distributed.start(formats.device, loop.rank_timeout)
+    threads = distributed.set_threads(loop.threads)
+    train, val = distributed.on_every_rank(lambda: open_split(recipe.data))
+    num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
+    resolved = _resolve(recipe, formats, num_classes)
+    counts, warnings = distributed.from_main(lambda: _look_at(train, val, resolved))
+    data = resolved.data
+    return Plan(
+        recipe=resolved,
+        architecture=architecture(resolved.model).model_copy(
+            update={"image_size": data.image_size}
+        ),
+        train=train,
+        val=val,
+        counts=counts,
+        warnings=warnings,
+        precision=formats,
+        eval_precision=precision.resolve(formats.device.type, loop.eval_precision,
+                                         local_rank=distributed.local_rank()),
+        threads=threads,
+        steps_per_epoch=steps_per_epoch(len(train), data.batch_size, data.drop_last),
+    )
+
+
+def _resolve(recipe: Recipe, formats: Precision, num_classes: int) -> Recipe:
+    """`recipe` with every `auto` and every null that the data or the machine decides filled in."""
+    model, data, loop = recipe.model, recipe.data, recipe.loop
+    workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
+    updates: dict[str, Any] = {
+        "model": model.model_copy(update={
+            "num_classes": num_classes, "op": "reference" if model.op == "auto" else model.op,
+        }),
+        "data": data.model_copy(update={"workers": workers}),
+        "loop": loop.model_copy(update={
+            "device": formats.device.type, "precision": formats.name,
+            "memory_format": formats.memory_format_name,
+        }),
+    }
+    return recipe.model_copy(update=updates)
+
+
+def _look_at(train: Examples, val: Examples, recipe: Recipe) -> tuple[np.ndarray, list[str]]:
+    """Labels, counts and a sample of the files of both lists."""
+    num_classes, data = recipe.model.num_classes, recipe.data
+    assert num_classes is not None
+    counts, warnings = check_examples(train, num_classes, data.check_files, data.channels)
+    _, val_warnings = check_examples(val, num_classes, data.check_files, data.channels)
+    shared = set(train.paths) & set(val.paths)
+    if shared:
+        raise UserError(
+            f"{len(shared)} files are in both the training and the validation list, such as "
+            f"{min(shared)}: the accuracy would mean nothing; take them out of one list"
+        )
+    return counts, [*warnings, *(f"validation: {text}" for text in val_warnings)]

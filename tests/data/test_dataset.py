@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from densekit.data.config import DataConfig
+from densekit.data.dataset import ImageDataset, Sample, epoch_order, sample_seed
+from densekit.data.examples import Examples, read_folder
+from densekit.data.transforms import UnreadableImage, train_transform
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory, write_folder) -> Examples:
+    return read_folder(write_folder(tmp_path_factory.mktemp("own"), {"a": 3, "b": 2}))
+
+
+def augmented(examples: Examples, seed: int = 0) -> ImageDataset:
+    return ImageDataset(examples, train_transform(DataConfig(image_size=16)), 3, 16, seed)
+
+
+def test_the_order_is_this_one() -> None:
+    """The contract itself: these numbers must not change, or every run changes."""
+    assert epoch_order(0, 0, 8).tolist() == [5, 0, 1, 4, 2, 6, 3, 7]
+    assert epoch_order(0, 1, 8).tolist() == [6, 1, 4, 0, 3, 2, 5, 7]
+    assert sample_seed(0, 0, 0) == 2834126987
+    assert sample_seed(2**40 + 3, 5, 7) == 2916914205
+
+
+def test_the_order_is_a_permutation_of_its_own() -> None:
+    orders = [epoch_order(seed, epoch, 50) for seed in range(4) for epoch in range(4)]
+    assert all(np.array_equal(np.sort(order), np.arange(50)) for order in orders)
+    assert len({order.tobytes() for order in orders}) == 16
+    assert orders[0].dtype == np.int64
+
+
+def test_no_two_samples_share_a_seed() -> None:
+    grid = [(s, e, i) for s in (0, 1, 2**33) for e in range(30) for i in range(30)]
+    assert len({sample_seed(*at) for at in grid}) == len(grid)
+
+
+def test_a_samples_draws_depend_on_its_position_alone(examples: Examples) -> None:
+    dataset = augmented(examples)
+    first = dataset[3, 1]
+    assert isinstance(first, Sample)
+    for disturbance in (1, 2):  # no generator that others use decides anything
+        torch.manual_seed(disturbance)
+        np.random.seed(disturbance)
+        random.seed(disturbance)
+        dataset[0, disturbance]
+        again = augmented(examples)[3, 1]
+        assert isinstance(again, Sample)
+        assert torch.equal(again.image, first.image)
+    for other in (dataset[4, 1], dataset[3, 2], augmented(examples, seed=1)[3, 1]):
+        assert isinstance(other, Sample)
+        assert not torch.equal(other.image, first.image)
+
+
+def test_torchs_generator_is_as_it_was(examples: Examples) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    augmented(examples)[0, 0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_sample_has_its_label_and_position(examples: Examples) -> None:
+    sample = augmented(examples)[0, 4]
+    assert isinstance(sample, Sample)
+    assert (sample.image.shape, sample.image.dtype) == ((3, 16, 16), torch.uint8)
+    assert (sample.label, sample.position) == (1, 4)
+
+
+def test_a_batch_may_be_empty(examples: Examples) -> None:
+    batch = augmented(examples).collate([])
+    assert not isinstance(batch, UnreadableImage)
+    assert batch.images.shape == (0, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    assert batch.labels.shape == batch.indices.shape == (0,)
+    assert batch.labels.dtype == batch.indices.dtype == torch.int64
+
+
+def test_collate_stacks_in_order(examples: Examples) -> None:
+    dataset = augmented(examples)
+    samples = [dataset[0, i] for i in (4, 0, 2)]
+    batch = dataset.collate(samples)
+    assert not isinstance(batch, UnreadableImage)
+    assert batch.labels.tolist() == [1, 0, 0]
+    assert batch.indices.tolist() == [4, 0, 2]
+    assert batch.images.is_contiguous()
+    for row, sample in zip(batch.images, samples, strict=True):
+        assert isinstance(sample, Sample)
+        assert torch.equal(row, sample.image)
+
+
+def test_an_unreadable_file_is_a_value_that_names_it(tmp_path: Path) -> None:
+    labels = np.zeros(2, np.int64)
+    examples = Examples([str(tmp_path / "gone.png")] * 2, labels, {}, "", "list.txt", [3, 8])
+    dataset = augmented(examples)
+    failed = dataset.collate([dataset[0, 1], dataset[0, 0]])
+    assert isinstance(failed, UnreadableImage)
+    assert str(failed).startswith(f"list.txt:8: {tmp_path}/gone.png: cannot be read: No such file")

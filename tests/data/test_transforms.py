@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from densekit.config import UserError
+from densekit.data.config import DataConfig
+from densekit.data.transforms import (
+    Preprocessing,
+    UnreadableImage,
+    decode,
+    from_image,
+    train_transform,
+)
+
+
+def picture(width: int = 50, height: int = 40, mode: str = "RGB") -> Image.Image:
+    """Smooth, so that JPEG keeps it."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([4 * x + y, 3 * y + x, 2 * x + 2 * y], axis=-1) % 256
+    return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(image: Image.Image) -> Tensor:
+    array = np.array(image)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+# Decoding -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1"])
+def test_lossless_files_come_back(tmp_path: Path, kind: str, mode: str, channels: int) -> None:
+    image = picture(mode=mode)
+    file = tmp_path / "image"
+    file.write_bytes(encoded(image, kind))
+    got = decode(file, channels)
+    assert got.dtype == torch.uint8
+    assert got.shape == (channels, 40, 50)
+    assert torch.equal(got, pixels(image.convert("RGB" if channels == 3 else "L")))
+    assert torch.equal(got, decode(str(file), channels))
+    assert torch.equal(got, decode(file.read_bytes(), channels))
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0, "quality": 95}, {"progressive": True}])
+def test_jpeg_is_read_as_torchvision_reads_it(options: dict) -> None:
+    data = encoded(picture(333, 251), "JPEG", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        io_ = pytest.importorskip("torchvision.io")
+        theirs = io_.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
+    assert torch.equal(decode(data, 3), theirs)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF"])
+def test_lossy_formats_are_close(kind: str) -> None:
+    options = {"quality": 95} if kind != "GIF" else {}
+    got = decode(encoded(picture(), kind, **options), 3)
+    assert (got.float() - pixels(picture()).float()).abs().mean() < 8
+
+
+def test_a_palette_and_alpha_give_the_colours_below() -> None:
+    see_through = picture()
+    see_through.putalpha(Image.linear_gradient("L").resize(see_through.size))
+    assert torch.equal(decode(encoded(see_through, "PNG"), 3), pixels(picture()))
+    palette = picture().quantize(16)
+    want = pixels(palette.convert("RGB"))
+    assert torch.equal(decode(encoded(palette, "PNG", transparency=3), 3), want)
+    grey = Image.merge("LA", [picture(mode="L"), picture(mode="L")])
+    assert torch.equal(decode(encoded(grey, "PNG"), 1), pixels(picture(mode="L")))
+
+
+def test_cmyk_is_close_to_its_colours() -> None:
+    got = decode(encoded(picture().convert("CMYK"), "JPEG", quality=95), 3)
+    assert (got.float() - pixels(picture()).float()).abs().mean() < 8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_of_16_bits_the_high_8_are_kept(kind: str, channels: int) -> None:
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    image = Image.fromarray(values)
+    if kind == "PPM":
+        data = b"P5 64 64 65535\n" + values.astype(">u2").tobytes()
+    else:
+        data = encoded(image, kind)
+    got = decode(data, channels)
+    assert torch.equal(got[0], torch.from_numpy((values // 256).astype(np.uint8)))
+    assert len(got) == channels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(), kind, exif=exif)
+    want = pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert want.shape[1:] == ((50, 40) if orientation > 4 else (40, 50))
+    assert torch.equal(decode(data, 3), want)
+    assert torch.equal(from_image(Image.open(io.BytesIO(data)), 3), want)
+
+
+def test_broken_exif_leaves_the_image_as_it_is() -> None:
+    data = encoded(picture(), "JPEG", exif=b"Exif\0\0garbage of no use")
+    assert torch.equal(decode(data, 3), pixels(Image.open(io.BytesIO(data))))
+
+
+def test_of_several_frames_the_first_is_taken() -> None:
+    other = picture().rotate(90)
+    data = encoded(picture(), "TIFF", save_all=True, append_images=[other])
+    assert torch.equal(decode(data, 3), pixels(picture()))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"no image at all", "is not an image that PIL can read"),
+        (half(encoded(noise(), "JPEG")), "cannot be read as an image: .*truncated"),
+        (half(encoded(noise(), "PNG")), "cannot be read as an image: .*truncated"),
+        (half(encoded(noise(), "BMP")), "cannot be read as an image: .*truncated"),
+        (encoded(picture(), "PNG")[:20], "cannot be read as an image|not an image"),
+        (encoded(picture(mode="F"), "TIFF"), "32-bit pixels have no agreed range; save"),
+        (encoded(picture(mode="I"), "TIFF"), "32-bit pixels"),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "bad.png"
+    file.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=rf"^{file}: .*({reason})") as caught:
+        decode(file, 3)
+    assert caught.value.file == str(file)
+    with pytest.raises(UnreadableImage, match=rf"^bytes: .*({reason})"):
+        from_image(content, 3)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"none\.png: cannot be read: No such file"):
+        decode(tmp_path / "none.png", 3)
+    with pytest.raises(UnreadableImage, match=r"cannot be read: Is a directory"):
+        decode(tmp_path, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(["JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP"]), data=st.data())
+def test_damage_gives_an_image_or_an_unreadable_one(kind: str, data: st.DataObject) -> None:
+    content = bytearray(encoded(picture(16, 12), kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(UnreadableImage):  # nothing else may come out
+            assert decode(bytes(content), 3).shape[0] == 3
+
+
+def test_an_unreadable_image_survives_a_pipe() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.png", "is empty").at("list.txt:3")))
+    assert isinstance(error, UserError)
+    assert (str(error), error.file, error.place) == (
+        "list.txt:3: a.png: is empty", "a.png", "list.txt:3"
+    )  # fmt: skip
+    assert str(UnreadableImage("a.png", "is empty").at("a.png")) == "a.png: is empty"
+
+
+# What predict takes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_images_arrays_bytes_and_paths_are_one(tmp_path: Path, mode: str, channels: int) -> None:
+    image = picture(mode=mode)
+    file = tmp_path / "a.png"
+    image.save(file)
+    array = np.asarray(image)
+    forms = [image, array, array[..., None] if mode == "L" else array, file.read_bytes(), file]
+    want = decode(file, channels)
+    for form in [*forms, str(file), Image.open(file)]:
+        assert torch.equal(from_image(form, channels), want)
+
+
+def test_an_array_need_not_be_contiguous() -> None:
+    array = np.asarray(picture())
+    assert torch.equal(from_image(array[::-1, ::2], 3), pixels(picture())[:, :, ::2].flip(1))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((3, 5, 6), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(image: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"expected a uint8 array of shape \[H, W\].*got"):
+        from_image(image, 3)
+
+
+def test_other_things_are_refused() -> None:
+    with pytest.raises(UserError, match=r"expected a path, bytes, a PIL image.*got Tensor"):
+        from_image(torch.zeros(3, 4, 4), 3)  # type: ignore[arg-type]
+
+
+def test_a_pil_image_that_fails_late_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "cut.jpg"
+    file.write_bytes(half(encoded(noise(), "JPEG")))
+    with pytest.raises(UnreadableImage, match=r"cut\.jpg: cannot be read as an image"):
+        from_image(Image.open(file), 3)
+
+
+# Evaluation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(50, 40), (33, 77), (32, 32), (400, 35)])
+def test_preprocessing_is_torchvisions(
+    interpolation: str, antialias: bool, size: tuple[int, int]
+) -> None:
+    ours = Preprocessing(resize=32, crop=28, interpolation=interpolation, antialias=antialias)
+    theirs = v2.Compose(
+        [v2.Resize(32, InterpolationMode(interpolation), antialias=antialias), v2.CenterCrop(28)]
+    )
+    image = pixels(picture(*size))
+    assert ours(image).dtype == torch.uint8
+    assert torch.equal(ours(image), theirs(image))
+
+
+def test_without_resize_a_small_image_gets_a_border() -> None:
+    image = torch.full((3, 10, 20), 255, dtype=torch.uint8)
+    got = Preprocessing(resize=None, crop=16)(image)
+    assert got.shape == (3, 16, 16)
+    assert got.sum() == 255 * 3 * 10 * 16
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalize_is_torchvisions(
+    device: str, memory_format: torch.memory_format, channels: int
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no cuda device")
+    batch = torch.randint(0, 256, (4, channels, 9, 7), dtype=torch.uint8, device=device)
+    batch = batch.contiguous(memory_format=memory_format)
+    mean, std = [0.485, 0.456, 0.406][:channels], [0.229, 0.224, 0.225][:channels]
+    got = Preprocessing(channels=channels, mean=mean, std=std).normalize(batch)
+    theirs = torchvision.transforms.functional.normalize(batch.float().div(255), mean, std)
+    assert torch.equal(got, theirs)  # .float().div(255) is what their ToTensor does
+    assert got.is_contiguous(memory_format=memory_format)
+    exact = (batch.double() / 255 - torch.tensor(mean, device=device)[:, None, None]) / (
+        torch.tensor(std, device=device)[:, None, None]
+    )
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-6)
+
+
+def test_one_mean_serves_all_channels_in_and_out_of_inference_mode() -> None:
+    batch = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
+    preprocessing = Preprocessing(mean=(0.25,), std=(0.0625,))
+    with torch.inference_mode():
+        first = preprocessing.normalize(batch).clone()
+    again = preprocessing.normalize(batch)
+    assert torch.equal(first, again)
+    assert not again.is_inference()
+    torch.testing.assert_close(again, (batch / 255 - 0.25) * 16)
+
+
+def test_preprocessing_follows_the_config() -> None:
+    data = DataConfig(
+        channels=1, image_size=28, resize=30, interpolation="bicubic", antialias=False,
+        mean=(0.5,), std=(0.25,),
+    )  # fmt: skip
+    assert Preprocessing.from_config(data) == Preprocessing(
+        channels=1, resize=30, crop=28, interpolation="bicubic", antialias=False,
+        mean=(0.5,), std=(0.25,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize": 200}, "resize=200 is smaller than the image size 224.* set resize to 256"),
+        ({"mean": (0.5, 0.5)}, "mean has 2 values for 3 channels; give 1 or 3"),
+        ({"channels": 1, "mean": (0.5,)}, "std has 3 values for 1 channels; give 1"),
+        ({"std": (0.1, 0.0, 0.1)}, "std must be greater than 0"),
+        ({"interpolation": "lanczos"}, "interpolation"),
+        ({"resize": 0}, "resize"),
+    ],
+)
+@pytest.mark.parametrize("section", [Preprocessing, DataConfig])
+def test_values_that_do_not_go_together_are_refused(
+    section: type, fields: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        section(**fields)
+
+
+# Training -----------------------------------------------------------------------------------
+
+SMALL = {"image_size": 28, "resize": 32}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    crop=st.sampled_from(["random_resized", "pad", "none"]),
+    resize=st.sampled_from([None, 28, 40]),
+    padding=st.integers(0, 5),
+    channels=st.sampled_from([1, 3]),
+    affine=st.booleans(),
+)
+def test_any_image_gives_a_uint8_square(
+    width: int, height: int, crop: str, resize: int | None, padding: int, channels: int,
+    affine: bool,
+) -> None:  # fmt: skip
+    data = DataConfig(
+        crop=crop, image_size=28, resize=resize, crop_padding=padding, channels=channels,
+        mean=(0.5,), std=(0.5,), affine_degrees=10 * affine, affine_scale=0.1 * affine,
+    )  # fmt: skip
+    image = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8)
+    got = train_transform(data)(image)
+    assert got.dtype == torch.uint8
+    assert got.shape == (channels, 28, 28)
+
+
+def test_random_resized_is_torchvisions() -> None:
+    data = DataConfig(
+        **SMALL, flip=0.5, crop_scale=(0.25, 0.5), crop_ratio=(0.5, 2.0), interpolation="bicubic",
+        antialias=False,
+    )  # fmt: skip
+    theirs = v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                28, (0.25, 0.5), (0.5, 2.0), InterpolationMode.BICUBIC, antialias=False
+            ),
+            v2.RandomHorizontalFlip(0.5),
+        ]
+    )
+    image = pixels(picture(120, 90))
+    for seed in range(8):
+        torch.manual_seed(seed)
+        ours = train_transform(data)(image)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, theirs(image))
+
+
+def test_pad_takes_every_window_of_the_image_in_its_border() -> None:
+    data = DataConfig(image_size=3, resize=None, crop="pad", crop_padding=1, flip=0.0)
+    image = torch.arange(1, 28, dtype=torch.uint8).view(3, 3, 3)
+    framed = torch.nn.functional.pad(image, (1, 1, 1, 1))
+    windows = [framed[:, y : y + 3, x : x + 3] for y in range(3) for x in range(3)]
+    seen = set()
+    transform = train_transform(data)
+    torch.manual_seed(0)
+    for _ in range(200):
+        got = transform(image)
+        (at,) = [i for i, window in enumerate(windows) if torch.equal(got, window)]
+        seen.add(at)
+    assert seen == set(range(9))
+
+
+def test_none_is_the_evaluations_own() -> None:
+    data = DataConfig(**SMALL, crop="none", flip=0.0)
+    image = pixels(picture(60, 45))
+    assert torch.equal(train_transform(data)(image), Preprocessing.from_config(data)(image))
+
+
+def test_flip_mirrors_with_its_probability() -> None:
+    image = pixels(picture(28, 28))
+    plain = {"image_size": 28, "resize": None, "crop": "none"}
+    assert torch.equal(train_transform(DataConfig(**plain, flip=1.0))(image), image.flip(2))
+    assert torch.equal(train_transform(DataConfig(**plain, flip=0.0))(image), image)
+    torch.manual_seed(0)
+    half = train_transform(DataConfig(**plain, flip=0.5))
+    assert 60 < sum(torch.equal(half(image), image) for _ in range(200)) < 140
+
+
+def centre(image: Tensor) -> tuple[float, float]:
+    """Of mass, (y, x)."""
+    mass = image[0].double()
+    y, x = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float64) for n in mass.shape), indexing="ij"
+    )
+    return float((mass * y).sum() / mass.sum()), float((mass * x).sum() / mass.sum())
+
+
+def test_affine_moves_zooms_and_turns_within_its_limits() -> None:
+    plain = {"image_size": 41, "resize": None, "crop": "none", "flip": 0.0}
+    blob = torch.zeros(3, 41, 41, dtype=torch.uint8)
+    blob[:, 16:25, 16:25] = 200
+    torch.manual_seed(0)
+    shift = train_transform(DataConfig(**plain, affine_translate=0.1))
+    moved = np.array([centre(shift(blob)) for _ in range(100)]) - 20
+    assert 3 < np.abs(moved).max() <= 4.1
+    zoom = train_transform(DataConfig(**plain, affine_scale=0.2))
+    areas = np.array([float(zoom(blob)[0].sum()) / 200 for _ in range(100)]) / 81
+    assert 0.6 < areas.min() < 0.75
+    assert 1.3 < areas.max() < 1.5
+    bar = torch.zeros(3, 41, 41, dtype=torch.uint8)
+    bar[:, 19:22, 36:39] = 200  # 17 to the right of the middle
+    turn = train_transform(DataConfig(**plain, affine_degrees=20))
+    angles = [
+        np.degrees(np.arctan2(y - 20, x - 20)) for y, x in (centre(turn(bar)) for _ in range(100))
+    ]
+    assert 15 < np.abs(angles).max() < 21
+    shear = train_transform(DataConfig(**plain, affine_shear=20))
+    tops = torch.zeros(3, 41, 41, dtype=torch.uint8)
+    tops[:, 5:8, 19:22] = 200  # 14 above the middle: shear along x moves it sideways only
+    sheared = np.array([centre(shear(tops)) for _ in range(100)]) - (6, 20)
+    assert np.abs(sheared[:, 0]).max() < 1
+    assert 3 < np.abs(sheared[:, 1]).max() < 14 * np.tan(np.radians(20)) + 1

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from densekit.config import UserError
+from densekit.data import workers
+from densekit.data.dataset import ImageDataset
+from densekit.data.examples import Examples, read_folder
+from densekit.data.transforms import Preprocessing, UnreadableImage
+from densekit.data.workers import read
+
+SMALL = Preprocessing(resize=None, crop=8)
+KEYS = [[(0, i)] for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory, write_folder) -> Examples:
+    return read_folder(write_folder(tmp_path_factory.mktemp("own"), {"a": 6, "b": 6}))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_an_unreadable_file_reaches_the_main_process_as_it_was(
+    tmp_path: Path, examples: Examples, number: int
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    paths = [*examples.paths[:5], str(bad), *examples.paths[6:]]
+    listed = Examples(paths, examples.labels, {}, "", "list.txt", list(range(1, 13)))
+    batches = read(ImageDataset(listed, SMALL, 3, 8), KEYS, 1, number)
+    assert [int(next(batches).indices[0]) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(UnreadableImage) as caught:
+        next(batches)
+    assert str(caught.value) == f"list.txt:6: {bad}: is not an image that PIL can read"
+    assert (caught.value.file, caught.value.place) == (str(bad), "list.txt:6")
+    assert multiprocessing.active_children() == []
+
+
+def broken(image: Tensor) -> Tensor:
+    raise ZeroDivisionError("a bug of ours")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_bug_keeps_its_kind(examples: Examples, number: int) -> None:
+    with pytest.raises(ZeroDivisionError, match="a bug of ours"):
+        next(read(ImageDataset(examples, broken, 3, 8), KEYS, 1, number))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_workers_outlive_signals_that_ask_the_run_to_stop(examples: Examples) -> None:
+    batches = read(ImageDataset(examples, SMALL, 3, 8), KEYS, 1, 2)
+    got = [next(batches)]
+    for child in multiprocessing.active_children():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            assert child.pid is not None
+            os.kill(child.pid, number)
+    got += batches
+    assert [int(batch.indices[0]) for batch in got] == list(range(12))
+
+
+def killed(image: Tensor) -> Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return image
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_killed_worker_is_explained(examples: Examples) -> None:
+    with pytest.raises(UserError, match=r"was killed \(.*memory ran out: lower data.workers=2"):
+        list(read(ImageDataset(examples, killed, 3, 8), KEYS, 1, 2))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+def test_too_little_shared_memory_is_said_before(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage(64 << 20))
+    dataset = ImageDataset(examples, SMALL, 3, 224)
+    batch = 256 * 3 * 224 * 224
+    needed = (2 * 4 + 3) * batch >> 20
+    with pytest.raises(UserError, match=rf"64 MiB free, but data.workers=4 may have {needed} MiB"):
+        next(read(dataset, KEYS, 256, 4))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=rf"may have {2 * 11 * batch >> 20} MiB"):
+        next(read(dataset, KEYS, 256, 4))
+    next(read(ImageDataset(examples, SMALL, 3, 8), KEYS, 256, 1))  # fits
+    next(read(ImageDataset(examples, SMALL, 3, 8), KEYS, 1 << 30, 0))  # needs none
+
+
+def run(script: str, folder: Path) -> subprocess.Popen[str]:
+    head = f"""
+import sys, time
+from densekit.data.dataset import ImageDataset
+from densekit.data.examples import read_folder
+from densekit.data.transforms import Preprocessing
+from densekit.data.workers import read
+from pathlib import Path
+import multiprocessing
+
+examples = read_folder(Path({str(folder)!r}))
+keys = [[(0, i % 12)] for i in range(10000)]
+"""
+    return subprocess.Popen([sys.executable, "-c", head + script], stdout=-1, stderr=-1, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(0)", "1 / 0"])
+def test_a_run_that_forgets_its_workers_still_ends(examples: Examples, ending: str) -> None:
+    process = run(
+        "small = Preprocessing(resize=None, crop=8)\n"
+        "batches = read(ImageDataset(examples, small, 3, 8), keys, 1, 2)\n"
+        f"next(batches)\n{ending}\n",
+        Path(examples.root),
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (1 if "/" in ending else 0), err
+    assert ("ZeroDivisionError" in err) == ("/" in ending)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells children of a parent's death")
+def test_workers_die_with_a_killed_run(examples: Examples) -> None:
+    """Even one that is busy and so does not ask whether its parent still lives."""
+    process = run(
+        "def stuck(image):\n    time.sleep(600)\n"
+        "import threading\n"
+        "batches = read(ImageDataset(examples, stuck, 3, 8), keys, 1, 2)\n"
+        "def tell():\n"
+        "    while len(multiprocessing.active_children()) < 2: time.sleep(0.05)\n"
+        "    time.sleep(2)\n"
+        "    print(*(c.pid for c in multiprocessing.active_children()), flush=True)\n"
+        "threading.Thread(target=tell, daemon=True).start()\n"
+        "next(batches)\n",
+        Path(examples.root),
+    )
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    assert all(alive(pid) for pid in pids)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_reading_leaves_the_global_generator_alone(examples: Examples) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert len(list(read(ImageDataset(examples, SMALL, 3, 8), KEYS, 1, 0))) == 12
+    assert torch.equal(torch.get_rng_state(), before)
