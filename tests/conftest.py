@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from runs import Runs, write_digits
 
 # no timing assertions: a machine under load draws and runs examples slowly
 hypothesis.settings.register_profile(
@@ -27,6 +29,14 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("DENSEKIT_TEST_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Starts real runs; what is still alive at the end is killed."""
+    made = Runs(write_digits(tmp_path_factory.mktemp("digits")), tmp_path_factory.mktemp("runs"))
+    yield made
+    made.close()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -1,8 +1,8 @@
 """densekit: train, evaluate, predict with, export and serve DenseNets.
 
-    import densekit
-    model = densekit.create_model("densenet121", num_classes=10)
-    classifier = densekit.load("runs/quickstart/best")
+import densekit
+model = densekit.create_model("densenet121", num_classes=10)
+classifier = densekit.load("runs/quickstart/best")
 """
 
 from __future__ import annotations

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 from densekit import distributed
-from densekit import train as training
 from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import ModelConfig
 from densekit.predict import Classifier, load
 from densekit.recipe import load as load_recipe
 from densekit.train import Outcome
+from densekit.train import train as run
+from densekit.weights.convert import start_from
 
 __all__ = ["Classifier", "create_model", "list_models", "load", "train"]
 
@@ -38,7 +41,9 @@ def create_model(
         overrides=overrides or {},
     )
     model = variants.create(config)
-    training.start_from_pretrained(model, config)
+    if pretrained is not None:
+        for said in start_from(model, pretrained):
+            warnings.warn(said, stacklevel=2)
     return model
 
 
@@ -49,7 +54,5 @@ def list_models() -> list[str]:
 
 def train(config: str | None = None, *options: str) -> Outcome:
     """Trains by a recipe's name or file and dotted options, as `densekit train -c ... -o ...`."""
-    try:
-        return training.train(load_recipe(config, options))
-    finally:
-        distributed.stop()
+    with distributed.session():
+        return run(load_recipe(config, options))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from torch import Tensor
 import densekit
 from densekit.config import Section, Source, UserError, build
 from densekit.data.transforms import Preprocessing
+from densekit.files import make_folder, temporary, write_atomically
 from densekit.models.densenet import DenseNetConfig
 
 FORMAT: Final = 1
@@ -102,16 +102,13 @@ def write(folder: Path, config: ArtifactConfig, state_dict: Mapping[str, Tensor]
 
     Raises UserError for a folder of something else and for a full or read-only disk.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
+    make_folder(folder)
     if not _replaceable(folder):
         raise UserError(f"{folder}: holds something else than an artifact; choose a new folder")
     text = config.model_dump_json(indent=2) + "\n"
     tensors = {name: t.detach().cpu().contiguous() for name, t in state_dict.items()}
-    _publish(folder / WEIGHTS, safetensors.torch.save(tensors, {METADATA_KEY: text}))
-    _publish(folder / CONFIG, text.encode())
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, {METADATA_KEY: text}))
+    write_atomically(folder / CONFIG, text.encode())
 
 
 def read(folder: Path) -> Artifact:
@@ -187,7 +184,7 @@ def commit() -> str | None:
 
 def _replaceable(folder: Path) -> bool:
     """Whether `folder` is empty, or an artifact, or what a first write that was cut short left."""
-    names = {file.name for file in folder.iterdir()} - {_temporary(folder / WEIGHTS).name}
+    names = {file.name for file in folder.iterdir()} - {temporary(folder / WEIGHTS).name}
     if not names:
         return True
     try:
@@ -211,23 +208,4 @@ def _mend(file: Path, text: str) -> None:
         if file.read_text(encoding="utf-8") == text:
             return
     with contextlib.suppress(UserError):  # a read-only disk or a full one: the copy stays as it is
-        _publish(file, text.encode())
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.tmp")
-
-
-def _publish(target: Path, content: bytes) -> None:
-    """Either `target` has all of `content`, on the disk, or it is as it was. Raises UserError."""
-    temporary = _temporary(target)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only disk refuses this too
-            temporary.unlink()
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+        write_atomically(file, text.encode())

@@ -41,8 +41,14 @@ def _curves(axes: Axes, by_kind: dict[str, list[dict[str, Any]]], key: str, titl
         points = [(line["epoch"], line[key]) for line in by_kind[kind] if line.get(key) is not None]
         if points:
             marker = "o" if kind == "eval" and len(points) <= 30 else None
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=width, label=kind,
-                      marker=marker, markersize=3.5)
+            axes.plot(
+                *zip(*points, strict=True),
+                color=color,
+                linewidth=width,
+                label=kind,
+                marker=marker,
+                markersize=3.5,
+            )
     axes.legend(frameon=False)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -56,8 +62,12 @@ def _mark_best(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     if best and best["error"]:
         axes.axhline(best["error"], color=EVAL, linewidth=0.8, linestyle=":")
         axes.annotate(
-            f"best top-1 {best['top1']:.4f}", (axes.get_xlim()[0], best["error"]), (4, 4),
-            textcoords="offset points", color=EVAL, fontsize=9,
+            f"best top-1 {best['top1']:.4f}",
+            (axes.get_xlim()[0], best["error"]),
+            (4, 4),
+            textcoords="offset points",
+            color=EVAL,
+            fontsize=9,
         )
 
 

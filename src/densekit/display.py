@@ -1,15 +1,40 @@
-"""What a person sees of a run on the terminal: one progress bar an epoch, on stderr, rank 0."""
+"""What a person sees on the terminal while something runs: progress bars, on stderr, of rank 0."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from densekit import distributed
 
+T = TypeVar("T")
+PATIENCE = 2.0  # seconds before a bar appears
+
+
+def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Hands `items` on, `total` of them; on a terminal, a bar says how far they are."""
+    console = Console(stderr=True)
+    if not distributed.is_main() or not console.is_terminal:
+        yield from items
+        return
+    progress, began = Progress(console=console, transient=True), time.monotonic()
+    task = progress.add_task(what, total=total)
+    try:
+        for item in items:
+            yield item
+            progress.advance(task)
+            if time.monotonic() - began > PATIENCE:
+                progress.start()
+    finally:
+        progress.stop()
+
 
 class EpochBars:
-    """A bar for the epoch that runs; a finished epoch leaves its line. Plain lines without a tty."""
+    """A bar for the epoch that runs; a finished one leaves its line, also without a terminal."""
 
     def __init__(self, epochs: int, steps_per_epoch: int) -> None:
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
@@ -37,7 +62,9 @@ class EpochBars:
         width = len(str(self.epochs))
         self._task = self._progress.add_task(
             f"epoch {epoch + 1:{width}}/{self.epochs}",
-            total=self.steps_per_epoch, completed=step, text="",
+            total=self.steps_per_epoch,
+            completed=step,
+            text="",
         )
 
     def advance(self, step: int, text: str | None = None) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densekit.config import UserError
+from densekit.peers import PeerFailed, Peers
 
 T = TypeVar("T")
+_peers: Peers | None = None  # of the process group, as torch keeps that itself
 
 
 def rank() -> int:
@@ -59,17 +62,60 @@ def start(device: torch.device, timeout: float = 600.0) -> None:
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world_size() > 1 and not active():
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout),
-            device_id=device if device.type == "cuda" else None,
-        )
+    if world_size() == 1 or active():
+        return
+    global _peers
+    wait = timedelta(seconds=timeout)
+    store, own, world = next(dist.rendezvous("env://", timeout=wait))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=wait,
+        store=dist.PrefixStore("collectives", store),
+        rank=own,
+        world_size=world,
+        device_id=device if device.type == "cuda" else None,
+    )
+    _peers = Peers(dist.PrefixStore("peers", store), own, world)
 
 
 def stop() -> None:
+    """Leaves the process group."""
+    global _peers
+    if _peers is not None:
+        _peers.close()
+        _peers = None
     if active():
         dist.destroy_process_group()
+
+
+def at_step(step: int) -> None:
+    """Notes where this rank is, for the others if it does not come back."""
+    if _peers is not None:
+        _peers.step = step
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Around a command of several ranks: a failure is told to the others, or learnt from them.
+
+    A collective that broke raises PeerFailed with the rank whose fault it was; that rank keeps
+    its own error. Leaves the process group in any case.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) and _peers is None:
+            error.shared = True  # before the group starts every rank reads the same recipe
+        if _peers is None or getattr(error, "shared", False):
+            raise
+        broken = isinstance(error, dist.DistError) or "gloo" in str(error)
+        culprit = _peers.culprit() if broken else None
+        if culprit is not None:
+            raise PeerFailed(f"rank {rank()} stops: {culprit}") from error
+        _peers.say(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        stop()
 
 
 def set_threads(threads: int | None = None) -> int:

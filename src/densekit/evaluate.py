@@ -20,9 +20,9 @@ from densekit.data.config import DataConfig
 from densekit.data.examples import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
 from densekit.data.sources import check_examples, open_examples, open_split
+from densekit.display import bar
 from densekit.engines import Logits, logits_of
 from densekit.precision import Precision
-from densekit.progress import bar
 from densekit.source import Opened
 
 __all__ = ["Evaluation", "evaluate", "evaluate_source", "logits_of"]
@@ -114,7 +114,7 @@ def evaluate_source(
         pin_memory=device == "cuda",
     )  # fmt: skip
     own = len(range(distributed.rank(), -(-len(examples) // batch_size), world))
-    shown = bar(batches, own, "evaluating", quiet=not distributed.is_main())
+    shown = bar(batches, own, "evaluating")
     logits = logits_of(opened.model, opened.preprocessing, precision)
     found = evaluate(logits, shown, num_classes=len(opened.classes))
     per_class = [

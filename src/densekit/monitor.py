@@ -59,8 +59,9 @@ def read_later(step: int, sums: Tensor, lr: float, waited: float, batches: Seque
 class Window:
     """The steps since the last line of the log."""
 
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(
-        ("loss", "top1", "top5", "count"), 0.0))
+    sums: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("loss", "top1", "top5", "count"), 0.0)
+    )
     images: float = 0.0
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -87,7 +88,13 @@ class Window:
         """A `train` line of log.jsonl. Rates are images per second."""
         ips = self.images / max(self.seconds, 1e-9)
         return {
-            "kind": "train", "step": step, "epoch": epoch, **self.means(), "lr": lr,
-            "ips": ips, "ips_rank": ips / distributed.world_size(),
-            "data_wait": self.waited / max(self.seconds, 1e-9), "eta": images_left / max(ips, 1e-9),
+            "kind": "train",
+            "step": step,
+            "epoch": epoch,
+            **self.means(),
+            "lr": lr,
+            "ips": ips,
+            "ips_rank": ips / distributed.world_size(),
+            "data_wait": self.waited / max(self.seconds, 1e-9),
+            "eta": images_left / max(ips, 1e-9),
         }

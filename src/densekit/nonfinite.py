@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from densekit import distributed
-from densekit.checkpoint import write_atomically
-from densekit.data.sources import Examples
+from densekit.data.examples import Examples
+from densekit.files import write_atomically
 from densekit.monitor import Reading
 
 NAMED = 8  # files in a message; the kept batch has them all
@@ -22,7 +22,7 @@ def files(reading: Reading, examples: Examples) -> list[str]:
 
 
 def keep_batch(reading: Reading, examples: Examples, folder: Path) -> Path:
-    """Writes this rank's share of the batch: uint8 images as the network got them, labels, files."""
+    """Writes this rank's share of the batch: uint8 images, labels, files."""
     rank = f"-rank{distributed.rank()}" if distributed.world_size() > 1 else ""
     target = folder / f"nonfinite-step-{reading.step + 1:08d}{rank}.pt"
     content = io.BytesIO()

@@ -16,55 +16,61 @@ PULSE = 1.0  # seconds
 PATIENCE = 3.0 * PULSE  # a pulse unchanged for so long has stopped
 
 
+class PeerFailed(Exception):  # noqa: N818 (what happened, not a mistake of this rank)
+    """This rank cannot go on because another one failed; the message says which, and how."""
+
+
 class Peers:
-    """Pulses through a store, [world_size] ranks; a daemon thread beats this rank's."""
+    """The pulses of `world_size` ranks in a store; a thread beats this rank's."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
         self.store, self.rank, self.world_size = store, rank, world_size
         self.step = 0
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self._beat(0)
         self._thread = threading.Thread(target=self._run, name="densekit-pulse", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._stop.set()
+        self._ended.set()
         self._thread.join()
 
-    def last_words(self, text: str) -> None:
+    def say(self, last_words: str) -> None:
         """Leaves why this rank stops."""
-        self.store.set(f"last words/{self.rank}", text)
+        self.store.set(f"last words/{self.rank}", last_words)
 
     def culprit(self) -> str | None:
-        """A sentence on the rank whose failure broke a collective; None if all seem well.
+        """A sentence on the rank that broke a collective; None if all seem well.
 
         In this order: a rank that left last words, one whose pulse has stopped, one that is
         steps behind.
         """
-        before = self._pulses()
-        deadline = time.monotonic() + PATIENCE
+        before, deadline = self._pulses(), time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            for rank in range(self.world_size):
-                if rank != self.rank and self.store.check([f"last words/{rank}"]):
-                    words = self.store.get(f"last words/{rank}").decode()
-                    return f"rank {rank} stopped: {words}"
+            for rank in self._others():
+                if self.store.check([f"last words/{rank}"]):
+                    return f"rank {rank} failed: {self.store.get(f'last words/{rank}').decode()}"
             time.sleep(PULSE / 10)
         now = self._pulses()
-        silent = [r for r in now if r != self.rank and now[r] == before[r]]
+        silent = [rank for rank in self._others() if now[rank] == before[rank]]
         if silent:
-            return f"rank {silent[0]} died or is stuck after step {now[silent[0]]['step']}"
-        behind = min(now, key=lambda r: now[r]["step"])
-        if now[behind]["step"] < self.step and behind != self.rank:
-            return f"rank {behind} is stuck after step {now[behind]['step']}"
+            step = now[silent[0]]["step"]
+            return f"rank {silent[0]} died, or stands still, in step {step}"
+        behind = min(self._others(), key=lambda rank: now[rank]["step"])
+        if now[behind]["step"] < self.step:
+            return f"rank {behind} is stuck in step {now[behind]['step']}"
         return None
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.world_size) if rank != self.rank]
 
     def _run(self) -> None:
         beat = 0
-        while not self._stop.wait(PULSE):
+        while not self._ended.wait(PULSE):
             beat += 1
             try:
                 self._beat(beat)
-            except (RuntimeError, dist.DistError):  # the store's process is gone: so is the run
+            except RuntimeError:  # the store's process is gone, and the run with it
                 return
 
     def _beat(self, beat: int) -> None:
@@ -72,5 +78,5 @@ class Peers:
 
     def _pulses(self) -> dict[int, dict[str, int]]:
         return {
-            r: json.loads(self.store.get(f"pulse/{r}")) for r in range(self.world_size)
+            rank: json.loads(self.store.get(f"pulse/{rank}")) for rank in range(self.world_size)
         }

@@ -11,8 +11,9 @@ import torch
 
 from densekit import distributed, precision
 from densekit.config import UserError
+from densekit.data.examples import Examples
 from densekit.data.loader import resolve_workers, steps_per_epoch
-from densekit.data.sources import Examples, check_examples, open_split
+from densekit.data.sources import check_examples, open_split
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import architecture
 from densekit.precision import Precision
@@ -70,8 +71,11 @@ def make_plan(recipe: Recipe) -> Plan:
     check(recipe, distributed.world_size())
     loop = recipe.loop
     formats = precision.resolve(
-        loop.device, loop.precision, loop.memory_format,
-        image_size=recipe.data.image_size, local_rank=distributed.local_rank(),
+        loop.device,
+        loop.precision,
+        loop.memory_format,
+        image_size=recipe.data.image_size,
+        local_rank=distributed.local_rank(),
     )
     distributed.start(formats.device, loop.rank_timeout)
     threads = distributed.set_threads(loop.threads)
@@ -90,8 +94,9 @@ def make_plan(recipe: Recipe) -> Plan:
         counts=counts,
         warnings=warnings,
         precision=formats,
-        eval_precision=precision.resolve(formats.device.type, loop.eval_precision,
-                                         local_rank=distributed.local_rank()),
+        eval_precision=precision.resolve(
+            formats.device.type, loop.eval_precision, local_rank=distributed.local_rank()
+        ),
         threads=threads,
         steps_per_epoch=steps_per_epoch(len(train), data.batch_size, data.drop_last),
     )
@@ -102,14 +107,20 @@ def _resolve(recipe: Recipe, formats: Precision, num_classes: int) -> Recipe:
     model, data, loop = recipe.model, recipe.data, recipe.loop
     workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
     updates: dict[str, Any] = {
-        "model": model.model_copy(update={
-            "num_classes": num_classes, "op": "reference" if model.op == "auto" else model.op,
-        }),
+        "model": model.model_copy(
+            update={
+                "num_classes": num_classes,
+                "op": "reference" if model.op == "auto" else model.op,
+            }
+        ),
         "data": data.model_copy(update={"workers": workers}),
-        "loop": loop.model_copy(update={
-            "device": formats.device.type, "precision": formats.name,
-            "memory_format": formats.memory_format_name,
-        }),
+        "loop": loop.model_copy(
+            update={
+                "device": formats.device.type,
+                "precision": formats.name,
+                "memory_format": formats.memory_format_name,
+            }
+        ),
     }
     return recipe.model_copy(update=updates)
 

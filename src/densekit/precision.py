@@ -117,7 +117,9 @@ def describe(device: torch.device, processes: int = 1) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
+        threads = torch.get_num_threads()
+        cpu = f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+        name = cpu if device.type == "cpu" else "Apple GPU"
     return name if processes == 1 else f"{processes} x {name}"
 
 

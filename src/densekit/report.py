@@ -18,6 +18,9 @@ from densekit.plan import Plan
 from densekit.recipe import shipped
 from densekit.train import Outcome
 
+CLASSES_SHOWN = 20
+CLASS_NUMBERS = ("Precision", "Recall")
+
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
@@ -41,11 +44,18 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     progress, plan = outcome.progress, outcome.plan
     device = precision.describe(plan.precision.device, distributed.world_size())
     if as_json:
-        show_json({
-            "model": variants.label(plan.recipe.model), "device": device, "best": progress.best,
-            "last": progress.last, "ips": outcome.ips, "folder": str(outcome.folder),
-            "stopped": outcome.stopped, "steps": progress.step,
-        })
+        show_json(
+            {
+                "model": variants.label(plan.recipe.model),
+                "device": device,
+                "best": progress.best,
+                "last": progress.last,
+                "ips": outcome.ips,
+                "folder": str(outcome.folder),
+                "stopped": outcome.stopped,
+                "steps": progress.step,
+            }
+        )
         return
     if outcome.stopped:
         _show(
@@ -59,7 +69,10 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     table = _table(*columns, right=columns[2:])
     best = progress.best or progress.last
     table.add_row(
-        variants.label(plan.recipe.model), device, f"{best['top1']:.4f}", f"{best['top5']:.4f}",
+        variants.label(plan.recipe.model),
+        device,
+        f"{best['top1']:.4f}",
+        f"{best['top5']:.4f}",
         f"{outcome.ips:.0f}",
     )
     _show(table)
@@ -81,25 +94,78 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         )
     ]
     if as_json:
-        show_json({
-            "recipe": recipe.model_dump(mode="json"), "model": asdict(model), "schedule": schedule,
-            "steps_per_epoch": plan.steps_per_epoch, "train": len(plan.train),
-            "val": len(plan.val), "counts": plan.counts.tolist(), "warnings": plan.warnings,
-        })
+        show_json(
+            {
+                "recipe": recipe.model_dump(mode="json"),
+                "model": asdict(model),
+                "schedule": schedule,
+                "steps_per_epoch": plan.steps_per_epoch,
+                "train": len(plan.train),
+                "val": len(plan.val),
+                "counts": plan.counts.tolist(),
+                "warnings": plan.warnings,
+            }
+        )
         return
     _show(to_yaml(recipe.model_dump(mode="json")))
-    _show(f"model     {model.name}: {model.parameters:,} parameters, "
-          f"{model.multiply_adds / 1e9:.2f} G multiply-adds at {model.image_size} x "
-          f"{model.image_size}")
-    _show(f"data      {len(plan.train):,} training images from {plan.train.origin}, "
-          f"{len(plan.val):,} validation images from {plan.val.origin}")
-    _show(f"          {len(plan.counts)} classes of {plan.counts.min():,} to "
-          f"{plan.counts.max():,} training images")
+    _show(
+        f"model     {model.name}: {model.parameters:,} parameters, "
+        f"{model.multiply_adds / 1e9:.2f} G multiply-adds at {model.image_size} x "
+        f"{model.image_size}"
+    )
+    _show(
+        f"data      {len(plan.train):,} training images from {plan.train.origin}, "
+        f"{len(plan.val):,} validation images from {plan.val.origin}"
+    )
+    _show(
+        f"          {len(plan.counts)} classes of {plan.counts.min():,} to "
+        f"{plan.counts.max():,} training images"
+    )
     for text in plan.warnings:
         _show(f"          {text}")
-    _show(f"schedule  {recipe.loop.epochs} epochs of {plan.steps_per_epoch:,} steps; lr by epoch: "
-          + ", ".join(f"{row['epoch']}: {row['lr']:.4g}" for row in schedule))
+    _show(
+        f"schedule  {recipe.loop.epochs} epochs of {plan.steps_per_epoch:,} steps; lr by epoch: "
+        + ", ".join(f"{row['epoch']}: {row['lr']:.4g}" for row in schedule)
+    )
     _show("nothing was trained: --dry-run")
+
+
+def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
+    """The results line, and per class where the classes fit on a screen."""
+    if as_json:
+        show_json(found)
+        return
+    columns = ("Images", "Top1", "Top5", "Loss", "ECE", "Balanced", "AUROC", "ips")
+    table = _table(*columns, right=columns)
+    numbers = (found[key] for key in ("top1", "top5", "loss", "ece", "balanced_accuracy", "auroc"))
+    table.add_row(f"{found['count']:,}", *map(_number, numbers), f"{found['ips']:.0f}")
+    _show(table)
+    rows = [row for row in found["per_class"] if row["count"]]
+    if len(rows) <= CLASSES_SHOWN:
+        table = _table("Class", "Images", "Precision", "Recall", right=columns[:1] + CLASS_NUMBERS)
+        for row in rows:
+            cells = map(_number, (row["precision"], row["recall"]))
+            table.add_row(row["label"], f"{row['count']:,}", *cells)
+        _show("")
+        _show(table)
+    steps = found["preprocessing"]
+    _show(
+        f"\npreprocessing: short side to {steps['resize']}, centre {steps['crop']}, "
+        f"{steps['interpolation']}, antialias {str(steps['antialias']).lower()}; "
+        f"precision {found['precision']}; all of it with --json"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """What a person should know, on stderr."""
+    if distributed.is_main():
+        console = Console(stderr=True, highlight=False)
+        for note in notes:
+            console.print(note, markup=False, soft_wrap=True)
 
 
 def print_models(as_json: bool) -> None:
@@ -112,8 +178,11 @@ def print_models(as_json: bool) -> None:
     table = _table(*columns, right=columns[1:])
     for row in rows:
         table.add_row(
-            row.name, f"{row.parameters:,}", f"{row.multiply_adds / 1e9:.2f} G",
-            f"{row.image_size} x {row.image_size}", f"{row.num_classes:,}",
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.multiply_adds / 1e9:.2f} G",
+            f"{row.image_size} x {row.image_size}",
+            f"{row.num_classes:,}",
         )
     _show(table)
     _show("by the same pattern: densenet_L_k and densenet_bc_L_k, depth L, growth rate k")
@@ -125,11 +194,3 @@ def print_recipes() -> None:
     for name, file in shipped().items():
         table.add_row(name, file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "))
     _show(table)
-
-
-def print_suggestions(reasons: Sequence[str]) -> None:
-    """What was picked for a folder of one's own, and why; on stderr."""
-    if distributed.is_main():
-        console = Console(stderr=True, highlight=False)
-        for reason in reasons:
-            console.print(reason, markup=False)

@@ -100,13 +100,12 @@ def test_too_little_shared_memory_is_said_before(
 
 def run(script: str, folder: Path) -> subprocess.Popen[str]:
     head = f"""
-import sys, time
+import os, time
 from densekit.data.dataset import ImageDataset
 from densekit.data.examples import read_folder
 from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read
 from pathlib import Path
-import multiprocessing
 
 examples = read_folder(Path({str(folder)!r}))
 keys = [[(0, i % 12)] for i in range(10000)]
@@ -123,7 +122,10 @@ def test_a_run_that_forgets_its_workers_still_ends(examples: Examples, ending: s
         f"next(batches)\n{ending}\n",
         Path(examples.root),
     )
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == (1 if "/" in ending else 0), err
     assert ("ZeroDivisionError" in err) == ("/" in ending)
 
@@ -133,23 +135,17 @@ def test_a_run_that_forgets_its_workers_still_ends(examples: Examples, ending: s
 def test_workers_die_with_a_killed_run(examples: Examples) -> None:
     """Even one that is busy and so does not ask whether its parent still lives."""
     process = run(
-        "def stuck(image):\n    time.sleep(600)\n"
-        "import threading\n"
-        "batches = read(ImageDataset(examples, stuck, 3, 8), keys, 1, 2)\n"
-        "def tell():\n"
-        "    while len(multiprocessing.active_children()) < 2: time.sleep(0.05)\n"
-        "    time.sleep(2)\n"
-        "    print(*(c.pid for c in multiprocessing.active_children()), flush=True)\n"
-        "threading.Thread(target=tell, daemon=True).start()\n"
-        "next(batches)\n",
+        "def stuck(image):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "next(read(ImageDataset(examples, stuck, 3, 8), keys, 1, 2))\n",
         Path(examples.root),
     )
     assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(pids) == 2
-    assert all(alive(pid) for pid in pids)
-    process.kill()
-    process.wait()
+    try:
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        assert all(alive(pid) for pid in pids)
+    finally:
+        process.kill()
+        process.wait()
     deadline = time.monotonic() + 30
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)

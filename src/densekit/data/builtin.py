@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from densekit import distributed
 from densekit.config import UserError
-from densekit.progress import bar
+from densekit.display import bar
 
 TRAIN, VAL = 400, 100  # images of each digit
 
@@ -76,7 +75,7 @@ def _write(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
         for digit in range(10):
             (root / split / str(digit)).mkdir(parents=True)
         files = zip(_files(split), indices, strict=True)
-        for name, index in bar(files, len(indices), f"{split} digits", not distributed.is_main()):
+        for name, index in bar(files, len(indices), f"{split} digits"):
             Image.fromarray(images[index]).save(root / name)
     for name, text in _texts().items():
         (root / name).write_text(text, encoding="utf-8", newline="\n")

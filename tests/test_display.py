@@ -1,5 +1,3 @@
-"""progress.py: items pass; the bar waits for its time and its terminal."""
-
 from __future__ import annotations
 
 import io
@@ -7,14 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
-from densekit import progress
+from densekit import display
 
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     screen = io.StringIO()
     monkeypatch.setattr(
-        progress, "Console", lambda stderr: Console(file=screen, force_terminal=True)
+        display, "Console", lambda stderr: Console(file=screen, force_terminal=True)
     )
     return screen
 
@@ -23,20 +21,21 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_the_bar_waits(
     terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch, patience: float, shown: bool
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", patience)
-    assert list(progress.bar("abc", 3, "reading")) == ["a", "b", "c"]
+    monkeypatch.setattr(display, "PATIENCE", patience)
+    assert list(display.bar("abc", 3, "reading")) == ["a", "b", "c"]
     assert ("reading" in terminal.getvalue()) == shown
 
 
-def test_quiet_shows_nothing(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    assert list(progress.bar("abc", 3, "reading", quiet=True)) == ["a", "b", "c"]
+def test_other_ranks_show_nothing(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "PATIENCE", 0.0)
+    monkeypatch.setenv("RANK", "1")
+    assert list(display.bar("abc", 3, "reading")) == ["a", "b", "c"]
     assert terminal.getvalue() == ""
 
 
 def test_without_a_terminal_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    assert list(progress.bar("abc", 3, "reading")) == ["a", "b", "c"]
+    monkeypatch.setattr(display, "PATIENCE", 0.0)
+    assert list(display.bar("abc", 3, "reading")) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
