@@ -17,6 +17,7 @@ from densekit import artifact
 from densekit.artifact import ArtifactConfig, Described
 from densekit.config import UserError
 from densekit.data.transforms import Preprocessing
+from densekit.files import temporary
 from densekit.models.densenet import DenseNet, DenseNetConfig
 
 TINY = DenseNetConfig(
@@ -124,7 +125,7 @@ def test_a_write_that_is_cut_short_is_whole_or_not_there(
 
 
 def test_a_first_write_that_was_cut_short_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / ".model.safetensors.tmp").write_bytes(b"half")
+    temporary(tmp_path / "model.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="no artifact"):
         artifact.read(tmp_path)
     artifact.write(tmp_path, config(), weights())
@@ -163,7 +164,7 @@ def test_a_read_only_disk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     artifact.write(tmp_path, config(metrics={"top1": 0.1}), weights(0))
-    (tmp_path / ".model.safetensors.tmp").symlink_to("/dev/full")
+    temporary(tmp_path / "model.safetensors").symlink_to("/dev/full")
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         artifact.write(tmp_path, config(metrics={"top1": 0.9}), weights(1))
     assert artifact.read(tmp_path).config.metrics == {"top1": 0.1}

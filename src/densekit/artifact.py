@@ -29,7 +29,7 @@ from torch import Tensor
 import densekit
 from densekit.config import Section, Source, UserError, build
 from densekit.data.transforms import Preprocessing
-from densekit.files import make_folder, temporary, write_atomically
+from densekit.files import make_folder, write_atomically
 from densekit.models.densenet import DenseNetConfig
 
 FORMAT: Final = 1
@@ -184,8 +184,7 @@ def commit() -> str | None:
 
 def _replaceable(folder: Path) -> bool:
     """Whether `folder` is empty, or an artifact, or what a first write that was cut short left."""
-    names = {file.name for file in folder.iterdir()} - {temporary(folder / WEIGHTS).name}
-    if not names:
+    if not set(folder.iterdir()) - set(folder.glob(f".{WEIGHTS}.*.tmp")):
         return True
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as weights:

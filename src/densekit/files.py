@@ -18,8 +18,8 @@ def make_folder(folder: Path) -> None:
 
 
 def temporary(target: Path) -> Path:
-    """The name under which `target` is written; one that is left over was never published."""
-    return target.with_name(f".{target.name}.tmp")
+    """The name under which this process writes `target`; what is left over was never published."""
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
 def write_atomically(target: Path, content: bytes | memoryview) -> None:

@@ -59,6 +59,14 @@ class LoopConfig(Section):
     """Newest training states that are kept."""
     log_every: int = Field(10, ge=1, json_schema_extra=NO_NUMBER)
     """Steps per line of log.jsonl."""
+    log_format: Literal["densekit", "paddleclas"] = Field(
+        "densekit", json_schema_extra=NO_NUMBER
+    )
+    """paddleclas: each such line on the terminal, too, as PaddleClas writes it."""
+    eval_every: int = Field(1, ge=1)
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_from: int = Field(1, ge=1)
+    """The first epoch that is evaluated."""
     rank_timeout: float = Field(600, gt=0, json_schema_extra=NO_NUMBER)
     """Seconds that ranks wait for one that does not come before the run stops."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
@@ -92,6 +100,8 @@ class Learner:
     precision: Precision
     prepare: Callable[[Tensor], Tensor]
     """uint8 images [n, C, H, W] -> normalised floats on the device."""
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """Such images and labels [n] -> the same, or mixed ones and their soft labels [n, K]."""
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Gradients of all but the last micro-batch stay on their rank."""
@@ -119,17 +129,20 @@ def train_step(
     gradients are summed over ranks, so neither depends on who has how many. `asks` is whether
     this rank wants to stop, and to save. Returns SUMS, [7], over all ranks, still on the device.
     """
-    device = learner.precision.device
+    device, may_skip = learner.precision.device, config.on_nonfinite == "skip"
+    before = [buffer.clone() for buffer in learner.model.buffers()] if may_skip else []
     sums = torch.zeros(len(SUMS), dtype=sums_dtype(device), device=device)
     learner.optimizer.zero_grad(set_to_none=True)
     for micro, (images, labels) in enumerate(shares):
-        torch.manual_seed(_dropout_seed(config.seed, step, micro, distributed.rank()))
+        torch.manual_seed(_draws_seed(config.seed, step, micro, distributed.rank()))
         labels = labels.to(device, non_blocking=True)
+        inputs, targets = learner.mix(learner.prepare(images), labels)
         with nullcontext() if micro == len(shares) - 1 else learner.no_sync():
             with learner.precision.autocast():
                 logits = learner.forward(learner.prepare(images))
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = F.cross_entropy(
-                logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum"
+                logits, labels, label_smoothing=config.label_smoothing, reduction="sum"
             )
             learner.scaler.scale(loss / count).backward()
         sums[0] += loss.detach()
@@ -139,7 +152,10 @@ def train_step(
     distributed.reduce_sum(sums)
     finite = sums[0].isfinite() & _gradients_finite(learner, clip_norm)
     sums[6] = ~finite
-    if shares and (config.on_nonfinite != "skip" or finite):
+    if may_skip and not finite:  # the forward pass has spoilt the running statistics
+        for buffer, value in zip(learner.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+    elif shares:
         learner.scaler.step(learner.optimizer)
         if learner.ema is not None:
             learner.ema.update_parameters(learner.model)
@@ -164,6 +180,6 @@ def sums_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _dropout_seed(*position: int) -> int:
-    """f(seed, step, micro-step, rank), mixed so that neighbours share nothing."""
+def _draws_seed(*position: int) -> int:
+    """Of mixing and dropout: f(seed, step, micro-step, rank), so that neighbours share nothing."""
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)

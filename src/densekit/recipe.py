@@ -64,7 +64,7 @@ def load(
     path = find(name) if name else None
     source = read_yaml_file(path) if path else Source({})
     tree = merge(Recipe().model_dump(), suggested or {})
-    if path:
+    if path and not suggested:
         tree = merge(tree, {"name": path.stem})
     tree = merge(tree, source.tree)
     return build(Recipe, override(Source(tree, source.places), options))

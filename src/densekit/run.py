@@ -138,6 +138,8 @@ class Run:
 
     def log_window(self, done: int, lr: float) -> str:
         """Writes a `train` line, the means since the last one; returns it for people."""
+        if not self.window.sums["count"]:  # all its steps were left out
+            return "no update"
         left = (self.plan.steps - done) * self.plan.recipe.data.batch_size
         line = self.window.line(done, done / self.plan.steps_per_epoch, lr, left)
         self.log(line)
@@ -264,9 +266,7 @@ class Run:
 
     def restore(self, state: State | None) -> None:
         """Goes to where `state` was saved; None: to step 0, whose state is saved."""
-        if state is None:
-            self.save()
-        else:
+        if state is not None:
             for key, value in self.plan.environment.items():
                 before = state["environment"][key]
                 if before != value:
@@ -276,9 +276,11 @@ class Run:
                     )
             load_learner_state(self.learner, state["learner"])
             self.progress = Progress(**state["progress"])
-            if distributed.is_main():
-                self.folder.cut_log(self.progress.step)
+        if distributed.is_main():
+            self.folder.cut_log(self.progress.step)
         self.window = Window(dict(self.progress.window or Window().sums))
+        if state is None:
+            self.save()
         self.stream = self.open_stream()
 
     # Numbers that are not finite ------------------------------------------------------------
