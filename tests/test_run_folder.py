@@ -100,7 +100,7 @@ def test_the_folder_is_held_by_each_rank_until_its_process_ends(tmp_path: Path, 
     opened(path, Recipe())
 
 
-def test_the_log_is_cut_back_to_a_step_and_a_torn_line_dropped(tmp_path: Path) -> None:
+def test_the_log_is_cut_back_and_a_torn_line_dropped(tmp_path: Path) -> None:
     folder = opened(tmp_path / "run", Recipe())
     for step in (1, 2, 3):
         folder.log({"kind": "train", "step": step})

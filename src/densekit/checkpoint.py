@@ -112,5 +112,5 @@ def _on_host(state: State) -> State:
     if isinstance(state, dict):
         return {key: _on_host(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(_on_host(value) for value in state)  # type: ignore[return-value]
+        return type(state)(_on_host(value) for value in state)
     return copy.copy(state)

@@ -57,7 +57,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 class CoreLoader(yaml.SafeLoader):
     """YAML 1.2 core-schema scalars (`1e-4` a float, `no` a string); a key given twice fails."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -92,7 +92,7 @@ for _tag, _pattern in _CORE.items():
     CoreLoader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}",
         re.compile(f"^(?:{_pattern})$"),
-        None,  # type: ignore[arg-type]
+        None,
     )
 CoreLoader.add_constructor("tag:yaml.org,2002:int", _integer)
 CoreLoader.add_constructor("tag:yaml.org,2002:float", _float)
@@ -182,8 +182,9 @@ def _note_lines(
             _note_lines(value, inner, file, places)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            places[(*path, index)] = f"{file}:{value.start_mark.line + 1}"
-            _note_lines(value, (*path, index), file, places)
+            item = (*path, index)
+            places[item] = f"{file}:{value.start_mark.line + 1}"
+            _note_lines(value, item, file, places)
 
 
 # Overrides ----------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ def draw(lines: Iterable[dict[str, Any]], title: str, file: Path) -> None:
     loss, error, rate = figure.subplots(1, 3)
     _curves(loss, by_kind, "loss", "Loss")
     for each in by_kind["train"] + by_kind["eval"]:
-        each["error"] = 100 * (1 - each["top1"]) or None  # a log axis has no zero
+        if "top1" in each:  # not under mixing
+            each["error"] = 100 * (1 - each["top1"]) or None  # a log axis has no zero
     _curves(error, by_kind, "error", "Top-1 error, %")
     _mark_best(error, by_kind["eval"])
     train = by_kind["train"]
@@ -49,7 +50,8 @@ def _curves(axes: Axes, by_kind: dict[str, list[dict[str, Any]]], key: str, titl
                 marker=marker,
                 markersize=3.5,
             )
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

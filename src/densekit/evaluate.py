@@ -19,7 +19,7 @@ from densekit.config import Source, UserError, build
 from densekit.data.config import DataConfig
 from densekit.data.examples import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
-from densekit.data.sources import check_examples, open_examples, open_split
+from densekit.data.sources import check_examples, open_examples, open_val
 from densekit.display import bar
 from densekit.engines import Logits, logits_of
 from densekit.precision import Precision
@@ -140,7 +140,7 @@ def _examples(opened: Opened, data: str | None) -> Examples:
         known = None if opened.classes == numbered else dict(enumerate(opened.classes))
         examples = open_examples(data, known=known)
     elif opened.data:
-        _, examples = open_split(build(DataConfig, Source(opened.data)))
+        examples = open_val(build(DataConfig, Source(opened.data)))
     else:
         raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
     check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)

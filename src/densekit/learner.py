@@ -8,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekit import distributed, optim
 from densekit.checkpoint import State
+from densekit.data.mix import mixing
 from densekit.data.transforms import Preprocessing
 from densekit.loop import Learner
 from densekit.models import variants
@@ -24,11 +25,11 @@ def create_learner(plan: Plan) -> tuple[Learner, list[str]]:
     said = start_from(model, recipe.model.pretrained) if recipe.model.pretrained else []
     if recipe.optim.freeze:
         model.freeze(recipe.optim.freeze)
-    model = precision.place(model.train())
+    precision.place(model.train())
     ema = None
     if recipe.loop.ema:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.loop.ema))
-    preprocessing, side = Preprocessing.from_config(recipe.data), recipe.data.image_size
+    preprocessing, side = Preprocessing.from_config(recipe.data), recipe.data.train_side
     shape = (recipe.data.channels, side, side)
 
     def prepare(images: Tensor) -> Tensor:
@@ -42,6 +43,7 @@ def create_learner(plan: Plan) -> tuple[Learner, list[str]]:
         ema=ema,
         precision=precision,
         prepare=prepare,
+        mix=mixing(recipe.data, model.config.num_classes),
     ), said
 
 

@@ -59,9 +59,7 @@ class LoopConfig(Section):
     """Newest training states that are kept."""
     log_every: int = Field(10, ge=1, json_schema_extra=NO_NUMBER)
     """Steps per line of log.jsonl."""
-    log_format: Literal["densekit", "paddleclas"] = Field(
-        "densekit", json_schema_extra=NO_NUMBER
-    )
+    log_format: Literal["densekit", "paddleclas"] = Field("densekit", json_schema_extra=NO_NUMBER)
     """paddleclas: each such line on the terminal, too, as PaddleClas writes it."""
     eval_every: int = Field(1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
@@ -105,8 +103,9 @@ class Learner:
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Gradients of all but the last micro-batch stay on their rank."""
-        ddp = isinstance(self.forward, DistributedDataParallel)
-        return self.forward.no_sync() if ddp else nullcontext()  # type: ignore[union-attr]
+        if isinstance(self.forward, DistributedDataParallel):
+            return self.forward.no_sync()
+        return nullcontext()
 
 
 SUMS = ("loss", "top1", "top5", "count", "stop", "save", "bad")
@@ -139,10 +138,10 @@ def train_step(
         inputs, targets = learner.mix(learner.prepare(images), labels)
         with nullcontext() if micro == len(shares) - 1 else learner.no_sync():
             with learner.precision.autocast():
-                logits = learner.forward(learner.prepare(images))
+                logits = learner.forward(inputs)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = F.cross_entropy(
-                logits, labels, label_smoothing=config.label_smoothing, reduction="sum"
+                logits, targets, label_smoothing=config.label_smoothing, reduction="sum"
             )
             learner.scaler.scale(loss / count).backward()
         sums[0] += loss.detach()

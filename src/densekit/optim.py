@@ -15,8 +15,8 @@ from densekit.config import Section
 class OptimConfig(Section):
     """The update, and how its learning rate moves."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """sgd: weight decay adds to the gradient, as in the paper; adamw: decoupled."""
+    name: Literal["sgd", "adamw", "rmsprop"] = "sgd"
+    """sgd, rmsprop: weight decay adds to the gradient, as in the paper; adamw: decoupled."""
     lr: float = Field(0.1, ge=0)
     """Peak learning rate at a global batch of reference_batch."""
     reference_batch: int = Field(256, ge=1)
@@ -24,17 +24,23 @@ class OptimConfig(Section):
     scale_lr: bool = True
     """Scale lr by data.batch_size / reference_batch (Goyal et al., 2017)."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """sgd only."""
+    """sgd and rmsprop only."""
     nesterov: bool = False
     """sgd only."""
     betas: tuple[float, float] = (0.9, 0.999)
     """adamw only."""
+    alpha: float = Field(0.99, ge=0, lt=1)
+    """rmsprop only: how slowly the mean of squared gradients moves."""
+    eps: float = Field(1e-8, gt=0)
+    """adamw and rmsprop only: what is added to the root in the denominator."""
     weight_decay: float = Field(1e-4, ge=0)
     """Of convolutions and the classifier, and of what the next two leave at null."""
     norm_weight_decay: float | None = Field(None, ge=0)
     """Of BatchNorm's scales and shifts; null: weight_decay, as the paper's code has it."""
     bias_weight_decay: float | None = Field(None, ge=0)
     """Of the classifier's bias; null: weight_decay."""
+    no_weight_decay: tuple[str, ...] = ()
+    """Parameters whose name holds one of these have none, such as [norm5, bias]."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of all gradients together; null: no clipping."""
 
@@ -44,12 +50,17 @@ class OptimConfig(Section):
     """step: epochs at whose first step the rate is multiplied by gamma."""
     gamma: float = Field(0.1, gt=0)
     """step: the factor at each milestone."""
+    values: tuple[float, ...] = ()
+    """step: the rates before, between and after the milestones, one more than these, instead of
+    gamma; the first is lr."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     """cosine, linear: the last rate, as a share of the peak."""
     warmup_epochs: float = Field(0.0, ge=0)
     """Epochs in which the rate rises linearly."""
     warmup_start: float = Field(0.0, ge=0, le=1)
     """The first rate of the warm-up, as a share of the peak."""
+    by_epoch: bool = False
+    """Move the rate at the first step of an epoch only."""
 
     freeze: str | None = None
     """Fine-tuning: nothing up to and including this stage is trained (stem, block1, transition1,
@@ -63,6 +74,15 @@ class OptimConfig(Section):
             raise ValueError(f"optim.milestones must rise, got {list(self.milestones)}")
         if self.nesterov and (self.name != "sgd" or not self.momentum):
             raise ValueError("optim.nesterov=true needs optim.name=sgd and optim.momentum > 0")
+        if self.values and len(self.values) != len(self.milestones) + 1:
+            raise ValueError(
+                f"optim.values: {len(self.milestones)} milestones part {len(self.milestones) + 1} "
+                f"rates, got {len(self.values)}"
+            )
+        if self.values and (self.schedule != "step" or self.values[0] != self.lr or not self.lr):
+            raise ValueError(
+                f"optim.values is for optim.schedule=step, and its first is optim.lr={self.lr}"
+            )
         return self
 
 
@@ -71,16 +91,29 @@ def scale(config: OptimConfig, batch_size: int) -> float:
     return batch_size / config.reference_batch if config.scale_lr else 1.0
 
 
+def scaling_note(config: OptimConfig, batch_size: int) -> str | None:
+    """What a person should know of the scaled rate; None where nothing is scaled."""
+    if scale(config, batch_size) == 1:
+        return None
+    return (
+        f"optim.lr={config.lr:g} is for a batch of {config.reference_batch}; for "
+        f"data.batch_size={batch_size} it is scaled to {config.lr * scale(config, batch_size):g} "
+        f"(optim.scale_lr=false leaves it)"
+    )
+
+
 def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, steps: int) -> float:
     """The rate at `step` (from 0) of `steps`, as a share of the peak."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.by_epoch:
+        step -= step % steps_per_epoch
     if step < warmup:
         return config.warmup_start + (1 - config.warmup_start) * (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "step":
         passed = sum(step >= round(m * steps_per_epoch) for m in config.milestones)
-        return config.gamma**passed
+        return config.values[passed] / config.lr if config.values else config.gamma**passed
     done = (step - warmup) / max(1, steps - warmup)
     fall = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall
@@ -130,6 +163,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig, batch_size: int) -> 
 
 def _decay(model: nn.Module, name: str, config: OptimConfig) -> tuple[str, float]:
     """Which kind the parameter is of, and its weight decay."""
+    if any(part in name for part in config.no_weight_decay):
+        return "no_decay", 0.0
     module = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
         kind, decay = "norm", config.norm_weight_decay
@@ -146,5 +181,9 @@ def create_optimizer(
     """The optimizer over `parameter_groups`; its rates are set by `set_lr` before each step."""
     groups = parameter_groups(model, config, batch_size)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(
+            groups, lr=config.lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum
+        )
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)

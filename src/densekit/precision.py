@@ -68,7 +68,7 @@ class Precision:
         )
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves the model to the device, its convolutions' weights to the memory format."""
+        """Moves the model, in place, to the device and its weights to the memory format."""
         return model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
 

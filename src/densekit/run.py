@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from densekit import artifact, curves, distributed, nonfinite, optim
+from densekit import artifact, curves, display, distributed, nonfinite, optim
 from densekit.artifact import ArtifactConfig, Described
 from densekit.checkpoint import State
 from densekit.config import UserError
 from densekit.data.loader import Step, TrainStream, eval_batches
 from densekit.data.transforms import Preprocessing
-from densekit.display import EpochBars, duration
+from densekit.display import EpochBars
 from densekit.evaluate import evaluate, logits_of
 from densekit.learner import create_learner, evaluated_model, learner_state, load_learner_state
 from densekit.loop import train_step
@@ -46,6 +46,8 @@ class Progress:
     """Of training alone: with images, the run's images per second."""
     window: Metrics = field(default_factory=dict)
     """Sums of the steps since the last line of the log."""
+    lines: int = 0
+    """Of log.jsonl: a resumed run cuts it back to these."""
 
 
 class Run:
@@ -56,7 +58,9 @@ class Run:
         self.config = plan.recipe.loop
         self.bars = EpochBars(self.config.epochs, plan.steps_per_epoch)
         self.learner, said = create_learner(plan)
-        for text in [*plan.warnings, *said]:
+        scaled = optim.scaling_note(plan.recipe.optim, plan.recipe.data.batch_size)
+        self.notes = [*plan.warnings, *said, *([scaled] if scaled else [])]
+        for text in self.notes:
             self.bars.say(text)
         self.progress, self.window = Progress(), Window()
         self.saved_at, self.drawn_at = time.monotonic(), 0.0
@@ -106,8 +110,7 @@ class Run:
         distributed.at_step(step)
         batches, count = next(self.stream)
         waited = time.perf_counter() - began
-        factor = optim.lr_factor(recipe.optim, step, self.plan.steps_per_epoch, self.plan.steps)
-        lr = optim.set_lr(self.learner.optimizer, factor)
+        lr = self.set_lr(step)
         left_out = step in self.progress.skipped
         sums = train_step(
             self.learner,
@@ -120,6 +123,12 @@ class Run:
         )
         return read_later(step, sums, lr, waited, batches)
 
+    def set_lr(self, step: int) -> float:
+        """Rates are a function of the step alone."""
+        config, per_epoch = self.plan.recipe.optim, self.plan.steps_per_epoch
+        factor = optim.lr_factor(config, step, per_epoch, self.plan.steps)
+        return optim.set_lr(self.learner.optimizer, factor)
+
     def note(self, reading: Reading) -> set[str]:
         """Counts and logs a step's sums; what a rank asked for in it, "stop" or "save"."""
         values = reading.values()
@@ -130,28 +139,30 @@ class Run:
         else:
             self.window.add(values, reading.waited)
         done = reading.step + 1
-        text = None
-        if done % self.config.log_every == 0 or done % self.plan.steps_per_epoch == 0:
-            text = self.log_window(done, reading.lr)
+        due = done % self.config.log_every == 0 or done % self.plan.steps_per_epoch == 0
+        # a window whose steps were all left out has no line
+        text = self.log_window(done, reading.lr) if due and self.window.sums["count"] else None
         self.bars.advance(done - self.progress.epochs * self.plan.steps_per_epoch, text)
         return {name for name in ("stop", "save") if values[name]}
 
     def log_window(self, done: int, lr: float) -> str:
         """Writes a `train` line, the means since the last one; returns it for people."""
-        if not self.window.sums["count"]:  # all its steps were left out
-            return "no update"
-        left = (self.plan.steps - done) * self.plan.recipe.data.batch_size
-        line = self.window.line(done, done / self.plan.steps_per_epoch, lr, left)
+        recipe, per_epoch = self.plan.recipe, self.plan.steps_per_epoch
+        left = (self.plan.steps - done) * recipe.data.batch_size
+        line = self.window.line(done, done / per_epoch, lr, left)
+        if recipe.data.mixes:  # of mixed images no answer is right
+            del line["top1"], line["top5"]
         self.log(line)
+        if self.config.log_format == "paddleclas":
+            numbers = self.config.epochs, per_epoch, recipe.data.batch_size
+            self.bars.say(display.as_paddleclas(line, *numbers, recipe.optim.schedule))
         self.progress.images += self.window.images
         self.progress.seconds += self.window.seconds
         self.window = Window()
-        return (
-            f"loss {line['loss']:.4f}  top-1 {line['top1']:.4f}  {line['ips']:.0f} img/s  "
-            f"eta {duration(line['eta'])}"
-        )
+        return display.for_people(line)
 
     def log(self, line: Metrics) -> None:
+        self.progress.lines += 1
         if distributed.is_main():
             self.folder.log(line)
 
@@ -172,23 +183,10 @@ class Run:
     # Epochs ---------------------------------------------------------------------------------
 
     def close_epoch(self) -> None:
-        """Evaluates, keeps the last and the best network, saves the state."""
-        progress = self.progress
-        metrics = self.evaluate()
-        progress.epochs += 1
-        progress.last = {"epoch": progress.epochs, **metrics}
-        lr = self.learner.optimizer.param_groups[0]["lr"]
-        self.log({"kind": "eval", "step": progress.step, **progress.last, "lr": lr})
-        better = metrics["top1"] > progress.best.get("top1", -1.0)
-        if better and math.isfinite(metrics["loss"]):
-            progress.best = progress.last
-            self.write_artifact(self.folder.best, metrics)
-        self.write_artifact(self.folder.last, metrics)
-        self.bars.finish(
-            progress.epochs - 1,
-            f"val loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.4f}"
-            + ("  (best)" if progress.best == progress.last else ""),
-        )
+        """Evaluates where that is due, saves the state, draws the curves."""
+        self.progress.epochs += 1
+        text = self.keep_networks(self.evaluate()) if self.evaluation_is_due() else "not evaluated"
+        self.bars.finish(self.progress.epochs - 1, text)
         self.save()
         if distributed.is_main() and self.curves_are_due():
             recipe = self.plan.recipe
@@ -198,6 +196,24 @@ class Run:
                 self.folder.path / "curves.png",
             )
             self.drawn_at = time.monotonic()
+
+    def evaluation_is_due(self) -> bool:
+        epoch, config = self.progress.epochs, self.config
+        return self.finished or (epoch >= config.eval_from and epoch % config.eval_every == 0)
+
+    def keep_networks(self, metrics: Metrics) -> str:
+        """Logs an evaluation and keeps the last and the best network; says so to people."""
+        progress = self.progress
+        progress.last = {"epoch": progress.epochs, **metrics}
+        lr = self.set_lr(progress.step - 1)
+        self.log({"kind": "eval", "step": progress.step, **progress.last, "lr": lr})
+        better = metrics["top1"] > progress.best.get("top1", -1.0)
+        if better and math.isfinite(metrics["loss"]):
+            progress.best = progress.last
+            self.write_artifact(self.folder.best, metrics)
+        self.write_artifact(self.folder.last, metrics)
+        best = "  (best)" if progress.best == progress.last else ""
+        return f"val loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.4f}{best}"
 
     def curves_are_due(self) -> bool:
         return self.finished or time.monotonic() - self.drawn_at > CURVES_EVERY
@@ -277,9 +293,11 @@ class Run:
             load_learner_state(self.learner, state["learner"])
             self.progress = Progress(**state["progress"])
         if distributed.is_main():
-            self.folder.cut_log(self.progress.step)
+            self.folder.cut_log(self.progress.lines)
         self.window = Window(dict(self.progress.window or Window().sums))
         if state is None:
+            start = {"event": "start", "notes": self.notes, **self.plan.environment}
+            self.log({"kind": "event", "step": 0, **start})
             self.save()
         self.stream = self.open_stream()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -170,12 +171,8 @@ class RunFolder:
                 except json.JSONDecodeError:
                     return
 
-    def cut_log(self, step: int) -> None:
-        """Leaves out what was logged after `step`: a resumed run logs it again."""
+    def cut_log(self, lines: int) -> None:
+        """Keeps the first `lines`: what a resumed run does again, it logs again."""
         self._close_log()  # the file that is open now is not the one that stays
-        kept = []
-        for line in self.lines():
-            if line["step"] > step:
-                break
-            kept.append(json.dumps(line) + "\n")
+        kept = [json.dumps(line) + "\n" for line in islice(self.lines(), lines)]
         write_atomically(self.log_file, "".join(kept).encode())

@@ -17,13 +17,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from densekit.config import UserError
+from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.transforms import (
     Preprocessing,
     UnreadableImage,
     decode,
     from_image,
-    train_transform,
 )
 
 

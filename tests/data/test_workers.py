@@ -135,7 +135,7 @@ def test_a_run_that_forgets_its_workers_still_ends(examples: Examples, ending: s
 def test_workers_die_with_a_killed_run(examples: Examples) -> None:
     """Even one that is busy and so does not ask whether its parent still lives."""
     process = run(
-        "def stuck(image):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "def stuck(image):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(60)\n"
         "next(read(ImageDataset(examples, stuck, 3, 8), keys, 1, 2))\n",
         Path(examples.root),
     )

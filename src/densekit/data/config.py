@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from densekit.config import Section
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Rounding = Literal["torchvision", "paddle"]
+Amount = Annotated[float, Field(ge=0)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
 NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
 
 
@@ -31,8 +34,13 @@ class DataConfig(Section):
     channels: Literal[1, 3] = 3
     """3: colour, 1: grey; files are converted to it."""
 
+    relabel: bool = False
+    """Number the labels that the training list holds 0, 1, ... in their order, in both lists."""
+
     image_size: int = Field(224, ge=1)
     """Side of the square that the network sees."""
+    train_size: int | None = Field(None, ge=1)
+    """The same in training, where it differs (random_resized only); null: image_size."""
     resize: int | None = Field(256, ge=1)
     """Evaluation: the short side before the centre crop; null: no resize. Training with crop=pad
     or none begins with the same resize."""
@@ -40,9 +48,15 @@ class DataConfig(Section):
     """Of every resize, in training and evaluation."""
     antialias: bool = True
     """Whether resizes smooth before they shrink (PIL does, cv2 does not)."""
+    rounding: Rounding = "torchvision"
+    """Evaluation: torchvision rounds the long side down and the crop's offset to nearest; paddle
+    the other way round."""
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
     """Training: Inception's random crop; or crop_padding zeros around, then a random crop; or the
     evaluation's own."""
+    crop_distribution: Literal["torchvision", "paddle"] = "torchvision"
+    """random_resized: the aspect ratio is log-uniform, in up to ten tries; paddle: uniform, and
+    the area is bounded so that it fits."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that random_resized keeps."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -59,6 +73,37 @@ class DataConfig(Section):
     """Random zoom, by a factor from 1 - s to 1 + s."""
     affine_shear: float = Field(0.0, ge=0)
     """Random shear along x, up to this many degrees either way."""
+    affine_prob: float = Field(1.0, ge=0, le=1)
+    """Share of the images that the four above apply to."""
+    auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = None
+    """AutoAugment's policy (Cubuk et al., 2019), learned on these images."""
+    rand_augment: int = Field(0, ge=0)
+    """RandAugment's operations per image (Cubuk et al., 2020); 0: none."""
+    rand_augment_magnitude: int = Field(9, ge=0, le=30)
+    """Their strength, of 30."""
+    augment_prob: float = Field(1.0, ge=0, le=1)
+    """Share of the images that auto_augment and rand_augment apply to."""
+    color_jitter: tuple[Amount, Amount, Amount, Hue] = (0.0, 0.0, 0.0, 0.0)
+    """Random brightness, contrast and saturation, by factors from 1 - a to 1 + a, and hue, by up
+    to this share of the circle."""
+    color_jitter_prob: float = Field(1.0, ge=0, le=1)
+    """Share of the images that it applies to."""
+    erase: float = Field(0.0, ge=0, le=1)
+    """Probability that a rectangle is erased (Zhong et al., 2020)."""
+    erase_scale: tuple[float, float] = (0.02, 0.33)
+    """Share of the area that it takes."""
+    erase_ratio: tuple[float, float] = (0.3, 3.3)
+    """Its aspect ratio, log-uniform."""
+    erase_with: Literal["mean", "noise"] = "mean"
+    """What it is filled with: data.mean, or normal noise of data.mean and data.std."""
+    mixup: float = Field(0.0, ge=0, le=1)
+    """Probability that a micro-batch is mixed with itself by mixup (Zhang et al., 2018)."""
+    mixup_alpha: float = Field(0.2, gt=0)
+    """The shares come from Beta(alpha, alpha)."""
+    cutmix: float = Field(0.0, ge=0, le=1)
+    """The same by cutmix (Yun et al., 2019); a micro-batch is mixed by one of them or neither."""
+    cutmix_alpha: float = Field(1.0, gt=0)
+    """The areas come from Beta(alpha, alpha)."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Per channel, of pixels in 0..1; one value serves all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -80,11 +125,32 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _agrees(self) -> DataConfig:
         check_agreement(self.channels, self.resize, self.image_size, self.mean, self.std)
-        for name in ("crop_scale", "crop_ratio"):
+        for name in ("crop_scale", "crop_ratio", "erase_scale", "erase_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"data.{name}: expected 0 < low <= high, got {low} and {high}")
+        if self.train_size is not None and self.crop != "random_resized":
+            raise ValueError(f"data.train_size is for data.crop=random_resized, not {self.crop}")
+        if self.crop_distribution == "paddle" and self.crop != "random_resized":
+            raise ValueError(
+                f"data.crop_distribution is for data.crop=random_resized, not {self.crop}"
+            )
+        if self.mixup + self.cutmix > 1:
+            raise ValueError(
+                f"data.mixup={self.mixup} and data.cutmix={self.cutmix} are probabilities of which "
+                f"one happens; together they must be at most 1"
+            )
         return self
+
+    @property
+    def train_side(self) -> int:
+        """Side of the square that the network sees in training."""
+        return self.train_size or self.image_size
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training labels may be mixtures."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 def check_agreement(

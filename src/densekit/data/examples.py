@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,21 @@ class Examples:
             root=self.root,
             origin=self.origin,
             lines=None if self.lines is None else [self.lines[i] for i in indices],
+        )
+
+    def relabelled(self, new: Mapping[int, int]) -> Examples:
+        """The same with the label `new` gives each. Raises UserError for one that it lacks."""
+        labels = self.labels.tolist()
+        stranger = next((i for i, label in enumerate(labels) if label not in new), None)
+        if stranger is not None:
+            raise UserError(
+                f"{self.where(stranger)}: data.relabel=true, but the training list has no image "
+                f"with label {labels[stranger]}"
+            )
+        return replace(
+            self,
+            labels=np.array([new[label] for label in labels], np.int64),
+            classes={new[label]: name for label, name in self.classes.items() if label in new},
         )
 
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from densekit import distributed
 from densekit.config import UserError
+from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import Batch, ImageDataset, Key, epoch_order
 from densekit.data.examples import Examples
-from densekit.data.transforms import Preprocessing, train_transform
+from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read
 
 __all__ = ["Batch", "Step", "TrainStream", "eval_batches", "micro_batches", "resolve_workers"]
@@ -92,7 +93,7 @@ class TrainStream:
         config = self.config
         assert isinstance(config.workers, int)
         dataset = ImageDataset(
-            self.examples, train_transform(config), config.channels, config.image_size, self.seed
+            self.examples, train_transform(config), config.channels, config.train_side, self.seed
         )
         largest = -(-config.batch_size // (self.accumulation * self.world))
         batches = read(dataset, self._keys(start), largest, config.workers, self.pin_memory)

@@ -66,7 +66,10 @@ def suggest(folder: Path) -> tuple[Tree, list[str]]:
     has_val = place.is_dir() and find_part(place, "val") is not None
     look = look_at(train)
     picks = [
-        ({"name": place.stem, "data": {"train": spec}}, f"{len(train)} images of {classes} classes in {train.origin}"),
+        (
+            {"name": place.stem, "data": {"train": spec}},
+            f"{len(train)} images of {classes} classes in {train.origin}",
+        ),
         _validation(has_val),
         _size(look),
         _channels(look),

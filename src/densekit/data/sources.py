@@ -67,6 +67,8 @@ def open_split(config: DataConfig) -> tuple[Examples, Examples]:
         where = locate(config.val, config.root)
     elif own_val is not None:
         where = place
+    elif config.val_fraction and config.relabel:
+        raise UserError("data.relabel=true needs a validation list: set data.val")
     elif config.val_fraction:
         return hold_out(train, config.val_fraction)
     else:
@@ -76,7 +78,22 @@ def open_split(config: DataConfig) -> tuple[Examples, Examples]:
         )
     val = _open(where, config.root, config.delimiter, "val", train.classes)
     _check_names(train, val)
+    if config.relabel:
+        new = {old: label for label, old in enumerate(np.unique(train.labels).tolist())}
+        return train.relabelled(new), val.relabelled(new)
     return train, val
+
+
+def open_val(config: DataConfig) -> Examples:
+    """The validation examples of `open_split`, where the training images may not be there.
+
+    A list of its own that is not relabelled needs nothing of theirs. Raises UserError.
+    """
+    if config.val is not None and not config.relabel:
+        place = locate(config.val, config.root)
+        if place.is_file():
+            return _open(place, config.root, config.delimiter, "val", None)
+    return open_split(config)[1]
 
 
 def locate(spec: str, root: str | None = None) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import io
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +16,11 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from densekit.config import Section, UserError
-from densekit.data.config import DataConfig, Interpolation, check_agreement
+from densekit.data.config import DataConfig, Interpolation, Rounding, check_agreement
 
 MODES = {1: "L", 3: "RGB"}
 TURNS = {  # what makes an image of this EXIF orientation upright
@@ -145,6 +144,9 @@ class Preprocessing(Section):
     """Of the resize."""
     antialias: bool = True
     """Whether the resize smooths before it shrinks."""
+    rounding: Rounding = "torchvision"
+    """torchvision: the long side is rounded down, the crop's offset to nearest; paddle: the long
+    side is rounded to nearest, the offset down."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Per channel, of pixels in 0..1; one value serves all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -163,15 +165,26 @@ class Preprocessing(Section):
             crop=config.image_size,
             interpolation=config.interpolation,
             antialias=config.antialias,
+            rounding=config.rounding,
             mean=config.mean,
             std=config.std,
         )
 
     def __call__(self, image: Tensor) -> Tensor:
-        """uint8 [C, H, W] -> uint8 [C, crop, crop], as torchvision's Resize and CenterCrop do."""
+        """uint8 [C, H, W] -> uint8 [C, crop, crop], as torchvision's Resize and CenterCrop do, or
+        PaddleClas' ResizeImage and CropImage."""
+        height, width = image.shape[1:]
         if self.resize is not None:
+            size = [self.resize]
+            if self.rounding == "paddle":
+                factor = self.resize / min(height, width)
+                size = [round(height * factor), round(width * factor)]
             mode = InterpolationMode(self.interpolation)
-            image = F.resize(image, [self.resize], interpolation=mode, antialias=self.antialias)
+            image = F.resize(image, size, interpolation=mode, antialias=self.antialias)
+            height, width = image.shape[1:]
+        if self.rounding == "paddle" and min(height, width) >= self.crop:
+            top, left = (height - self.crop) // 2, (width - self.crop) // 2
+            return image[:, top : top + self.crop, left : left + self.crop]
         return F.center_crop(image, [self.crop, self.crop])
 
     def normalize(self, batch: Tensor) -> Tensor:
@@ -185,38 +198,3 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 [1, C, 1, 1]; copied once, since a copy makes the host wait for the device."""
     with torch.inference_mode(False):  # a tensor that training may use later, too
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
-
-
-# Training -----------------------------------------------------------------------------------
-
-
-def train_transform(config: DataConfig) -> Callable[[Tensor], Tensor]:
-    """Crop, affine and flip by `config`, uint8 [C, H, W] -> uint8 [C, image_size, image_size].
-
-    Draws from torch's global CPU generator, as torchvision's transforms do.
-    """
-    mode, size = InterpolationMode(config.interpolation), config.image_size
-    steps: list[Callable[[Tensor], Tensor]] = []
-    if config.crop == "random_resized":
-        scale, ratio = config.crop_scale, config.crop_ratio
-        steps.append(v2.RandomResizedCrop(size, scale, ratio, mode, config.antialias))
-    elif config.crop == "pad":
-        if config.resize is not None:
-            steps.append(v2.Resize([config.resize], mode, antialias=config.antialias))
-        steps.append(v2.RandomCrop(size, config.crop_padding or None, pad_if_needed=True))
-    else:
-        steps.append(Preprocessing.from_config(config))
-    degrees, shift, zoom = config.affine_degrees, config.affine_translate, config.affine_scale
-    if degrees or shift or zoom or config.affine_shear:
-        steps.append(
-            v2.RandomAffine(
-                degrees,
-                translate=(shift, shift),
-                scale=(1 - zoom, 1 + zoom),
-                shear=config.affine_shear,
-                interpolation=InterpolationMode.BILINEAR,
-            )
-        )
-    if config.flip:
-        steps.append(v2.RandomHorizontalFlip(config.flip))
-    return v2.Compose(steps)

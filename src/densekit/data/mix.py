@@ -1,0 +1,39 @@
+"""Mixing a micro-batch with itself: mixup and cutmix, with labels that are mixed alike.
+
+n images, C channels, S side, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torchvision.transforms import v2
+
+from densekit.data.config import DataConfig
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def mixing(config: DataConfig, num_classes: int) -> Mix:
+    """float [n, C, S, S] and int64 labels [n] -> the same, or mixed images and float [n, K].
+
+    One mixture for all images of a micro-batch, each with its neighbour. Rows of labels sum to 1
+    and go into the cross entropy as they are. Draws from torch's global CPU generator, which a
+    step seeds by (seed, step, micro-batch, rank).
+    """
+    if not config.mixes:
+        return lambda images, labels: (images, labels)
+    choice = v2.RandomChoice(
+        [
+            v2.MixUp(alpha=config.mixup_alpha, num_classes=num_classes),
+            v2.CutMix(alpha=config.cutmix_alpha, num_classes=num_classes),
+            v2.Identity(),
+        ],
+        p=[config.mixup, config.cutmix, max(0.0, 1 - config.mixup - config.cutmix)],
+    )
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return choice(images, labels) if len(images) else (images, labels)
+
+    return mix
