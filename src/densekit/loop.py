@@ -73,6 +73,11 @@ class LoopConfig(Section):
     max_skips: int = Field(10, ge=0)
     """skip, rollback: batches that may be left out before the run stops."""
 
+    def evaluates(self, epoch: int) -> bool:
+        """Whether `epoch`, from 1, ends with an evaluation."""
+        due = epoch >= self.eval_from and epoch % self.eval_every == 0
+        return due or epoch == self.epochs
+
     @field_validator("save_every")
     @classmethod
     def _steps_or_minutes(cls, value: int | str) -> int | str:
@@ -147,7 +152,8 @@ def train_step(
         sums[0] += loss.detach()
         sums[1:3] += correct(logits.detach(), labels)
         sums[3] += len(images)
-    sums[4:6] += torch.tensor(asks, device=device)
+    for place, asked in enumerate(asks, start=4):  # numbers, not a tensor: a copy would wait
+        sums[place] += asked
     distributed.reduce_sum(sums)
     finite = sums[0].isfinite() & _gradients_finite(learner, clip_norm)
     sums[6] = ~finite

@@ -82,6 +82,8 @@ def resolve(
 ) -> Precision:
     """The table above. Raises UserError for a device or precision that this machine lacks."""
     where = resolve_device(device, local_rank)
+    if where.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     name = _best_precision(where) if precision == "auto" else precision
     if name == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("loop.precision=bf16: this GPU has none; use fp16, fp32 or auto")

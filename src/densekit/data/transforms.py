@@ -190,7 +190,7 @@ class Preprocessing(Section):
     def normalize(self, batch: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32, (x / 255 - mean) / std, same device and memory format."""
         mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
-        return batch.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return batch.div(255).sub_(mean).div_(std)
 
 
 @functools.cache

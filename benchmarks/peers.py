@@ -1,0 +1,118 @@
+"""torchvision's sides, as its users write them: the plainest code that does the same work.
+
+They get a batch that is normalised already, where densekit's sides start from uint8 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision.transforms import v2
+
+from densekit.bench import NUM_CLASSES, Workload
+from densekit.data.examples import Examples
+from densekit.data.sources import open_examples
+from densekit.precision import DTYPES, MEMORY_FORMATS, resolve_device
+
+Step = Callable[[], object]
+Decode = Callable[[str], Image.Image | torch.Tensor]
+
+
+def training(
+    work: Workload,
+    precision: str = "fp32",
+    memory_format: str = "contiguous",
+    compiled: bool = False,
+) -> Step:
+    """One step of a plain loop; fp32 and contiguous is torchvision as it comes."""
+    device, layout = resolve_device(work.device), MEMORY_FORMATS[memory_format]
+    model = torchvision.models.get_model(work.model, num_classes=NUM_CLASSES)
+    model = model.to(device, memory_format=layout).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    forward = torch.compile(model) if compiled else model
+    images = _images(work).to(device, memory_format=layout)
+    labels = torch.randint(NUM_CLASSES, (work.batch_size,)).to(device)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            loss = F.cross_entropy(forward(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def inference(
+    work: Workload,
+    precision: str = "fp32",
+    memory_format: str = "contiguous",
+    compiled: bool = False,
+) -> Step:
+    """The logits of one batch; fp32 and contiguous is torchvision as it comes."""
+    device, layout = resolve_device(work.device), MEMORY_FORMATS[memory_format]
+    model = torchvision.models.get_model(work.model, num_classes=NUM_CLASSES)
+    model = model.to(device, memory_format=layout).eval()
+    forward = torch.compile(model) if compiled else model
+    images = _images(work).to(device, memory_format=layout)
+
+    def step() -> torch.Tensor:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"),
+        ):
+            return forward(images).float().cpu()
+
+    return step
+
+
+def reading(list_file: str, work: Workload, decode: Decode) -> Step:
+    """The next batch of the listed images: torch's loader with one worker, torchvision's v2."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(work.image_size),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    images = ListedImages(open_examples(list_file), decode, transform)
+    sampler = RandomSampler(images, replacement=True, num_samples=10**9)
+    batches = iter(DataLoader(images, work.batch_size, sampler=sampler, num_workers=1))
+    return lambda: next(batches)
+
+
+class ListedImages(Dataset):
+    """torchvision.datasets.ImageFolder, for a list file."""
+
+    def __init__(self, examples: Examples, decode: Decode, transform: v2.Transform) -> None:
+        self.examples, self.decode, self.transform = examples, decode, transform
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = self.decode(self.examples.paths[index])
+        return self.transform(image), int(self.examples.labels[index])
+
+
+def pil(path: str) -> Image.Image:
+    """As ImageFolder opens files unless it is told otherwise; torchvision resizes with PIL then."""
+    return Image.open(path).convert("RGB")
+
+
+def fast(path: str) -> torch.Tensor:
+    """torchvision's own decoder."""
+    return torchvision.io.decode_image(path, mode="RGB")
+
+
+def _images(work: Workload) -> torch.Tensor:
+    """float32 [n, 3, S, S], as normalised images are."""
+    return torch.randn(work.batch_size, 3, work.image_size, work.image_size)

@@ -1,0 +1,196 @@
+"""Rows of benchmarks/results: one measurement each, with all that is needed to judge it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+
+import torch
+import torchvision
+
+import densekit
+from densekit import distributed
+from densekit.bench import Result, Spread
+from densekit.config import Section
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MEASURED = ("src", "pyproject.toml", "benchmarks/*.py")  # what a number depends on
+
+
+class Machine(Section):
+    """What it ran on; no names of hosts."""
+
+    cpu: str
+    cores: int
+    instructions: str
+    """The best that torch uses here, such as AVX512 bf16."""
+    gpu: str | None = None
+
+
+class Row(Section):
+    """One comparison, or one number where there is nothing to compare with."""
+
+    name: str
+    """benchmark/comparison; the benchmark names the file."""
+    unit: str
+    """images/s, or s."""
+    sides: tuple[Result, ...]
+    """One or two; densekit's first."""
+    ratio: Spread | None
+    """How many times as fast the first side is, over the pairs."""
+    settings: dict[str, str | int]
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None
+    """`+dirty` where sources were changed since; None outside a checkout."""
+    date: str
+
+
+def row(
+    name: str,
+    unit: str,
+    sides: tuple[Result, ...],
+    ratio: Spread | None,
+    settings: dict[str, str | int],
+) -> Row:
+    """The measurement with where, when and of what it was made."""
+    return Row(
+        name=name,
+        unit=unit,
+        sides=sides,
+        ratio=ratio,
+        settings=settings,
+        machine=machine(),
+        versions=versions(),
+        commit=commit(),
+        date=date.today().isoformat(),
+    )
+
+
+def machine() -> Machine:
+    bf16 = " bf16" if torch.cpu._is_avx512_bf16_supported() else ""
+    return Machine(
+        cpu=cpu(),
+        cores=distributed.cores(),
+        instructions=torch.backends.cpu.get_cpu_capability() + bf16,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    )
+
+
+def cpu() -> str:
+    """The processor's name as Linux has it; elsewhere its architecture."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": torchvision.__version__,
+        "densekit": densekit.__version__,
+    }
+
+
+def commit() -> str | None:
+    """Of the sources that are measured."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+dirty" if _git("status", "--porcelain", "--", *MEASURED) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+# Files: JSON lists, a row a line ------------------------------------------------------------
+
+
+def read(folder: Path = RESULTS) -> list[Row]:
+    """Every row, file by file, oldest first."""
+    return [row for file in sorted(folder.glob("*.json")) for row in _read_file(file)]
+
+
+def append(row: Row, folder: Path = RESULTS) -> Path:
+    """Adds the row to its benchmark's file, which it returns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{row.name.partition('/')[0]}.json"
+    known = _read_file(file) if file.exists() else []
+    lines = [json.dumps(row.model_dump(mode="json")) for row in [*known, row]]
+    file.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    return file
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """The last row of each name, in the order of the names' first rows."""
+    return list({row.name: row for row in rows}.values())
+
+
+def _read_file(file: Path) -> list[Row]:
+    return [Row.model_validate(row) for row in json.loads(file.read_text(encoding="utf-8"))]
+
+
+# Tables -------------------------------------------------------------------------------------
+
+FOOTNOTE = (
+    "Medians over turns and, in brackets, their range; GiB is activation memory. What is measured "
+    "and how: [benchmarks/README.md](benchmarks/README.md).\n"
+)
+COLUMNS = ("Benchmark", "densekit", "Compared with", "Ratio (its range)")
+
+
+def cells(row: Row) -> tuple[str, str, str, str]:
+    """A row of either table, as COLUMNS has it."""
+    one, *others = (_side(side, row.unit) for side in row.sides)
+    return row.name, one, others[0] if others else "-", _ratio(row.ratio)
+
+
+def origin(row: Row) -> str:
+    """What the numbers of a row stand on."""
+    machine, versions, settings = row.machine, row.versions, row.settings
+    where = f"{machine.cpu} ({machine.instructions}), {settings['threads']} threads"
+    return (
+        f"{machine.gpu or where}; torch {versions['torch']}, torchvision "
+        f"{versions['torchvision']}; commit {row.commit}, {row.date}"
+    )
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """README's table of the newest rows, under what they stand on."""
+    parts: dict[str, list[str]] = {}
+    for row in newest(rows):
+        parts.setdefault(origin(row), []).append("| " + " | ".join(cells(row)) + " |")
+    if not parts:
+        return "No measurements yet: `make bench` makes them.\n"
+    head = "| " + " | ".join(COLUMNS) + " |\n|---|---|---|---|\n"
+    tables = (f"{where}:\n\n{head}" + "\n".join(lines) for where, lines in parts.items())
+    return "\n\n".join([*tables, FOOTNOTE])
+
+
+def _side(side: Result, unit: str) -> str:
+    """`densekit bf16: 15.1 img/s (14.9 - 15.3), 1.9 GiB`."""
+    measured, short = side.measured, "img/s" if unit == "images/s" else unit
+    spread = f"{number(measured.low)} - {number(measured.high)}"
+    memory = f", {side.activation_bytes / 2**30:.2f} GiB" if side.activation_bytes else ""
+    return f"{side.name}: {number(measured.median)} {short} ({spread}){memory}"
+
+
+def _ratio(ratio: Spread | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio.median:.2f} ({ratio.low:.2f} - {ratio.high:.2f})"
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,236 @@
+"""Speed against torchvision, and how long commands take to start; what `make bench` runs.
+
+    python benchmarks/run.py                       everything, about half an hour on 2 cores
+    python benchmarks/run.py train inference/bf16  a benchmark, or one comparison of one
+    python benchmarks/run.py --quick train/tuned   tiny and once: whether it works, no rows
+
+The machine must be otherwise idle. Rows go to benchmarks/results; `make docs` puts the newest
+into the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import peers
+import rows
+import startup
+from densekit import bench
+from densekit.bench import Result, Rule, Side, Spread, Workload
+from densekit.config import UserError, nearest
+from densekit.precision import resolve_device
+
+SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
+READ_AHEAD = 2  # batches of one worker
+TUNED = ("bf16", "channels_last")
+LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels_last"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """densekit's side first."""
+
+    one: Side
+    other: Side
+    reads_ahead: bool = False
+    """Batches are ready when a turn begins, and the memory is not this process'."""
+
+
+def comparisons(work: Workload, list_file: str | None) -> dict[str, Comparison]:
+    """By name: benchmark/comparison."""
+    return {
+        **training(work),
+        **inference(work),
+        **({} if list_file is None else reading(work, list_file)),
+    }
+
+
+def training(work: Workload) -> dict[str, Comparison]:
+    """A step as `densekit train` makes it, with what the tables in densekit.precision say."""
+
+    def ours(keeps_memory: bool = True) -> Side:
+        name = "densekit train" + ("" if keeps_memory else ", allocator as it comes")
+        return Side(name, partial(bench.training, work), keeps_memory)
+
+    peer = partial(_torchvision, peers.training, work)
+    return {
+        "train/as-it-comes": Comparison(ours(), peer("fp32", "contiguous")),
+        "train/tuned": Comparison(ours(), peer(*TUNED)),
+        "train/tuned-allocator": Comparison(ours(), peer(*TUNED, keeps_memory=True)),
+        "compiled/train": Comparison(ours(), peer(*TUNED, compiled=True)),
+        "train/allocator-alone": Comparison(ours(), ours(keeps_memory=False)),
+    }
+
+
+def inference(work: Workload) -> dict[str, Comparison]:
+    """A batch as `densekit evaluate` computes it: in fp32, or in bf16 where that is asked for."""
+
+    def ours(precision: str, keeps_memory: bool = True) -> Side:
+        name = f"densekit, {precision}" + ("" if keeps_memory else ", allocator as it comes")
+        return Side(name, partial(bench.inference, work, precision), keeps_memory)
+
+    peer = partial(_torchvision, peers.inference, work)
+    fp32, bf16 = ours("fp32"), ours("bf16")
+    best = ("fp32", "channels_last")
+    return {
+        "inference/as-it-comes": Comparison(fp32, peer("fp32", "contiguous")),
+        "inference/fp32": Comparison(fp32, peer(*best)),
+        "inference/fp32-allocator": Comparison(fp32, peer(*best, keeps_memory=True)),
+        "inference/bf16-as-it-comes": Comparison(bf16, peer("fp32", "contiguous")),
+        "inference/bf16": Comparison(bf16, peer(*TUNED)),
+        "inference/bf16-allocator": Comparison(bf16, peer(*TUNED, keeps_memory=True)),
+        "inference/allocator-alone": Comparison(fp32, ours("fp32", keeps_memory=False)),
+        "compiled/inference": Comparison(bf16, peer(*TUNED, compiled=True)),
+    }
+
+
+def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
+    """The next training batch, read by one worker."""
+    ours = Side("densekit, 1 worker", partial(bench.reading, list_file, work))
+    decoders: dict[str, peers.Decode] = {"PIL": peers.pil, "torchvision.io": peers.fast}
+    pil, fast = (
+        Side(f"torchvision, {name}, 1 worker", partial(peers.reading, list_file, work, decode))
+        for name, decode in decoders.items()
+    )
+    return {
+        "input/as-it-comes": Comparison(ours, pil, reads_ahead=True),
+        "input/tuned": Comparison(ours, fast, reads_ahead=True),
+    }
+
+
+def _torchvision(
+    make: Callable[..., bench.Step],
+    work: Workload,
+    precision: str,
+    memory_format: str,
+    compiled: bool = False,
+    keeps_memory: bool = False,
+) -> Side:
+    words = ["torchvision", LAYOUTS[memory_format], precision]
+    words += ["compiled"] * compiled + ["memory kept"] * keeps_memory
+    step = partial(make, work, precision, memory_format, compiled)
+    return Side(", ".join(words), step, keeps_memory)
+
+
+STARTUP: dict[str, Callable[[Path], float]] = {
+    "startup/help": startup.help_text,
+    "startup/quickstart-first-step": startup.first_step,
+}
+
+
+# Measuring ----------------------------------------------------------------------------------
+
+
+def measure(name: str, comparison: Comparison, work: Workload, rule: Rule) -> rows.Row:
+    """All pairs of one comparison."""
+    one, other = comparison.one, comparison.other
+    if comparison.reads_ahead:
+        rule = rule.model_copy(update={"warmup": 1 + READ_AHEAD})
+    turns = bench.alternate(one, other, rule)
+    pairs = list(track(turns, name, total=rule.pairs, console=Console(stderr=True)))
+    sides, ratio = bench.results(one, other, pairs, work.batch_size)
+    if comparison.reads_ahead:
+        first, second = (side.model_copy(update={"activation_bytes": None}) for side in sides)
+        sides = first, second
+    device = resolve_device(work.device).type
+    settings = {**work.model_dump(), "device": device, **rule.model_dump()}
+    return rows.row(name, "images/s", sides, ratio, settings)
+
+
+def measure_startup(name: str, seconds: Callable[[Path], float], rule: Rule) -> rows.Row:
+    """One run that is not counted, for disk caches and data, and then as many as `pairs`."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds(Path(folder))
+        turns = track(range(rule.pairs), name, console=Console(stderr=True))
+        measured = Spread.of([seconds(Path(folder)) for _ in turns])
+    settings: dict[str, str | int] = {"runs": rule.pairs, "threads": rule.threads}
+    return rows.row(name, "s", (Result(name="densekit", measured=measured),), None, settings)
+
+
+def select(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Those of `known` that are named, or whose benchmark is; all without names."""
+    for name in names:
+        if not any(name in (one, one.partition("/")[0]) for one in known):
+            raise UserError(
+                f'there is no benchmark "{name}"{nearest(name, known)} (input needs --images LIST, '
+                f"or {SAMPLE}.tar in the folder that DENSEKIT_TEST_DATA names)"
+            )
+    return [n for n in known if not names or n in names or n.partition("/")[0] in names]
+
+
+def sample_list(folder: str) -> str | None:
+    """The list of the ImageNet sample, unpacked to `folder`; None where there is no sample."""
+    archive = Path(os.environ.get("DENSEKIT_TEST_DATA", "")) / f"{SAMPLE}.tar"
+    if not archive.is_file():
+        return None
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return str(Path(folder) / SAMPLE / "val_list.txt")
+
+
+def show(measured: Sequence[rows.Row]) -> None:
+    """The table, under what it stands on."""
+    for origin in dict.fromkeys(map(rows.origin, measured)):
+        table = Table(box=box.SIMPLE_HEAD)
+        for column in rows.COLUMNS:
+            table.add_column(column, no_wrap=column in (rows.COLUMNS[0], rows.COLUMNS[-1]))
+        for row in measured:
+            if rows.origin(row) == origin:
+                table.add_row(*rows.cells(row))
+        Console(highlight=False).print(table, origin, markup=False)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a benchmark or a comparison")
+    parser.add_argument("--pairs", type=int, default=5, help="turns of each side (5)")
+    parser.add_argument("--steps", type=int, default=7, help="timed steps in each turn (7)")
+    parser.add_argument("--threads", type=int, help="CPU threads of each side (torch's choice)")
+    parser.add_argument("--images", metavar="LIST", help="of JPEG files, for the benchmark input")
+    parser.add_argument("--results", type=Path, help="where rows go (benchmarks/results)")
+    parser.add_argument("--quick", action="store_true", help="one tiny pair of each, no rows")
+    return parser.parse_args()
+
+
+def main(arguments: argparse.Namespace) -> None:
+    rule = Rule(pairs=arguments.pairs, steps=arguments.steps)
+    work, results = Workload(), arguments.results or rows.RESULTS
+    if arguments.threads:
+        rule = rule.model_copy(update={"threads": arguments.threads})
+    if arguments.quick:
+        rule = rule.model_copy(update={"pairs": 1, "steps": 1})
+        work, results = Workload(image_size=64, batch_size=2), arguments.results
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = comparisons(work, arguments.images or sample_list(folder))
+        for name in select(arguments.names, [*STARTUP, *chosen]):
+            if name in chosen:
+                row = measure(name, chosen[name], work, rule)
+            else:
+                row = measure_startup(name, STARTUP[name], rule)
+            if results is not None:
+                rows.append(row, results)
+            measured.append(row)
+    show(measured)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_arguments())
+    except UserError as mistake:
+        sys.exit(f"benchmarks/run.py: {mistake}")

@@ -1,0 +1,129 @@
+"""Writes docs/recipe.md and the README's table of speeds; what `make docs` runs.
+
+python docs/generate.py          writes both
+python docs/generate.py --check  exit 1 where a file is not what would be written
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import rows  # noqa: E402 (benchmarks/rows.py)
+from densekit.config import Section, to_yaml  # noqa: E402
+from densekit.models.densenet import DenseNetConfig  # noqa: E402
+from densekit.recipe import Recipe  # noqa: E402
+
+START, END = "<!-- results -->\n", "<!-- /results -->"
+HEAD = """# Recipe options
+
+Every option of a recipe, by its name in YAML and on the command line
+(`densekit train -c RECIPE -o optim.lr=0.05`). `make docs` writes this file from the sections'
+own fields: change those, not this.
+"""
+
+
+# docs/recipe.md -----------------------------------------------------------------------------
+
+
+def recipe_reference() -> str:
+    """A table for each section of Recipe, and one for what model.overrides may hold."""
+    sections: dict[str, type[Section]] = {
+        name: field.annotation
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    parts = [HEAD, _table("", Recipe, skip=set(sections))]
+    for name, section in sections.items():
+        parts.append(f"## {name}\n\n{section.__doc__}\n\n{_table(f'{name}.', section)}")
+        if name == "model":
+            parts.append(
+                "### model.overrides\n\nThe fields of an architecture; defaults are densenet121's."
+                f"\n\n{_table('', DenseNetConfig)}"
+            )
+    return "\n".join(parts)
+
+
+def _table(prefix: str, section: type[Section], skip: Container[str] = ()) -> str:
+    lines = ["| Option | Default | Values | Meaning |", "|---|---|---|---|"]
+    schema = section.model_json_schema()
+    for name, field in section.model_fields.items():
+        if name not in skip:
+            values = _values(schema["properties"][name], schema.get("$defs", {}))
+            default = _yaml(field.get_default(call_default_factory=True))
+            meaning = " ".join((field.description or "").split())
+            assert meaning, f"{section.__name__}.{name} has no docstring"
+            cells = (f"`{prefix}{name}`", f"`{default}`", values, meaning)
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Without what Markdown takes for a column's end or a tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _yaml(value: Any) -> str:
+    """As one writes it in a recipe."""
+    return to_yaml({"x": value}).removeprefix("x:").strip()
+
+
+NAMES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
+BOUNDS = {
+    "minimum": "from {}", "exclusiveMinimum": "above {}",
+    "maximum": "to {}", "exclusiveMaximum": "below {}",
+}  # fmt: skip
+
+
+def _values(schema: dict[str, Any], defs: dict[str, Any]) -> str:
+    """What a field takes, from its JSON schema."""
+    if "anyOf" in schema:
+        return " or ".join(_values(choice, defs) for choice in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(_yaml(value) for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "null":
+        return "null"
+    if schema.get("type") == "array":
+        items = schema.get("prefixItems", [schema.get("items", {})])
+        kinds = dict.fromkeys(_values(item, defs) for item in items)
+        count = f"{len(items)} of " if "prefixItems" in schema else ""
+        return f"list: {count}" + "; ".join(kinds)
+    if schema.get("type") == "object":
+        return "map"
+    bounds = [text.format(_yaml(schema[key])) for key, text in BOUNDS.items() if key in schema]
+    return " ".join([NAMES[schema["type"]], *bounds])
+
+
+# README.md ----------------------------------------------------------------------------------
+
+
+def readme(text: str) -> str:
+    """`text` with the newest rows between the marks. Raises ValueError without them."""
+    before, mark, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"README.md lacks the lines {START.strip()} and {END}")
+    return f"{before}{START}{rows.markdown(rows.read())}{END}{after}"
+
+
+def main() -> None:
+    made = {
+        ROOT / "docs" / "recipe.md": recipe_reference(),
+        ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf-8")),
+    }
+    for file, text in made.items():
+        current = file.exists() and file.read_text(encoding="utf-8") == text
+        if "--check" in sys.argv and not current:
+            sys.exit(f"{file.relative_to(ROOT)} is not current: run make docs")
+        if not current:
+            file.write_text(text, encoding="utf-8")
+            print(f"wrote {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The files that `make docs` writes are what it would write."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from densekit.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+import generate  # noqa: E402 (docs/generate.py)
+
+
+def test_the_recipe_reference_is_current() -> None:
+    text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert text == generate.recipe_reference(), "run make docs"
+
+
+def test_the_readmes_results_are_current() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == generate.readme(text), "run make docs"
+
+
+def test_the_reference_has_every_option_with_its_default() -> None:
+    text = generate.recipe_reference()
+    for section in ("model", "data", "optim", "loop"):
+        for name in type(getattr(Recipe(), section)).model_fields:
+            assert f"| `{section}.{name}` | `" in text
+    assert "| `loop.epochs` | `90` | whole number from 1 |" in text
+    assert "| `optim.head_lr` | `null` | number above 0 or null |" in text
+    assert "| `data.crop_scale` | `[0.08, 1.0]` | list: 2 of number |" in text
+
+
+def test_the_readmes_table_goes_between_the_marks() -> None:
+    text = generate.readme("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    assert text.startswith("before\n<!-- results -->\n")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text
+    with pytest.raises(ValueError, match="lacks the lines"):
+        generate.readme("no marks\n")
