@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all check format bench docs clean
+.PHONY: quickstart test test-all check format bench parity docs clean
 
 quickstart: .venv/quickstart  ## train on 5,000 real digits, evaluate, predict: about 3 minutes on 2 cores
 	@$(BIN)/densekit train -c quickstart && $(BIN)/densekit evaluate runs/quickstart/best && $(BIN)/densekit predict runs/quickstart/best data/mnist5k/val/[0-4]/*00.png
@@ -21,6 +21,9 @@ format: .venv/test  ## what `make check` asks for
 
 bench: .venv/test  ## speed against torchvision: adds rows to benchmarks/results
 	$(BIN)/python benchmarks/run.py
+
+parity: .venv/test  ## every converter against its library, from the registry: writes docs/weights.md
+	$(BIN)/python parity/run.py && $(BIN)/python parity/recipe.py
 
 docs: .venv/test  ## regenerates the reference of recipe options and the README's tables
 	$(BIN)/python docs/generate.py

@@ -27,8 +27,9 @@ def create_model(
 ) -> DenseNet:
     """A DenseNet with torchvision's state_dict keys, [N, in_channels, H, W] -> [N, num_classes].
 
-    `num_classes` None takes the variant's. `pretrained` is an artifact folder, a .pth or
-    .safetensors file, or "torchvision"; another class count than the weights' makes a new head.
+    `num_classes` None takes the variant's. `pretrained` is an artifact's folder, a file of weights
+    of any library that `densekit convert` reads, a URL, "hf-hub:org/name", or "torchvision",
+    "timm", "paddle", "keras"; another class count than the weights' makes a new head.
     `overrides` are fields of DenseNetConfig. Raises UserError for names and weights that do not
     fit.
     """

@@ -56,6 +56,8 @@ class Provenance(Section):
     versions: dict[str, str] = Field(default_factory=dict)
     commit: str | None = None
     """Of densekit's own sources, `-dirty` if they were changed; null for an installed package."""
+    source: dict[str, str] = Field(default_factory=dict)
+    """Of converted weights: the file's or artifact's name, its sha256, whose names it had."""
 
 
 class ArtifactConfig(Section):

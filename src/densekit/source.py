@@ -14,8 +14,7 @@ from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig, architecture
 from densekit.recipe import Recipe
 from densekit.weights import convert
-
-WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+from densekit.weights.formats import READ as WEIGHT_FILES
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,17 @@ def open_recipe(recipe: Recipe, classes: Sequence[str] | None = None) -> Opened:
         name=model.name,
         model=_loaded(config, weights, f"model.pretrained={pretrained}"),
         preprocessing=Preprocessing.from_config(recipe.data),
-        classes=_named(classes, config),
+        classes=_named(classes or _stored_names(pretrained, config), config),
         data=recipe.data.model_dump(mode="json"),
     )
+
+
+def _stored_names(pretrained: str, config: DenseNetConfig) -> Sequence[str] | None:
+    """The classes of an artifact that fits the network."""
+    if not Path(pretrained).is_dir():
+        return None
+    classes = artifact.read(artifact.locate(Path(pretrained))).config.classes
+    return classes if len(classes) == config.num_classes else None
 
 
 def _open_folder(folder: Path) -> Opened:

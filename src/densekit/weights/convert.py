@@ -1,29 +1,21 @@
-"""Weights with torchvision's names into a model, whole or not at all: files, artifacts, the hub."""
+"""Weights into a network, whole or not at all; and where `pretrained` finds them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
-import torchvision
-from safetensors.torch import load_file
-from torch import Tensor
 
 from densekit import artifact
-from densekit.config import UserError, nearest
+from densekit.config import UserError
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import VARIANTS
+from densekit.weights import published
+from densekit.weights.fetch import fetch
+from densekit.weights.formats import BODY, StateDict, at_eps
+from densekit.weights.formats import nearest_sibling as nearest_sibling
+from densekit.weights.formats import read as read_file
 
-StateDict = dict[str, Tensor]
-
-TORCHVISION = ("densenet121", "densenet161", "densenet169", "densenet201")
-WRAPPERS = ("state_dict", "model")  # keys under which others' checkpoints keep the weights
 HEAD = ("classifier.weight", "classifier.bias")
-# torchvision's files of 2017 say denselayer1.norm.1.weight for denselayer1.norm1.weight
-OLD_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 
 
 def start_from(model: DenseNet, pretrained: str) -> list[str]:
@@ -41,65 +33,59 @@ def start_from(model: DenseNet, pretrained: str) -> list[str]:
 
 
 def find(pretrained: str, config: DenseNetConfig) -> StateDict:
-    """The tensors of an artifact, a run's best/, a weights file, or "torchvision"'s for `config`.
+    """The tensors of an artifact, a run's best/, a weights file, a URL, hf-hub:org/name, or a
+    source in the published table for `config`; for the network's own BatchNorm epsilon.
 
     Raises UserError.
     """
-    if pretrained == "torchvision":
-        return fetch(pretrained, variant_of(config))
-    if Path(pretrained).is_dir():
-        return artifact.read(artifact.locate(Path(pretrained))).state_dict
-    return read(Path(pretrained))
+    place = locate(pretrained, config)
+    if not place.is_dir():
+        return read_file(place).at_eps(config.bn_eps)
+    stored = artifact.read(artifact.locate(place))
+    return at_eps(stored.state_dict, stored.config.model.architecture.bn_eps, config.bn_eps)
 
 
 def read(file: Path) -> StateDict:
-    """Tensors of a .safetensors file, or of a .pth file without running code that it may hold.
+    """Tensors by our names of a file of any format that `formats` reads, for epsilon 1e-5.
 
-    Wrappers ({"state_dict": ...}), `module.` before the names and torchvision's old names are
-    undone. Raises UserError.
+    Raises UserError.
     """
-    try:
-        if file.suffix == ".safetensors":
-            return clean(load_file(file))
-        return clean(torch.load(file, map_location="cpu", weights_only=True))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: there is no such file{nearest_sibling(file)}") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-    except Exception as error:  # what a damaged file makes the unpickler raise has no common base
-        raise UserError(
-            f"{file}: cannot be read as tensors: it is damaged, or it holds Python objects, which "
-            f"are not loaded because loading them can run code"
-        ) from error
+    return read_file(file).at_eps(1e-5)
 
 
-def clean(tree: Any) -> StateDict:
-    """The state_dict in what a file held. Raises UserError where there is none."""
-    for wrapper in WRAPPERS:
-        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
-            tree = tree[wrapper]
-    if not isinstance(tree, dict) or not all(isinstance(t, Tensor) for t in tree.values()):
-        raise UserError("holds no state_dict, a mapping from names to tensors")
-    return {OLD_KEY.sub(r"\1\2", name.removeprefix("module.")): t for name, t in tree.items()}
+def locate(pretrained: str, config: DenseNetConfig | None = None) -> Path:
+    """The file or folder that `pretrained` names, fetched if need be; `config` picks a source's.
+
+    Raises UserError.
+    """
+    if pretrained in published.SOURCES:
+        if config is None:
+            raise UserError(f"{pretrained}: has several DenseNets; give --model NAME")
+        row = published.find(pretrained, _variant_of(config, pretrained))
+        return fetch(row.url, row.checksum)
+    if pretrained.startswith(("http://", "https://", "hf-hub:")):
+        known = {row.url: row.checksum for row in published.PUBLISHED}
+        return fetch(pretrained, known.get(pretrained))
+    return Path(pretrained).expanduser()
 
 
-def load_into(model: DenseNet, weights: StateDict, new_head: bool = False) -> list[str]:
+def load_into(
+    model: DenseNet, weights: StateDict, new_head: bool = False, shown: int | None = 5
+) -> list[str]:
     """Copies every tensor into `model`, in the model's dtypes and memory format, or none.
 
     With `new_head` a classifier of another class count is left as it was initialised. Returns the
     names of the tensors so left. num_batches_tracked may be missing. Raises UserError that lists
-    the tensors that are missing, unknown or of another shape.
+    the tensors that are missing, unknown or of another shape: the first `shown` of each, or all.
     """
     own = model.state_dict()
     left = [name for name in HEAD if new_head and _differs(name, own, weights)]
     weights = {name: t for name, t in weights.items() if name not in left}
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     problems = [
-        *_listed("missing", own.keys() - weights.keys() - counters - set(left)),
-        *_listed("unknown", weights.keys() - own.keys()),
-        *_listed("of another shape", _misshapen(own, weights)),
+        *_listed("missing", own.keys() - weights.keys() - counters - set(left), shown),
+        *_listed("unknown", weights.keys() - own.keys(), shown),
+        *_listed("of another shape", _misshapen(own, weights), shown),
         *_remedies(own, weights),
     ]
     if problems:
@@ -108,39 +94,16 @@ def load_into(model: DenseNet, weights: StateDict, new_head: bool = False) -> li
     return left
 
 
-def fetch(origin: str, variant: str) -> StateDict:
-    """The ImageNet weights of `variant` from torchvision's hub, or from its cache on this disk."""
-    assert origin == "torchvision", origin
-    if variant not in TORCHVISION:
-        raise UserError(f"torchvision has no weights for {variant}{nearest(variant, TORCHVISION)}")
-    weights = torchvision.models.get_model_weights(variant)["IMAGENET1K_V1"]
-    try:
-        return clean(weights.get_state_dict(check_hash=True, weights_only=True))
-    except Exception as error:  # no network, a full disk, a damaged file in the cache
-        raise UserError(
-            f"{weights.url}: cannot be fetched, or read from {torch.hub.get_dir()}: "
-            f"{type(error).__name__}: {error}; fetch it elsewhere and give the file"
-        ) from error
-
-
-def variant_of(config: DenseNetConfig) -> str:
-    """The variant of torchvision's whose body `config` has. Raises UserError."""
-    body = ("growth_rate", "block_config", "num_init_features", "bn_size", "compression", "stem")
-    for name in TORCHVISION:
-        if all(getattr(VARIANTS[name], key) == getattr(config, key) for key in body):
+def _variant_of(config: DenseNetConfig, source: str) -> str:
+    """The published variant whose body `config` has. Raises UserError."""
+    names = [row.model for row in published.PUBLISHED if row.source == source]
+    for name in names:
+        if all(getattr(VARIANTS[name], key) == getattr(config, key) for key in BODY):
             return name
     raise UserError(
-        f"model.pretrained=torchvision: torchvision has weights for {', '.join(TORCHVISION)} "
-        f"only; give a file, or one of these as model.name"
+        f"{source} has weights for {', '.join(names)} only; give a file, or one of these as "
+        f"model.name"
     )
-
-
-def nearest_sibling(path: Path) -> str:
-    """`; did you mean "x"?` for a file or folder beside a path that does not exist."""
-    parent = path.parent
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    hint = nearest(path.name, names)
-    return hint if "did you mean" in hint else ""
 
 
 def _differs(name: str, own: StateDict, weights: StateDict) -> bool:
@@ -155,11 +118,11 @@ def _misshapen(own: StateDict, weights: StateDict) -> list[str]:
     ]
 
 
-def _listed(problem: str, names: Iterable[str]) -> list[str]:
-    """One line for all of `names`: the first five, and how many more."""
+def _listed(problem: str, names: Iterable[str], shown: int | None) -> list[str]:
+    """One line for all of `names`: the first ones, and how many more."""
     names = sorted(names)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return [f"{problem}: {', '.join(names[:5])}{more}"] if names else []
+    more = f" and {len(names) - shown} more" if shown and len(names) > shown else ""
+    return [f"{problem}: {', '.join(names[:shown])}{more}"] if names else []
 
 
 def _remedies(own: StateDict, weights: StateDict) -> list[str]:

@@ -1,0 +1,84 @@
+"""PaddleClas' DenseNet121.yaml trained by Paddle and, translated, by densekit: part of make parity.
+
+The same weights, the same 20 batches, over the boundary at epoch 30, both in float64: every rate
+must be the same number, every weight within 1e-4 of its tensor's largest. Paddle hands momentum
+and decay to its kernels as float32, whose rounding alone grows to 4e-4 in these 20 steps, so here
+they are rounded alike.
+
+    python parity/recipe.py
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from training import DECAY, MOMENTUM
+
+from densekit import optim
+from densekit.models.densenet import DenseNet
+from densekit.paddleclas.translate import load
+from densekit.weights import convert, formats
+from run import HERE, python_of
+
+sys.path.insert(0, str(HERE.parent / "tests" / "paddleclas"))
+
+from shipped import DENSENET121
+
+FIRST, BOUND, CARDS = 20, 1e-4, 4
+
+
+def main() -> int:
+    """Prints what was compared; 1 if something is over its bound."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.check_call([python_of("paddle"), HERE / "peer_recipe.py", folder])
+        (folder / "DenseNet121.yaml").write_text(DENSENET121, encoding="utf-8")
+        rates, losses, weights = train(folder)
+        theirs, after = np.load(folder / "recipe.npz"), formats.read(folder / "after.pdparams")
+    same = rates == theirs["rates"].tolist()
+    loss = float(np.abs(np.array(losses) - theirs["losses"]).max() / theirs["losses"].max())
+    trained = [n for n in weights if "running" not in n and "num_batches" not in n]
+    worst = max(
+        float((weights[n] - after.tensors[n]).abs().max() / after.tensors[n].abs().max())
+        for n in trained
+    )
+    print(f"learning rates of 20 steps, {rates[0]:g} to {rates[-1]:g}: "
+          f"{'identical' if same else 'DIFFERENT'}")  # fmt: skip
+    print(
+        f"losses: {loss:.1e} of the largest; weights after 20 steps: {worst:.1e} (bound {BOUND:.0e})"
+    )
+    return 0 if same and worst <= BOUND else 1
+
+
+def train(folder: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """Rates, losses and the last weights, by the translated recipe."""
+    recipe = load(str(folder / "DenseNet121.yaml"), [], CARDS).recipe
+    assert (recipe.optim.momentum, recipe.optim.weight_decay) == (0.9, 1e-4)
+    data, theirs = np.load(folder / "recipe.npz"), formats.read(folder / "before.pdparams")
+    _, config = formats.identify(theirs)
+    model = DenseNet(config, op="reference").double().train()
+    convert.load_into(model, theirs.tensors)
+    rounded = {"momentum": MOMENTUM, "weight_decay": DECAY}
+    optimizer = optim.create_optimizer(
+        model, recipe.optim.model_copy(update=rounded), recipe.data.batch_size
+    )
+    rates, losses = [], []
+    for step, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
+        factor = optim.lr_factor(recipe.optim, FIRST + step, 1, recipe.loop.epochs)
+        rates.append(optim.set_lr(optimizer, factor))
+        loss = F.cross_entropy(model(torch.from_numpy(images)), torch.from_numpy(labels))
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return rates, losses, model.state_dict()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

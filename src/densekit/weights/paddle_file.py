@@ -1,0 +1,78 @@
+"""Paddle's .pdparams: a pickle of a dict from names to numpy arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densekit.config import UserError
+from densekit.weights.pickles import Record
+
+DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
+NAMES = "StructuredToParameterName@@"  # Paddle's own names for the parameters, of no use here
+
+
+def arrays(tree: Any, size: int) -> dict[str, Tensor]:
+    """Name -> tensor of what pickles.load read from a file of `size` bytes. Raises UserError."""
+    if not isinstance(tree, dict):
+        raise UserError("holds no dict from names to arrays")
+    found, total = {}, 0
+    for name, node in tree.items():
+        if name != NAMES:
+            if not isinstance(node, Record):
+                raise UserError("holds something else than arrays: a dict of arrays is expected")
+            array = _array(node)
+            total += array.nbytes
+            if total > size:  # the same bytes for many arrays, each of which takes memory
+                raise UserError("damaged: arrays larger than what is stored of them")
+            found[str(name)] = torch.from_numpy(array)
+    return found
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """What `paddle.load` reads."""
+    return pickle.dumps({name: t.contiguous().numpy() for name, t in tensors.items()}, protocol=4)
+
+
+def _array(record: Record) -> np.ndarray:
+    """The array that a record describes; its bytes must be all there."""
+    match record.name.rpartition(".")[2], record.args, record.state:
+        case "_reconstruct", _, (_, shape, Record() as dtype, bool(fortran), data):
+            order = "F" if fortran else "C"
+        case "_frombuffer", (data, Record() as dtype, shape, ("C" | "F") as order), _:
+            pass
+        case _:
+            raise UserError("damaged, or holds something else than arrays")
+    kind, data = _dtype(dtype), _content(data)
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise UserError("damaged: an array without its shape")
+    if math.prod(shape) * kind.itemsize != len(data):
+        raise UserError("damaged: an array of another size than what is stored of it")
+    array = np.frombuffer(data, kind).reshape(shape, order=order)  # type: ignore[call-overload]
+    return array.astype(kind.newbyteorder("="), order="C")
+
+
+def _dtype(record: Record) -> np.dtype:
+    code = record.args[0] if record.name == "numpy.dtype" and record.args else None
+    if not isinstance(code, str) or code not in DTYPES:
+        raise UserError("holds arrays of a type that no DenseNet's weights have")
+    swapped = isinstance(record.state, tuple) and record.state[1:2] == (">",)
+    return np.dtype((">" if swapped else "<") + code)
+
+
+def _content(data: Any) -> bytes | bytearray:
+    """An array's bytes, as protocols 3 to 5 or, through text, protocol 2 store them."""
+    match data:
+        case bytes() | bytearray():
+            return data
+        case Record("_codecs.encode", (str(text), "latin1")):
+            with contextlib.suppress(UnicodeEncodeError):
+                return text.encode("latin1")
+    raise UserError("damaged: an array without its values")

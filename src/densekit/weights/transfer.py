@@ -1,0 +1,226 @@
+"""`densekit convert SRC DST`: weights from any format here to an artifact or another format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+import torchvision
+
+from densekit import artifact
+from densekit.artifact import ArtifactConfig, Described, Preprocessing, Task
+from densekit.config import UserError, build, nearest, read_yaml
+from densekit.data.examples import read_class_names
+from densekit.models.densenet import DenseNet, DenseNetConfig
+from densekit.models.variants import variant
+from densekit.weights import convert, formats, published
+from densekit.weights.fetch import digest
+from densekit.weights.published import Published
+
+CLASSES = ("imagenet", "torchxrayvision")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's options, as typed; None: not given."""
+
+    model: str | None = None
+    new_head: int | None = None
+    preprocessing: str | None = None
+    classes: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What SRC holds, and what is known of its use."""
+
+    name: str
+    config: DenseNetConfig
+    tensors: formats.StateDict
+    what: str
+    """The format or library, for people."""
+    source: dict[str, str]
+    """For the provenance."""
+    known: ArtifactConfig | None = None
+    """An artifact's."""
+    row: Published | None = None
+    """The published row that has this file's checksum."""
+
+
+def transfer(src: str, dst: str, options: Options) -> list[str]:
+    """Converts, or raises UserError with all that does not fit. Returns what a person should
+    know, in lines."""
+    if options.task not in (None, *get_args(Task)):
+        raise UserError(f"--task {options.task}: expected {' or '.join(get_args(Task))}")
+    target = Path(dst).expanduser()
+    if target.suffix and target.suffix not in formats.WRITTEN:
+        raise UserError(
+            f"{dst}: no format that is written: {', '.join(formats.WRITTEN)}, or no suffix for an "
+            f"artifact's folder"
+        )
+    origin = _open(src, options.model)
+    config = origin.config
+    if options.new_head is not None:
+        config = config.model_copy(update={"num_classes": options.new_head})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a new head's weights
+        model = DenseNet(config, op="reference")
+    try:
+        left = convert.load_into(
+            model, origin.tensors, new_head=options.new_head is not None, shown=None
+        )
+    except UserError as error:
+        raise UserError(f"{src} as {origin.name}: {error}") from error
+    said = [f"{src}: {origin.name}, {origin.what}, {len(origin.tensors)} tensors, all of them used"]
+    if left:
+        said.append(
+            f"{dst}: the head is new, {config.num_classes} classes with random weights: train it "
+            f"before use"
+        )
+    if target.suffix:
+        return [*said, *_to_file(target, model, options)]
+    return [*said, _to_artifact(target, model, origin, options, bool(left))]
+
+
+def _to_file(target: Path, model: DenseNet, options: Options) -> list[str]:
+    for name in ("preprocessing", "classes", "task"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: goes with an artifact; {target} holds weights alone")
+    said = formats.write(target, model.state_dict(), model.config)
+    return [*said, f"{target}: written, and read back the same"]
+
+
+def _to_artifact(
+    target: Path, model: DenseNet, origin: Origin, options: Options, new_head: bool
+) -> str:
+    preprocessing, task = _use(origin, options)
+    config = ArtifactConfig(
+        task=cast(Task, options.task or task),
+        model=Described(name=origin.name, architecture=model.config),
+        preprocessing=_fitting(preprocessing, model.config),
+        classes=_classes(model.config, origin, options, new_head),
+        provenance=artifact.provenance().model_copy(update={"source": origin.source}),
+    )
+    artifact.write(target, config, model.state_dict())
+    stored = artifact.read(target)
+    same = all(torch.equal(stored.state_dict[n], t) for n, t in model.state_dict().items())
+    assert same, f"{target} does not read back as what was written"
+    return (
+        f"{target}: an artifact, {config.task}, {len(config.classes)} classes, images to "
+        f"{config.preprocessing.crop} pixels; try: densekit predict {target} IMAGE"
+    )
+
+
+# Where it comes from ------------------------------------------------------------------------
+
+
+def _open(src: str, model: str | None) -> Origin:
+    named = variant(model) if model else None
+    place = convert.locate(src, named)
+    if place.is_dir():
+        return _open_folder(place, model)
+    weights = formats.read(place)
+    try:
+        name, config = formats.identify(weights, model)
+    except UserError as error:
+        raise UserError(f"{src}: {error}") from error
+    row = published.of_digest(weights.sha256, digest(place, "md5"))
+    return Origin(
+        name=name,
+        config=config,
+        tensors=weights.tensors,
+        what=f"{weights.keymap.name}'s names",
+        source={"file": src if "://" in src else place.name, "sha256": weights.sha256,
+                "names": weights.keymap.name},
+        row=row,
+    )  # fmt: skip
+
+
+def _open_folder(folder: Path, model: str | None) -> Origin:
+    if model:
+        raise UserError(f"{folder}: --model is for files of weights; an artifact says it itself")
+    place = artifact.locate(folder)
+    stored = artifact.read(place)
+    described = stored.config.model
+    return Origin(
+        name=described.name,
+        config=described.architecture,
+        tensors=stored.state_dict,
+        what="an artifact",
+        source={"artifact": place.name, "sha256": digest(place / artifact.WEIGHTS, "sha256")},
+        known=stored.config,
+    )
+
+
+# How it is used -----------------------------------------------------------------------------
+
+
+def _use(origin: Origin, options: Options) -> tuple[Preprocessing, Task]:
+    """What is given; else what the artifact or the published table says."""
+    name = options.preprocessing
+    if name is None and origin.known:
+        return origin.known.preprocessing, origin.known.task
+    if name is None and origin.row:
+        name = origin.row.preprocessing
+    if name is None:
+        raise UserError(
+            f"{origin.source['file']}: a file of weights does not say how its images were scaled, "
+            f"nor does the table of published weights by its checksum; give --preprocessing "
+            f"{'|'.join(published.PREPROCESSINGS)}, or a YAML file of resize, crop, mean, std, ..."
+        )
+    if name in published.PREPROCESSINGS:
+        return published.PREPROCESSINGS[name], published.task_of(name)
+    if not Path(name).is_file():
+        raise UserError(
+            f"--preprocessing {name}: neither a file nor a name"
+            f"{nearest(name, published.PREPROCESSINGS)}"
+        )
+    return build(Preprocessing, read_yaml(Path(name))), "multiclass"
+
+
+def _fitting(preprocessing: Preprocessing, config: DenseNetConfig) -> Preprocessing:
+    if preprocessing.channels != config.in_channels:
+        raise UserError(
+            f"--preprocessing: gives {preprocessing.channels} channels, and these weights take "
+            f"{config.in_channels}"
+        )
+    return preprocessing
+
+
+def _classes(
+    config: DenseNetConfig, origin: Origin, options: Options, new_head: bool
+) -> tuple[str, ...]:
+    """A name for each output; a new head's are numbers until they are named."""
+    count, given = config.num_classes, options.classes
+    if given is None and new_head:
+        return tuple(map(str, range(count)))
+    if given is None and origin.known:
+        return origin.known.classes
+    if given is None and origin.row and origin.row.num_classes == 1000:
+        given = "imagenet"
+    if given is None:
+        raise UserError(
+            f"{origin.source['file']}: a file of weights does not name its {count} classes; give "
+            f"--classes {'|'.join(CLASSES)}, or a file of `label name` lines"
+        )
+    names = _names(given)
+    if len(names) != count:
+        raise UserError(f"--classes {given}: {len(names)} names for {count} outputs")
+    return names
+
+
+def _names(given: str) -> tuple[str, ...]:
+    if given == "torchxrayvision":
+        return published.XRAY_CLASSES
+    if given == "imagenet":
+        weights = torchvision.models.get_model_weights("densenet121")
+        return tuple(weights["IMAGENET1K_V1"].meta["categories"])
+    if not Path(given).is_file():
+        raise UserError(f"--classes {given}: neither a file nor a name{nearest(given, CLASSES)}")
+    names = read_class_names(Path(given))
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"--classes {given}: its labels must be 0 to {len(names) - 1}, each once")
+    return tuple(names[label] for label in range(len(names)))

@@ -1,0 +1,182 @@
+"""weights/pickles.py: nothing in a pickle is run, imported or believed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import os
+import pickle
+import pickletools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densekit.config import UserError
+from densekit.weights import paddle_file, pickles
+from densekit.weights.pickles import Record
+
+MARKS: list[str] = []
+
+
+def load(data: bytes) -> Any:
+    return pickles.load(io.BytesIO(data))
+
+
+# Values -------------------------------------------------------------------------------------
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+    | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner)
+    | st.dictionaries(st.text() | st.integers(), inner),
+)  # fmt: skip
+
+
+@given(plain, st.integers(2, 5))
+def test_plain_values_are_read_as_python_reads_them(value: Any, protocol: int) -> None:
+    data = pickle.dumps(value, protocol)
+    if b"_codecs" not in data and b"__builtin__" not in data:  # protocol 2: bytes are a call
+        assert load(data) == value
+
+
+def test_calls_are_written_down_and_not_done() -> None:
+    found = load(pickle.dumps(collections.OrderedDict(a=1), 2))
+    assert isinstance(found, Record)
+    assert found.name == "collections.OrderedDict"
+    assert found.items == {"a": 1}
+
+
+def test_several_pickles_stand_one_after_another() -> None:
+    file = io.BytesIO(pickle.dumps(1, 2) + pickle.dumps("two", 2) + b"rest")
+    assert (pickles.load(file), pickles.load(file), file.read()) == (1, "two", b"rest")
+
+
+# Malice -------------------------------------------------------------------------------------
+
+
+class Calls:
+    """What a pickle can make Python's own unpickler do."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
+class Stateful:
+    def __setstate__(self, state: object) -> None:
+        MARKS.append("__setstate__")
+
+
+ATTACKS = {
+    "posix.system": Calls(os.system, "touch harmed"),
+    ".eval": Calls(eval, "open('harmed', 'w')"),
+    ".getattr": Calls(getattr, "", "join"),
+    "shutil.rmtree": Calls(shutil.rmtree, "harmed"),
+    "Stateful": Stateful(),
+    "importlib": Calls(__import__("importlib").import_module, "antigravity"),
+    "load": Calls(np.load, "harmed.npy"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("named", ATTACKS)
+def test_what_could_run_code_is_refused_by_name(
+    named: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = {"first": np.ones(3), "second": ATTACKS[named]}
+    with pytest.raises(UserError, match=rf"names \S*{named}.*could run code"):
+        load(pickle.dumps(weights, protocol))
+    assert list(tmp_path.iterdir()) == []
+    assert MARKS == []
+
+
+def test_what_is_allowed_cannot_run_code() -> None:
+    for name in pickles.ALLOWED:
+        assert name.split(".")[0] not in ("os", "posix", "sys", "subprocess", "importlib")
+        assert name not in ("builtins.getattr", "builtins.eval", "torch.load", "numpy.load")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",  # protocol 0
+        b"\x80\x02(ios\nsystem\n.",  # INST
+        b"\x80\x02\x82\x01.",  # the registry of extensions
+        b"\x80\x05\x97.",  # a buffer from outside
+    ],
+)
+def test_opcodes_that_weights_do_not_need_are_refused(data: bytes) -> None:
+    with pytest.raises(UserError):
+        load(data)
+
+
+# Sizes --------------------------------------------------------------------------------------
+
+BOMBS = {
+    "8 GB of bytes": b"\x80\x04\x8e" + (8 << 30).to_bytes(8, "little") + b"few.",
+    "a bytearray": b"\x80\x05\x96" + (8 << 30).to_bytes(8, "little") + b"few.",
+    "a text": b"\x80\x04\x8d" + (8 << 30).to_bytes(8, "little") + b"few.",
+    "a number": b"\x80\x02\x8b" + (2_000_000_000).to_bytes(4, "little") + b"\x01.",
+    "a frame": b"\x80\x04\x95" + (1 << 60).to_bytes(8, "little") + b"N.",
+    "a memo": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "nested": b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b".",
+    "nested in a name": b"\x80\x04]" + b"\x94h\x00h\x00\x86" * 60 + b"\x93.",
+    "nested in a key": b"\x80\x02})" + b"q\x00h\x00h\x00\x86" * 60 + b"Ns.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_takes_little_memory(bomb: str) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    status = Path("/proc/self/status").read_text().splitlines()
+    used = int(next(line for line in status if line.startswith("VmData")).split()[1])
+    resource.setrlimit(resource.RLIMIT_DATA, ((used << 10) + (1 << 30), hard))
+    try:
+        load(BOMBS[bomb])
+    except UserError:
+        pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+# Fuzz ---------------------------------------------------------------------------------------
+
+
+def weights() -> bytes:
+    return pickle.dumps({"a": np.ones((2, 3), np.float32), "b": np.arange(4.0)}, 4)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    read_or_refuse(b"\x80\x04" + data)
+
+
+@given(st.data())
+def test_a_damaged_file_is_read_or_refused(data: st.DataObject) -> None:
+    damaged = bytearray(weights())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    read_or_refuse(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+
+
+OPCODES = [code.code.encode("latin-1") for code in pickletools.opcodes]
+
+
+@given(st.lists(st.sampled_from(OPCODES) | st.binary(max_size=3), max_size=40))
+def test_any_program_is_read_or_refused(parts: list[bytes]) -> None:
+    read_or_refuse(b"\x80\x04" + b"".join(parts) + b".")
+
+
+def read_or_refuse(data: bytes) -> None:
+    with contextlib.suppress(UserError):
+        paddle_file.arrays(load(data), len(data))

@@ -1,0 +1,280 @@
+"""weights/transfer.py: `densekit convert`, complete or failing with a list."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from networks import TINY, densenet121, tiny, write_keras_by_order, write_paddle
+from torch import Tensor
+
+from densekit import artifact, cli, source
+from densekit.artifact import Preprocessing
+from densekit.config import UserError
+from densekit.models.variants import VARIANTS
+from densekit.predict import load
+from densekit.weights import formats, published
+from densekit.weights.transfer import Options, transfer
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return densenet121()
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """What a file of weights cannot say."""
+    classes = tmp_path_factory.mktemp("known") / "classes.txt"
+    classes.write_text("".join(f"{i} {name}\n" for i, name in enumerate("abcde")))
+    return Options(preprocessing="imagenet", classes=str(classes))
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_there_and_back_again(state: dict[str, Tensor], known: Options, tmp_path: Path) -> None:
+    """Paddle -> torchvision -> an artifact -> Paddle -> safetensors, every value the same."""
+    places = [
+        tmp_path / name for name in ("w.pdparams", "w.pth", "a", "2.pdparams", "3.safetensors")
+    ]
+    write_paddle(places[0], state)
+    for src, dst in itertools.pairwise(places):
+        said = transfer(str(src), str(dst), known if dst.suffix == "" else Options())
+        assert "densenet121" in said[0]
+        assert str(dst) in said[-1]
+    for place in (places[1], places[4]):
+        assert same(formats.read(place).tensors, state)
+    stored = artifact.read(tmp_path / "a")
+    assert same(stored.state_dict, state)
+    assert stored.config.classes == tuple("abcde")
+    assert stored.config.model.architecture == VARIANTS["densenet121"].model_copy(
+        update={"num_classes": 5}
+    )
+    model = torchvision.models.densenet121(num_classes=5).eval()
+    model.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        logits = source.open_path(str(tmp_path / "a")).model(images)
+        assert torch.equal(logits, model(images))
+
+
+def test_kerass_epsilon_is_kept(state: dict[str, Tensor], known: Options, tmp_path: Path) -> None:
+    write_keras_by_order(tmp_path / "w.weights.h5", state)
+    transfer(str(tmp_path / "w.weights.h5"), str(tmp_path / "a"), known)
+    stored = artifact.read(tmp_path / "a")
+    assert stored.config.model.architecture.bn_eps == 1.001e-5
+    assert torch.equal(stored.state_dict["classifier.weight"], state["classifier.weight"])
+    said = transfer(str(tmp_path / "a"), str(tmp_path / "w.pth"), Options())
+    assert any("running_var is moved" in line for line in said)
+
+
+def test_provenance(state: dict[str, Tensor], known: Options, tmp_path: Path) -> None:
+    write_paddle(tmp_path / "w.pdparams", state)
+    transfer(str(tmp_path / "w.pdparams"), str(tmp_path / "a"), known)
+    tree = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert tree["provenance"]["source"] == {
+        "file": "w.pdparams",
+        "sha256": formats.read(tmp_path / "w.pdparams").sha256,
+        "names": "paddle",
+    }
+
+
+# Complete -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    torch.save(tiny().state_dict(), tmp_path / "tiny.pth")
+    return tmp_path / "tiny.pth"
+
+
+def test_the_patterns_names_are_found(file: Path, known: Options) -> None:
+    assert "densenet_bc_16_12" in transfer(str(file), str(file.with_suffix("")), known)[0]
+
+
+def test_all_that_does_not_fit_is_listed(file: Path, tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    missing = [name for name in state if "denseblock2.denselayer1" in name]
+    for name in missing:
+        del state[name]
+    state["features.norm5.bias"] = torch.ones(3)
+    state["extra"] = torch.ones(1)
+    torch.save(state, file)
+    with pytest.raises(UserError) as caught:
+        transfer(str(file), str(tmp_path / "a"), Options(model="densenet_bc_16_12"))
+    text = str(caught.value)
+    assert all(name in text for name in missing if "num_batches" not in name)
+    assert "unknown: extra" in text
+    assert "features.norm5.bias [3] instead of" in text
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_class_count_is_a_new_head(file: Path, tmp_path: Path) -> None:
+    said = transfer(str(file), str(tmp_path / "a"), Options(new_head=3, preprocessing="imagenet"))
+    assert any("the head is new, 3 classes" in line for line in said)
+    stored = artifact.read(tmp_path / "a")
+    assert stored.config.classes == ("0", "1", "2")
+    assert stored.state_dict["classifier.weight"].shape[0] == 3
+    body = [name for name in stored.state_dict if not name.startswith("classifier")]
+    assert all(torch.equal(stored.state_dict[n], tiny().state_dict()[n]) for n in body)
+
+
+def test_a_new_head_is_the_same_every_time(file: Path, tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth"):
+        torch.rand(1)
+        transfer(str(file), str(tmp_path / name), Options(new_head=3))
+    one, other = (formats.read(tmp_path / name).tensors for name in ("a.pth", "b.pth"))
+    assert same(one, other)
+
+
+# On the command line ------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["densekit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+def test_the_command(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "convert", file, tmp_path / "w.safetensors") == 0
+    assert "read back the same" in capsys.readouterr().out
+    assert run(monkeypatch, "convert", file, tmp_path / "2.pth", "--model", "densenet121") == 2
+    said = capsys.readouterr()
+    assert "features.denseblock4.denselayer16.conv2.weight" in said.err
+    assert said.out == ""
+    (tmp_path / "bad.pdparams").write_bytes(b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    assert run(monkeypatch, "convert", tmp_path / "bad.pdparams", tmp_path / "3.pth") == 2
+    assert "names posix.system" in capsys.readouterr().err
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "bad.pdparams", "tiny.pth", "w.safetensors"
+    ]  # fmt: skip
+
+
+# How it is used -----------------------------------------------------------------------------
+
+
+def test_what_a_file_does_not_say_must_be_given(file: Path, known: Options) -> None:
+    with pytest.raises(UserError, match=r"--preprocessing imagenet\|.*paddleclas"):
+        transfer(str(file), str(file.with_suffix("")), Options())
+    with pytest.raises(UserError, match=r"name its 5 classes; give --classes imagenet\|"):
+        transfer(str(file), str(file.with_suffix("")), Options(preprocessing="imagenet"))
+    with pytest.raises(UserError, match="--classes imagenet: 1000 names for 5 outputs"):
+        transfer(
+            str(file),
+            str(file.with_suffix("")),
+            Options(preprocessing="imagenet", classes="imagenet"),
+        )
+    assert not file.with_suffix("").exists()
+
+
+def test_a_published_checksum_says_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(tiny(num_classes=1000).state_dict(), file)
+    row = published.Published(
+        "x", "densenet121", "u", f"sha256:{formats.read(file).sha256[:8]}", preprocessing="timm"
+    )
+    monkeypatch.setattr(published, "PUBLISHED", (row,))
+    transfer(str(file), str(tmp_path / "a"), Options())
+    config = artifact.read(tmp_path / "a").config
+    assert config.preprocessing == published.PREPROCESSINGS["timm"]
+    assert config.classes[0] == "tench"
+
+
+def test_a_file_of_preprocessing(file: Path, known: Options, tmp_path: Path) -> None:
+    yaml = tmp_path / "own.yaml"
+    yaml.write_text("resize: 40\ncrop: 32\nmean: [0.5]\nstd: [0.25]\n")
+    transfer(str(file), str(tmp_path / "a"), Options(None, None, str(yaml), known.classes))
+    assert artifact.read(tmp_path / "a").config.preprocessing == Preprocessing(
+        resize=40, crop=32, mean=(0.5,), std=(0.25,)
+    )
+    yaml.write_text("resise: 40\n")
+    with pytest.raises(UserError, match=r'own\.yaml:1.*resise.*"resize"'):
+        transfer(str(file), str(tmp_path / "a"), Options(None, None, str(yaml), known.classes))
+
+
+def test_xrays_are_multilabel(tmp_path: Path) -> None:
+    grey = tiny(num_classes=18, in_channels=1)
+    torch.save(grey.state_dict(), tmp_path / "x.pth")
+    options = Options(preprocessing="torchxrayvision", classes="torchxrayvision")
+    transfer(str(tmp_path / "x.pth"), str(tmp_path / "x"), options)
+    classifier = load(tmp_path / "x", device="cpu")
+    assert classifier.task == "multilabel"
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
+    (row,) = classifier.predict([pixels], topk=18)
+    scaled = (2 * (torch.from_numpy(pixels) / 255) - 1) * 1024  # torchxrayvision's own words
+    with torch.inference_mode():
+        wanted = grey(scaled[None, None]).sigmoid()[0]
+    found = torch.zeros(18)
+    for answer in row["topk"]:
+        found[answer["class"]] = answer["prob"]
+        assert answer["label"] == published.XRAY_CLASSES[answer["class"]]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_options_that_do_not_apply(file: Path, known: Options, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--preprocessing: goes with an artifact"):
+        transfer(str(file), str(tmp_path / "w.safetensors"), known)
+    with pytest.raises(UserError, match=r"no format that is written: \.pdparams"):
+        transfer(str(file), str(tmp_path / "w.onnx"), Options())
+    with pytest.raises(UserError, match="--task both: expected multiclass or multilabel"):
+        transfer(str(file), str(tmp_path / "a"), Options(task="both"))
+    with pytest.raises(UserError, match="gives 1 channels, and these weights take 3"):
+        transfer(
+            str(file),
+            str(tmp_path / "a"),
+            Options(preprocessing="torchxrayvision", classes=known.classes),
+        )
+    with pytest.raises(UserError, match=r"--preprocessing imagnet.*\"imagenet\""):
+        transfer(str(file), str(tmp_path / "a"), Options(preprocessing="imagnet"))
+    transfer(str(file), str(tmp_path / "a"), known)
+    with pytest.raises(UserError, match="--model is for files"):
+        transfer(str(tmp_path / "a"), str(tmp_path / "b"), Options(model="densenet121"))
+
+
+def test_half_precision_is_widened(file: Path, tmp_path: Path) -> None:
+    half = {n: t.half() if t.is_floating_point() else t for n, t in tiny().state_dict().items()}
+    torch.save(half, file)
+    transfer(str(file), str(tmp_path / "w.safetensors"), Options())
+    tensors = formats.read(tmp_path / "w.safetensors").tensors
+    assert tensors["classifier.weight"].dtype == torch.float32
+    assert torch.equal(tensors["classifier.weight"], half["classifier.weight"].float())
+
+
+# Paddle's own -------------------------------------------------------------------------------
+
+
+def test_real_paddle_weights_give_paddles_logits(test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "paddle"
+    options = Options(preprocessing="paddleclas", classes="imagenet")
+    transfer(str(folder / "DenseNet121_random.pdparams"), str(tmp_path / "a"), options)
+    recorded = np.load(folder / "DenseNet121_random_io.npz")
+    with torch.inference_mode():
+        model = source.open_path(str(tmp_path / "a")).model
+        logits = model(torch.from_numpy(recorded["images"])).numpy()
+    scale = np.abs(recorded["logits"]).max()
+    assert scale > 1
+    assert np.abs(logits - recorded["logits"]).max() < 2e-5 * scale
+    transfer(str(tmp_path / "a"), str(tmp_path / "back.pdparams"), Options())
+    one = formats.read(folder / "DenseNet121_random.pdparams").tensors
+    assert same(one, formats.read(tmp_path / "back.pdparams").tensors)
+
+
+def test_tiny_is_what_its_name_says() -> None:
+    from densekit.models.variants import variant
+
+    assert variant("densenet_bc_16_12").model_copy(update={"num_classes": 5}) == TINY
