@@ -1,13 +1,13 @@
-"""Writes docs/recipe.md and the README's table of speeds; what `make docs` runs.
+"""Writes docs/recipe.md and tables in docs/paddleclas.md and README.md; what `make docs` runs.
 
-python docs/generate.py          writes both
+python docs/generate.py          writes all
 python docs/generate.py --check  exit 1 where a file is not what would be written
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import rows  # noqa: E402 (benchmarks/rows.py)
 from densekit.config import Section, to_yaml  # noqa: E402
 from densekit.models.densenet import DenseNetConfig  # noqa: E402
+from densekit.paddleclas.keys import KEYS, OPS, PLACES, Key  # noqa: E402
 from densekit.recipe import Recipe  # noqa: E402
 
-START, END = "<!-- results -->\n", "<!-- /results -->"
 HEAD = """# Recipe options
 
 Every option of a recipe, by its name in YAML and on the command line
@@ -99,21 +99,43 @@ def _values(schema: dict[str, Any], defs: dict[str, Any]) -> str:
     return " ".join([NAMES[schema["type"]], *bounds])
 
 
-# README.md ----------------------------------------------------------------------------------
+# Tables between marks -----------------------------------------------------------------------
 
 
 def readme(text: str) -> str:
     """`text` with the newest rows between the marks. Raises ValueError without them."""
-    before, mark, rest = text.partition(START)
-    _, end, after = rest.partition(END)
+    return _between(text, "results", rows.markdown(rows.read()))
+
+
+def paddleclas(text: str) -> str:
+    """`text` with every key of PaddleClas' between the marks. Raises ValueError without them."""
+    tables = [_keys("", [key for path, key in KEYS.items() if not path.startswith(PLACES)])]
+    tables.append(_keys("Below transform_ops and Infer.transforms:\n\n", OPS))
+    return _between(text, "keys", "\n".join(tables))
+
+
+def _keys(head: str, keys: Iterable[Key]) -> str:
+    cells = ((f"`{key.path}`", key.kind, key.says) for key in keys)
+    lines = ["| Key | | |", "|---|---|---|"]
+    return (
+        head + "\n".join([*lines, *("| " + " | ".join(map(_cell, c)) + " |" for c in cells)]) + "\n"
+    )
+
+
+def _between(text: str, name: str, content: str) -> str:
+    start, stop = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, mark, rest = text.partition(start)
+    _, end, after = rest.partition(stop)
     if not mark or not end:
-        raise ValueError(f"README.md lacks the lines {START.strip()} and {END}")
-    return f"{before}{START}{rows.markdown(rows.read())}{END}{after}"
+        raise ValueError(f"the text lacks the lines {start.strip()} and {stop}")
+    return f"{before}{start}{content}{stop}{after}"
 
 
 def main() -> None:
+    guide = ROOT / "docs" / "paddleclas.md"
     made = {
         ROOT / "docs" / "recipe.md": recipe_reference(),
+        guide: paddleclas(guide.read_text(encoding="utf-8")),
         ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf-8")),
     }
     for file, text in made.items():

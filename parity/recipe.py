@@ -31,6 +31,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "paddleclas"))
 from shipped import DENSENET121
 
 FIRST, BOUND, CARDS = 20, 1e-4, 4
+CLIP = 64.0  # Paddle's softmax on CPU reports no larger loss of an image
 
 
 def main() -> int:
@@ -50,9 +51,8 @@ def main() -> int:
     )
     print(f"learning rates of 20 steps, {rates[0]:g} to {rates[-1]:g}: "
           f"{'identical' if same else 'DIFFERENT'}")  # fmt: skip
-    print(
-        f"losses: {loss:.1e} of the largest; weights after 20 steps: {worst:.1e} (bound {BOUND:.0e})"
-    )
+    print(f"losses: {loss:.1e} of the largest")
+    print(f"weights after 20 steps: {worst:.1e} (bound {BOUND:.0e})")
     return 0 if same and worst <= BOUND else 1
 
 
@@ -72,9 +72,10 @@ def train(folder: Path) -> tuple[list[float], list[float], dict[str, torch.Tenso
     for step, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
         factor = optim.lr_factor(recipe.optim, FIRST + step, 1, recipe.loop.epochs)
         rates.append(optim.set_lr(optimizer, factor))
-        loss = F.cross_entropy(model(torch.from_numpy(images)), torch.from_numpy(labels))
-        loss.backward()
-        losses.append(loss.item())
+        logits, targets = model(torch.from_numpy(images)), torch.from_numpy(labels)
+        loss = F.cross_entropy(logits, targets, reduction="none")
+        loss.mean().backward()
+        losses.append(loss.detach().clamp(max=CLIP).mean().item())
         optimizer.step()
         optimizer.zero_grad()
     return rates, losses, model.state_dict()

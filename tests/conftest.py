@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
 from runs import Runs, write_digits
 
 # no timing assertions: a machine under load draws and runs examples slowly

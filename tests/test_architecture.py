@@ -18,6 +18,7 @@ ROOMS = {
     "files": "",
     "peers": "",
     "signals": "",
+    "options": "",
     "metrics": "",
     "curves": "",
     "ops": "",
@@ -31,10 +32,12 @@ ROOMS = {
     "loop": "precision distributed metrics",
     "monitor": "loop distributed",
     "recipe": "models data optim loop",
+    "bench": "models ops data loop precision optim",
     "artifact": "models data files",
     "engines": "artifact precision",
-    "weights": "models artifact",
+    "weights": "models artifact data files",
     "source": "recipe weights artifact models data",
+    "paddleclas": "recipe models data source",
     "evaluate": "source engines data metrics distributed precision display",
     "predict": "source engines data precision",
     "run_folder": "recipe checkpoint files",
@@ -46,8 +49,9 @@ ROOMS = {
     "train": "recipe plan run run_folder checkpoint signals precision distributed",
     "report": "train plan recipe models optim precision distributed",
     "api": "train predict source models weights recipe distributed",
-    "cli": "report train evaluate predict source plan recipe data precision display distributed "
-    "peers",
+    "inputs": "recipe paddleclas source data distributed",
+    "cli": "options report train evaluate predict inputs source weights plan recipe paddleclas data "
+    "precision display distributed peers",
 }
 
 

@@ -20,6 +20,11 @@ def test_the_recipe_reference_is_current() -> None:
     assert text == generate.recipe_reference(), "run make docs"
 
 
+def test_the_paddleclas_keys_are_current() -> None:
+    text = (ROOT / "docs" / "paddleclas.md").read_text(encoding="utf-8")
+    assert text == generate.paddleclas(text), "run make docs"
+
+
 def test_the_readmes_results_are_current() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == generate.readme(text), "run make docs"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,19 +19,25 @@ from densekit.optim import (
 
 
 def small() -> DenseNet:
-    return DenseNet(DenseNetConfig(
-        growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=3, stem="cifar"
-    ))
+    return DenseNet(
+        DenseNetConfig(
+            growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=3, stem="cifar"
+        )
+    )
 
 
 def test_the_papers_imagenet_schedule() -> None:
     config = OptimConfig(schedule="step", milestones=(30, 60), gamma=0.1)
-    rates = [config.lr * lr_factor(config, epoch * 5005, 5005, 90 * 5005) for epoch in (0, 29, 30, 60)]
+    rates = [
+        config.lr * lr_factor(config, epoch * 5005, 5005, 90 * 5005) for epoch in (0, 29, 30, 60)
+    ]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001], rel=1e-12)
     assert lr_factor(config, 30 * 5005 - 1, 5005, 90 * 5005) == 1.0  # falls at the epoch's 1st step
 
 
-@given(st.sampled_from(["cosine", "linear"]), st.integers(1, 50), st.integers(2, 20), st.floats(0, 1))
+@given(
+    st.sampled_from(["cosine", "linear"]), st.integers(1, 50), st.integers(2, 20), st.floats(0, 1)
+)
 def test_smooth_schedules_fall_from_the_peak_to_the_minimum(
     schedule: str, per_epoch: int, epochs: int, low: float
 ) -> None:
@@ -114,3 +121,64 @@ def test_rates_by_epoch_lists_changes_and_samples_smooth_schedules() -> None:
 def test_options_that_do_not_go_together_are_errors(bad: dict) -> None:
     with pytest.raises(ValueError, match=r"optim\."):
         OptimConfig(**bad)
+
+
+# PaddleClas' schedules and optimizers ----------------------------------------------------------
+
+
+def test_values_are_the_rates_between_the_milestones() -> None:
+    config = OptimConfig(lr=0.4, milestones=(2, 3), values=(0.4, 0.1, 0.07))
+    rates = [0.4 * lr_factor(config, step, 10, 50) for step in range(50)]
+    assert rates == pytest.approx([0.4] * 20 + [0.1] * 10 + [0.07] * 20, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"values": (0.1, 0.01)},
+        {"values": (0.2, 0.1, 0.01)},
+        {"schedule": "cosine", "values": (0.1, 0.1, 0.01)},
+    ],
+)
+def test_values_that_do_not_fit(fields: dict) -> None:
+    with pytest.raises(ValueError, match=r"optim\.values"):
+        OptimConfig(lr=0.1, milestones=(2, 3), **fields)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step"])
+def test_by_epoch_moves_at_first_steps_only(schedule: str) -> None:
+    smooth = OptimConfig(schedule=schedule, warmup_epochs=2, milestones=(3,))
+    stairs = smooth.model_copy(update={"by_epoch": True})
+    for step in range(50):
+        first = step // 10 * 10
+        assert lr_factor(stairs, step, 10, 50) == lr_factor(smooth, first, 10, 50)
+
+
+def test_rmsprop_is_the_formula() -> None:
+    config = OptimConfig(name="rmsprop", momentum=0.9, alpha=0.95, eps=1e-6, weight_decay=0.01)
+    model = nn.Module()
+    model.classifier = nn.Linear(3, 1, bias=False).double()
+    optimizer = create_optimizer(model, config, 256)
+    weight = model.classifier.weight.detach().numpy().copy()
+    square, buffer = np.zeros_like(weight), np.zeros_like(weight)
+    rng = np.random.default_rng(0)
+    for factor in (1.0, 0.5, 0.25):
+        gradient = rng.normal(size=weight.shape)
+        model.classifier.weight.grad = torch.tensor(gradient)
+        rate = set_lr(optimizer, factor)
+        optimizer.step()
+        gradient = gradient + 0.01 * weight
+        square = 0.95 * square + 0.05 * gradient**2
+        buffer = 0.9 * buffer + gradient / (np.sqrt(square) + 1e-6)
+        weight = weight - rate * buffer
+        np.testing.assert_allclose(model.classifier.weight.detach().numpy(), weight, rtol=1e-12)
+
+
+def test_named_parameters_without_weight_decay() -> None:
+    model = small()
+    config = OptimConfig(no_weight_decay=("norm1", "classifier"))
+    groups = {group["name"]: group for group in parameter_groups(model, config, 256)}
+    names = {id(p): name for name, p in model.named_parameters()}
+    spared = {names[id(p)] for g in groups.values() if not g["weight_decay"] for p in g["params"]}
+    assert spared == {n for n in names.values() if "norm1" in n or "classifier" in n}
+    assert spared < set(names.values())

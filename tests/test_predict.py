@@ -154,7 +154,7 @@ def test_what_a_notebook_holds(classifier: Classifier) -> None:
     assert classifier.preprocess == PREPROCESSING
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_answers_alike(classifier: Classifier, files: list[str], tmp_path: Path) -> None:
     gpu = load(tmp_path / "best", device="cuda")
     assert gpu.model.classifier.weight.is_cuda

@@ -7,15 +7,25 @@ mistake, 3 a bug of ours or another rank's failure, 75 stopped with the state sa
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
-if TYPE_CHECKING:
-    from densekit.source import Opened
+from densekit.options import (
+    AsJson,
+    BatchSize,
+    Classes,
+    Config,
+    Device,
+    ModelName,
+    Options,
+    PrecisionName,
+    Source,
+)
 
 app = typer.Typer(
     name="densekit",
@@ -29,35 +39,6 @@ app = typer.Typer(
 )
 
 STOPPED = 75  # EX_TEMPFAIL: try again and the run goes on
-
-Config = Annotated[
-    Optional[str],  # noqa: UP045 (typer on Python 3.10 reads it at run time)
-    typer.Option("-c", "--config", metavar="RECIPE", help="A shipped recipe's name, or a file."),
-]
-Options = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "-o",
-        "--option",
-        metavar="KEY=VALUE",
-        help="Overrides one key of the recipe, such as [cyan]-o optim.lr=0.05[/]; repeat it.",
-    ),
-]
-Source = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(metavar="SOURCE", help="An artifact, a run, or weights (--model)."),
-]
-ModelName = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--model", metavar="NAME", help="What a .pth or .safetensors file is of."),
-]
-Classes = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--classes", metavar="FILE", help="`label name` lines, for such a file."),
-]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps")]
-PrecisionName = Annotated[str, typer.Option("--precision", metavar="fp32|bf16|fp16")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.command()
@@ -101,8 +82,8 @@ def train(
     """
     from densekit import distributed, report
     from densekit.data.own_folder import suggest
+    from densekit.inputs import read_recipe
     from densekit.plan import make_plan
-    from densekit.recipe import load
     from densekit.train import train as run
 
     options = list(option or [])
@@ -113,11 +94,15 @@ def train(
         if data is not None:
             suggested, reasons = suggest(Path(data).expanduser())
             report.print_notes(reasons)
-        recipe = load(config, options, suggested)
+        asked = read_recipe(config, options, "train", suggested)
+        assert asked.recipe is not None
+        report.print_notes(asked.notes)
         if dry_run:
-            report.print_plan(make_plan(recipe), as_json=json)
+            report.print_plan(make_plan(asked.recipe), as_json=json)
             return
-        outcome = run(recipe)
+        outcome = run(asked.recipe)
+        # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         report.print_outcome(outcome, as_json=json)
     if outcome.stopped:
         raise typer.Exit(STOPPED)
@@ -138,10 +123,7 @@ def evaluate(
     classes: Classes = None,
     config: Config = None,
     option: Options = None,
-    batch_size: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--batch-size", min=1, help="Images per batch; each is one rank's."),
-    ] = None,
+    batch_size: BatchSize = None,
     workers: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--workers", min=0, help="Loader processes per rank."),
@@ -160,16 +142,18 @@ def evaluate(
     """
     from densekit import distributed, report
     from densekit.evaluate import evaluate_source
-    from densekit.precision import resolve
+    from densekit.inputs import ask
+    from densekit.precision import keep_freed_memory, resolve
 
+    keep_freed_memory()
     with distributed.session():
-        formats = resolve(device, precision, local_rank=distributed.local_rank())
+        asked = ask(source, config, option or [], "evaluate")
+        rank = distributed.local_rank()
+        formats = resolve(asked.device(device), precision, local_rank=rank)
         distributed.start(formats.device)
         distributed.set_threads()
-        opened = distributed.on_every_rank(
-            lambda: _open(source, model, classes, config, option or [])
-        )
-        report.print_notes(opened.notes)
+        opened = distributed.on_every_rank(lambda: asked.open(classes, model))
+        report.print_notes([*asked.notes, *opened.notes])
         found = evaluate_source(
             opened, formats, data, batch_size, "auto" if workers is None else workers
         )
@@ -178,16 +162,20 @@ def evaluate(
 
 @app.command()
 def predict(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="An artifact, a run, or weights (--model).")
-    ],
+    source: Source = None,
     files: Annotated[
-        list[str], typer.Argument(metavar="FILES_OR_FOLDERS...", help="Images, or folders of them.")
-    ],
-    topk: Annotated[int, typer.Option("--topk", min=1, help="Answers per image.")] = 5,
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="FILES_OR_FOLDERS...", help="Images, or folders of them."),
+    ] = None,
+    topk: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--topk", min=1, help="Answers per image; 5."),
+    ] = None,
     model: ModelName = None,
     classes: Classes = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")] = 32,
+    config: Config = None,
+    option: Options = None,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     precision: PrecisionName = "fp32",
     json: AsJson = False,
@@ -195,25 +183,35 @@ def predict(
 ) -> None:
     """Predict the classes of images: one row per file, in order; exit 1 if some are unreadable.
 
+    With -c every argument is an image, or a folder of them.
+
     [bold]Examples[/]
 
       densekit predict runs/pets/best photo.jpg more-photos/
       densekit predict runs/pets/best photos/ --topk 3 --csv > answers.csv
+      densekit predict -c DenseNet121.yaml -o Infer.infer_imgs=photo.jpg
     """
     from densekit import report
     from densekit.config import UserError
     from densekit.display import bar
+    from densekit.inputs import ask
     from densekit.precision import keep_freed_memory, resolve
     from densekit.predict import Classifier, expand, write_csv, write_json, write_text
 
     if json and csv:
         raise UserError("--json and --csv: choose one")
     keep_freed_memory()
-    opened = _open(source, model, classes, None, [])
-    report.print_notes(opened.notes)
-    classifier = Classifier(opened, resolve(device, precision))
-    images = expand(files)
-    rows = bar(classifier.rows(images, topk, batch_size), len(images), "predicting")
+    if config is not None:
+        source, files = None, [*([source] if source else []), *(files or [])]
+    asked = ask(source, config, option or [], "predict")
+    images, topk = expand(files or asked.infer.files), topk or asked.infer.topk
+    if not images:
+        raise UserError("say which images to predict: files, or folders of them")
+    opened = asked.open(classes, model)
+    report.print_notes([*asked.notes, *opened.notes])
+    classifier = Classifier(opened, resolve(asked.device(device), precision))
+    size = batch_size or asked.infer.batch_size
+    rows = bar(classifier.rows(images, topk, size), len(images), "predicting")
     if csv:
         failed = write_csv(rows, sys.stdout, min(topk, len(classifier.classes)))
     else:
@@ -221,33 +219,63 @@ def predict(
     raise typer.Exit(1 if failed else 0)
 
 
-def _open(
-    source: str | None,
-    model: str | None,
-    classes: str | None,
-    config: str | None,
-    options: list[str],
-) -> Opened:
-    """The network that a command's SOURCE, or its -c and -o, name."""
-    from densekit.config import UserError
-    from densekit.data.examples import read_class_names
-    from densekit.recipe import load
-    from densekit.source import open_path, open_recipe
+@app.command()
+def translate(
+    config: Annotated[str, typer.Argument(metavar="FILE", help="A PaddleClas YAML.")],
+    option: Options = None,
+) -> None:
+    """Print the recipe that a PaddleClas file means, with what is otherwise than there.
 
-    names = None
-    if classes is not None:
-        if not Path(classes).is_file():
-            raise UserError(f"--classes {classes}: there is no such file")
-        names = list(read_class_names(Path(classes)).values())
-    if (source is None) == (config is None):
-        raise UserError("give either SOURCE, such as runs/quickstart/best, or -c RECIPE")
-    if source is None:
-        if model is not None:
-            raise UserError("--model goes with SOURCE; with -c use -o model.name=NAME")
-        return open_recipe(load(config, options), names)
-    if options:
-        raise UserError(f"-o {options[0]}: goes with -c RECIPE, not with SOURCE")
-    return open_path(source, model, names)
+    [bold]Example[/]
+
+      densekit translate DenseNet121.yaml -o Arch.class_num=37 > pets.yaml
+    """
+    from densekit import distributed
+    from densekit.paddleclas.translate import as_text, load
+
+    print(as_text(load(config, option or [], distributed.world_size())), end="")
+
+
+@app.command()
+def convert(
+    src: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="An artifact, weights, a URL, hf-hub:org/name; torchvision, timm, paddle, keras.",
+        ),
+    ],
+    dst: Annotated[
+        str, typer.Argument(metavar="DST", help="A .pdparams, .pth, .safetensors; or an artifact.")
+    ],
+    model: ModelName = None,
+    new_head: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--new-head", metavar="N", min=1, help="A new head of N classes."),
+    ] = None,
+    preprocessing: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--preprocessing", metavar="NAME|FILE", help="What its images go through."),
+    ] = None,
+    classes: Classes = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--task", metavar="multiclass|multilabel", help="What the outputs answer."),
+    ] = None,
+) -> None:
+    """Convert weights: PaddleClas, torchvision, timm; from Keras, MONAI, TorchXRayVision too.
+
+    [bold]Examples[/]
+
+      densekit convert DenseNet121_pretrained.pdparams densenet121.pth
+      densekit convert model.weights.h5 my-model --preprocessing imagenet --classes classes.txt
+      densekit convert runs/pets/best pets.pdparams
+    """
+    from densekit.weights import transfer
+
+    options = transfer.Options(model, new_head, preprocessing, classes, task)
+    for line in transfer.transfer(src, dst, options):
+        typer.echo(line)
 
 
 @app.command()

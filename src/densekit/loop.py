@@ -67,10 +67,10 @@ class LoopConfig(Section):
     """The first epoch that is evaluated."""
     rank_timeout: float = Field(600, gt=0, json_schema_extra=NO_NUMBER)
     """Seconds that ranks wait for one that does not come before the run stops."""
-    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field("stop", json_schema_extra=NO_NUMBER)
     """A loss or gradient that is not finite: stop and keep the batch for a look; skip its update;
     or go back to the newest state and leave the batch out."""
-    max_skips: int = Field(10, ge=0)
+    max_skips: int = Field(10, ge=0, json_schema_extra=NO_NUMBER)
     """skip, rollback: batches that may be left out before the run stops."""
 
     def evaluates(self, epoch: int) -> bool:

@@ -12,10 +12,10 @@ import torch
 from densekit import distributed, precision
 from densekit.config import UserError
 from densekit.data.examples import Examples
-from densekit.data.loader import resolve_workers, steps_per_epoch
+from densekit.data.loader import micro_batches, resolve_workers, steps_per_epoch
 from densekit.data.sources import check_examples, open_split
 from densekit.models.densenet import DenseNetConfig
-from densekit.models.variants import architecture
+from densekit.models.variants import architecture, last_map
 from densekit.precision import Precision
 from densekit.recipe import Recipe, check
 
@@ -84,6 +84,7 @@ def make_plan(recipe: Recipe) -> Plan:
     resolved = _resolve(recipe, formats, num_classes)
     counts, warnings = distributed.from_main(lambda: _look_at(train, val, resolved))
     data = resolved.data
+    _refuse_lone_pixels(resolved, len(train))
     return Plan(
         recipe=resolved,
         architecture=architecture(resolved.model).model_copy(
@@ -123,6 +124,30 @@ def _resolve(recipe: Recipe, formats: Precision, num_classes: int) -> Recipe:
         ),
     }
     return recipe.model_copy(update=updates)
+
+
+def _refuse_lone_pixels(recipe: Recipe, images: int) -> None:
+    """BatchNorm has no variance where a rank trains one image whose last map is one pixel."""
+    data, world = recipe.data, distributed.world_size()
+    counts = {min(images, data.batch_size)}
+    if images % data.batch_size and not data.drop_last:
+        counts.add(images % data.batch_size)
+    parts = range(1 if recipe.model.sync_bn else world)
+    alone = any(
+        share.stop - share.start == 1
+        for count in counts
+        for rank in parts
+        for share in micro_batches(
+            count, data.batch_size, recipe.loop.accumulation, rank, len(parts)
+        )
+    )
+    if alone and last_map(architecture(recipe.model), data.train_side) == 1:
+        raise UserError(
+            f"{images} training images in batches of data.batch_size={data.batch_size} leave one "
+            f"image alone, and of {data.train_side} x {data.train_side} pixels one is left at the "
+            f"end, for which BatchNorm has no variance; set data.drop_last=true or another "
+            f"data.batch_size"
+        )
 
 
 def _look_at(train: Examples, val: Examples, recipe: Recipe) -> tuple[np.ndarray, list[str]]:

@@ -63,10 +63,12 @@ def load(
     """
     path = find(name) if name else None
     source = read_yaml_file(path) if path else Source({})
-    tree = merge(Recipe().model_dump(), suggested or {})
-    if path and not suggested:
-        tree = merge(tree, {"name": path.stem})
-    tree = merge(tree, source.tree)
+    return assemble(source, options, suggested or ({"name": path.stem} if path else {}))
+
+
+def assemble(source: Source, options: Iterable[str] = (), suggested: Tree | None = None) -> Recipe:
+    """Defaults, then `suggested`, then `source`, then `-o` options. Raises UserError."""
+    tree = merge(merge(Recipe().model_dump(), suggested or {}), source.tree)
     return build(Recipe, override(Source(tree, source.places), options))
 
 

@@ -151,7 +151,8 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
     steps = found["preprocessing"]
     _show(
         f"\npreprocessing: short side to {steps['resize']}, centre {steps['crop']}, "
-        f"{steps['interpolation']}, antialias {str(steps['antialias']).lower()}; "
+        f"{steps['interpolation']}, antialias {str(steps['antialias']).lower()}, "
+        f"rounding as {steps['rounding']}'s; "
         f"precision {found['precision']}; all of it with --json"
     )
 

@@ -185,21 +185,14 @@ class Run:
     def close_epoch(self) -> None:
         """Evaluates where that is due, saves the state, draws the curves."""
         self.progress.epochs += 1
-        text = self.keep_networks(self.evaluate()) if self.evaluation_is_due() else "not evaluated"
+        due = self.config.evaluates(self.progress.epochs)
+        text = self.keep_networks(self.evaluate()) if due else "not evaluated"
         self.bars.finish(self.progress.epochs - 1, text)
         self.save()
         if distributed.is_main() and self.curves_are_due():
-            recipe = self.plan.recipe
-            curves.draw(
-                self.folder.lines(),
-                f"{recipe.name}: {recipe.model.name}",
-                self.folder.path / "curves.png",
-            )
+            title = f"{self.plan.recipe.name}: {self.plan.recipe.model.name}"
+            curves.draw(self.folder.lines(), title, self.folder.path / "curves.png")
             self.drawn_at = time.monotonic()
-
-    def evaluation_is_due(self) -> bool:
-        epoch, config = self.progress.epochs, self.config
-        return self.finished or (epoch >= config.eval_from and epoch % config.eval_every == 0)
 
     def keep_networks(self, metrics: Metrics) -> str:
         """Logs an evaluation and keeps the last and the best network; says so to people."""
@@ -229,8 +222,7 @@ class Run:
             preprocessing,
             data.eval_batch_size,
             int(data.workers),
-            distributed.rank(),
-            distributed.world_size(),
+            *(distributed.rank(), distributed.world_size()),
             precision.device.type == "cuda",
         )
         return evaluate(logits_of(model, preprocessing, precision), batches).summary
@@ -312,7 +304,6 @@ class Run:
             kept = nonfinite.keep_batch(reading, self.plan.train, self.folder.path)
             self.folder.states.wait()
             newest = self.folder.states.newest_file() if distributed.is_main() else None
-            self.bars.say("")
             raise UserError(
                 f"{text}\nits images are kept in {kept}; the last good state is {newest}\n"
                 + (

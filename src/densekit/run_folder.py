@@ -53,8 +53,9 @@ class RunFolder:
             self._refuse_other(recipe, build(Recipe, read_yaml(ours)))
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
-        make_folder(self.path / "state")
+        # first of all: a folder with anything else and no recipe.yaml is taken for somebody's own
         write_atomically(ours, to_yaml(recipe.model_dump(mode="json")).encode())
+        make_folder(self.path / "state")
 
     def hold(self, rank: int) -> None:
         """Locks the folder for this rank until the process ends, however it ends.

@@ -1,9 +1,13 @@
-"""SIGTERM and SIGINT ask a run to stop at the end of a step; a second SIGINT stops it at once."""
+"""SIGTERM and SIGINT ask a run to stop at the end of a step; a second SIGINT ends it at once."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from types import FrameType, TracebackType
+
+SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 
 
 class StopRequest:
@@ -26,6 +30,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
         self.asked = True
+        if number == signal.SIGINT:
+            # the next one is the kernel's: Python's handlers wait while a collective does
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if sys.stderr.isatty():
+                os.write(2, SHOW_CURSOR)

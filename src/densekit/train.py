@@ -11,7 +11,7 @@ from densekit.config import UserError
 from densekit.plan import Plan, make_plan
 from densekit.precision import keep_freed_memory
 from densekit.recipe import Recipe
-from densekit.run import Progress, Run
+from densekit.run import STATE_FORMAT, Progress, Run
 from densekit.run_folder import RunFolder
 from densekit.signals import StopRequest
 
@@ -63,6 +63,11 @@ def starting_state(plan: Plan, folder: RunFolder) -> State | None:
     if resume not in ("auto", "never") and not folder.states.files():
         folder.adopt(Path(resume), plan.recipe)
     state = folder.states.newest()
+    if state is not None and state["format"] != STATE_FORMAT:
+        raise UserError(
+            f"{folder.path}: its state has format {state['format']}, this densekit reads format "
+            f"{STATE_FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
+        )
     if state is not None and state["data"] != plan.digest:
         raise UserError(
             f"{folder.path}: its state was trained on other lists of images than "

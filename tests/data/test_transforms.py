@@ -272,7 +272,7 @@ def test_normalize_is_torchvisions(
     device: str, memory_format: torch.memory_format, channels: int
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no cuda device")
+        pytest.skip("no CUDA device")
     batch = torch.randint(0, 256, (4, channels, 9, 7), dtype=torch.uint8, device=device)
     batch = batch.contiguous(memory_format=memory_format)
     mean, std = [0.485, 0.456, 0.406][:channels], [0.229, 0.224, 0.225][:channels]

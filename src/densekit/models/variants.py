@@ -28,7 +28,8 @@ class ModelConfig(Section):
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of DenseNetConfig that differ from the named one's, e.g. {growth_rate: 16}."""
     pretrained: str | None = None
-    """Weights to start from: an artifact folder, a .pth or .safetensors file, or `torchvision`."""
+    """Weights to start from: an artifact's folder, a file of weights of any library that `densekit
+    convert` reads, a URL, hf-hub:org/name, or torchvision, timm, paddle, keras."""
     op: Literal["auto", "reference"] = "auto"
     """How dense blocks are computed; see `ops`."""
     sync_bn: bool = False
@@ -155,3 +156,10 @@ def multiply_adds(config: DenseNetConfig) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(image)
     return counter.get_total_flops() // 2
+
+
+def last_map(config: DenseNetConfig, side: int) -> int:
+    """Pixels of the last map for images of side x side. Raises UserError if none are left."""
+    with torch.device("meta"), torch.no_grad():
+        image = torch.empty(1, config.in_channels, side, side)
+        return DenseNet(config).eval().forward_features(image)[0, 0].numel()

@@ -1,0 +1,45 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+Config = Annotated[
+    Optional[str],  # noqa: UP045 (typer on Python 3.10 reads it at run time)
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="RECIPE",
+        help="A shipped recipe's name, or a file: densekit's own, or a PaddleClas YAML.",
+    ),
+]
+Options = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "-o",
+        "--option",
+        metavar="KEY=VALUE",
+        help="Overrides one key of the recipe, such as [cyan]-o optim.lr=0.05[/]; repeat it.",
+    ),
+]
+Source = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(metavar="SOURCE", help="An artifact, a run, or weights (--model)."),
+]
+ModelName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--model", metavar="NAME", help="What a .pth or .safetensors file is of."),
+]
+Classes = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--classes", metavar="FILE", help="`label name` lines, for such a file."),
+]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps")]
+PrecisionName = Annotated[str, typer.Option("--precision", metavar="fp32|bf16|fp16")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+BatchSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--batch-size", min=1, help="Images at once, of each rank."),
+]

@@ -1,0 +1,1 @@
+"""PaddleClas' own files: its YAML, its -o, its label lists. Nothing else knows PaddleClas."""

@@ -1,0 +1,100 @@
+"""A translation in progress: their tree as it was read, the recipe's tree as it grows, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from densekit.config import Key, Source, Tree, UserError
+
+
+@dataclass
+class Translation:
+    """What is read of `source` and what is set of the recipe."""
+
+    source: Source
+    processes: int
+    """Cards, in their words."""
+    tree: Tree = field(default_factory=dict)
+    """The recipe: sections of keys."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """By densekit's dotted key: what is otherwise than there, and why."""
+    places: dict[tuple[Key, ...], str] = field(default_factory=dict)
+    """By densekit's key: where its value stands in their file."""
+
+    def value(self, path: str, default: Any = None) -> Any:
+        """Of a dotted path; `default` where there is none, or null."""
+        node: Any = self.source.tree
+        for key in as_path(path):
+            if isinstance(node, dict) and key in node:
+                node = node[str(key)]
+            elif isinstance(node, (list, tuple)) and isinstance(key, int) and key < len(node):
+                node = node[key]
+            else:
+                return default
+        return default if node is None else node
+
+    def number(self, path: str, default: float) -> float:
+        """A number, or a fraction such as 1.0/255.0, which they evaluate. Raises UserError."""
+        value = self.value(path, default)
+        parts = str(value).split("/")
+        try:
+            numbers = [float(part) for part in parts]
+            if isinstance(value, bool) or len(numbers) > 2:
+                raise ValueError
+            return numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0]
+        except (ValueError, ZeroDivisionError):
+            self.fail(path, f"expected a number, got {value!r}")
+
+    def numbers(self, path: str) -> list[float]:
+        """A list of numbers; empty where there is none. Raises UserError."""
+        values = self.value(path, [])
+        if not isinstance(values, list):
+            self.fail(path, f"expected a list of numbers, got {values!r}")
+        return [self.number(f"{path}.{index}", 0.0) for index in range(len(values))]
+
+    def whole(self, path: str, default: int) -> int:
+        """A whole number from 1 on. Raises UserError."""
+        value = self.value(path, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.fail(path, f"expected a whole number from 1 on, got {value!r}")
+        return value
+
+    def text(self, path: str, default: str = "") -> str:
+        return str(self.value(path, default))
+
+    def is_on(self, path: str, default: bool = False) -> bool:
+        """True or False. Raises UserError: their `false` in -o is a text, and on."""
+        value = self.value(path, default)
+        if not isinstance(value, bool):
+            self.fail(path, f"expected True or False, got {value!r}")
+        return value
+
+    def set(self, key: str, value: Any, path: str = "", note: str = "") -> None:
+        """The recipe's `key`, which stands at `path` of theirs."""
+        section, _, name = key.rpartition(".")
+        self.tree.setdefault(section, {})[name] = value
+        if path:
+            self.places[(section, name)] = self.named(path)
+        if note:
+            self.note(key, note)
+
+    def note(self, key: str, text: str) -> None:
+        self.notes[key] = f"{self.notes[key]}; {text}" if key in self.notes else text
+
+    def named(self, path: str) -> str:
+        """`file:line (their.key)`, or the option as typed."""
+        place = self.source.place(as_path(path))
+        return place if place.startswith("-o") else f"{place} ({path})" if place else path
+
+    def fail(self, path: str, text: str) -> NoReturn:
+        raise UserError(f"{self.named(path)}: {text}", shared=True)
+
+
+def as_path(path: str) -> tuple[Key, ...]:
+    return tuple(int(part) if part.isdecimal() else part for part in path.split("."))
+
+
+def dotted(path: Iterable[Key]) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,137 @@
+"""The table: device, number format and memory format by what the machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from densekit import precision
+from densekit.config import UserError
+from densekit.precision import Precision, describe, resolve, resolve_device
+
+Machine = Callable[..., None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Pretends to be a machine with these capabilities."""
+
+    def pretend(
+        cuda: int = 0, cuda_bf16: bool = False, mps: bool = False, cpu_bf16: bool = False
+    ) -> None:
+        def bf16(including_emulation: bool = True) -> bool:
+            return cuda_bf16 or (including_emulation and bool(cuda))
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", bf16)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("has", "side", "expected"),
+    [
+        ({"cuda": 1, "cuda_bf16": True}, 224, ("cuda", "bf16", "channels_last")),
+        ({"cuda": 1, "cuda_bf16": True}, 32, ("cuda", "bf16", "channels_last")),
+        ({"cuda": 1}, 224, ("cuda", "fp16", "channels_last")),
+        ({"cpu_bf16": True}, 224, ("cpu", "bf16", "channels_last")),
+        ({"cpu_bf16": True}, 65, ("cpu", "bf16", "channels_last")),
+        ({"cpu_bf16": True}, 64, ("cpu", "bf16", "contiguous")),
+        ({"cpu_bf16": True}, 32, ("cpu", "bf16", "contiguous")),
+        ({}, 224, ("cpu", "fp32", "channels_last")),
+        ({}, 32, ("cpu", "fp32", "channels_last")),
+        ({"mps": True}, 224, ("mps", "fp32", "channels_last")),
+        ({"mps": True, "cuda": 1, "cuda_bf16": True}, 224, ("cuda", "bf16", "channels_last")),
+    ],
+)
+def test_auto_is_the_table(
+    machine: Machine, has: dict[str, int], side: int, expected: tuple[str, str, str]
+) -> None:
+    machine(**has)
+    found = resolve(image_size=side)
+    assert (found.device.type, found.name, found.memory_format_name) == expected
+
+
+def test_what_is_asked_for_wins(machine: Machine) -> None:
+    machine(cpu_bf16=True)
+    found = resolve("cpu", "fp32", "contiguous")
+    assert (found.name, found.memory_format_name) == ("fp32", "contiguous")
+    assert resolve("cpu", "bf16", "channels_last", image_size=32).memory_format_name == (
+        "channels_last"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "message"),
+    [
+        ("cuda", "auto", "loop.device=cuda: torch finds no GPU"),
+        ("mps", "auto", "loop.device=mps: torch finds no Apple GPU"),
+        ("cpu", "fp16", "loop.precision=fp16 is for GPUs"),
+    ],
+)
+def test_what_the_machine_lacks_is_refused(
+    machine: Machine, device: str, name: str, message: str
+) -> None:
+    machine()
+    with pytest.raises(UserError, match=message):
+        resolve(device, name)
+
+
+def test_each_rank_has_a_gpu_of_its_own(machine: Machine) -> None:
+    machine(cuda=2, cuda_bf16=True)
+    assert resolve_device("auto", local_rank=1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="local rank 2 has no GPU of its own"):
+        resolve_device("auto", local_rank=2)
+
+
+def test_a_device_is_described_for_a_results_line() -> None:
+    text = f"CPU ({torch.get_num_threads()} threads)"
+    assert describe(torch.device("cpu")) == text
+    assert describe(torch.device("cpu"), 3) == f"3 x {text}"
+
+
+def test_autocast_scaler_and_formats_go_together() -> None:
+    full, half = Precision(torch.device("cpu")), Precision(torch.device("cpu"), "bf16")
+    linear, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with full.autocast():
+        assert linear(x).dtype == torch.float32
+    with half.autocast():
+        assert linear(x).dtype == torch.bfloat16
+    assert not full.scaler().is_enabled()
+    assert not half.scaler().is_enabled()
+    images = half.send(torch.zeros(2, 3, 4, 5, dtype=torch.uint8))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    conv = half.place(nn.Conv2d(3, 4, 3))
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert conv.weight.dtype == torch.float32
+
+
+PROBE = "from densekit.precision import keep_freed_memory; print(keep_freed_memory())"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, sys.platform == "linux"), ({"MALLOC_TRIM_THRESHOLD_": "100"}, False)],
+)
+def test_the_environments_malloc_settings_win(environment: dict[str, str], expected: bool) -> None:
+    """In a process of its own: it cannot be taken back."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
+    probe = subprocess.run(
+        [sys.executable, "-c", PROBE], env={**clean, **environment}, capture_output=True, text=True
+    )
+    assert probe.stdout.strip() == str(expected), probe.stderr
+
+
+def test_the_allocator_is_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision.sys, "platform", "win32")
+    assert not precision.keep_freed_memory()
