@@ -10,8 +10,8 @@ quickstart: .venv/quickstart  ## train on 5,000 real digits, evaluate, predict: 
 test: .venv/test  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"
 
-test-all: .venv/test  ## all tests: real processes killed, torchrun, the README's commands
-	$(BIN)/pytest
+test-all: .venv/test  ## the slower tests too: real processes killed, torchrun, the README's commands
+	$(BIN)/pytest -m slow
 
 check: .venv/test  ## lint, format, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -88,7 +88,10 @@ def test_any_damage_is_found_and_the_state_before_it_taken(
 def test_all_damaged_is_one_sentence(tmp_path: Path) -> None:
     states = saved(tmp_path, 1)
     states.files()[0].write_bytes(b"")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="none of its 1"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(UserError, match="none of its 1"),
+    ):
         states.newest()
 
 

@@ -37,8 +37,8 @@ def test_a_reading_has_the_sums_by_name() -> None:
 def test_means_are_over_images_not_over_steps() -> None:
     """A short batch weighs what its images weigh."""
     own = Window()
-    own.add(sums(loss=24 * 2.0, top1=12, top5=24, count=24), waited=0.0)
-    own.add(sums(loss=6 * 1.0, top1=6, top5=6, count=6), waited=0.0)
+    own.add(sums(loss=24 * 2.0, top1=12, top5=24, count=24), 0.0, ended=1.0)
+    own.add(sums(loss=6 * 1.0, top1=6, top5=6, count=6), 0.0, ended=2.0)
     assert own.means() == {"loss": 54 / 30, "top1": 18 / 30, "top5": 1.0}
 
 
@@ -47,9 +47,9 @@ def test_rates_are_images_per_second(
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     own = window()
-    own.add(sums(loss=10.0, count=60), waited=0.5)
-    own.add(sums(loss=10.0, count=60), waited=0.5)
-    clock.now += 4.0
+    own.add(sums(loss=10.0, count=60), 0.5, ended=102.0)
+    own.add(sums(loss=10.0, count=60), 0.5, ended=104.0)
+    clock.now += 50.0  # a step is read later than it ends
     line = own.line(step=12, epoch=1.5, lr=0.1, images_left=600)
     assert line == {
         "kind": "train",
@@ -69,11 +69,10 @@ def test_rates_are_images_per_second(
 def test_time_that_was_not_training_does_not_count(clock: SimpleNamespace) -> None:
     """An evaluation within a window: its sums stay, its clock and its images begin anew."""
     own = window()
-    own.add(sums(loss=8.0, count=4), waited=1.0)
+    own.add(sums(loss=8.0, count=4), 1.0, ended=101.0)
     clock.now += 1000.0
     own.restart_clock()
-    own.add(sums(loss=4.0, count=4), waited=0.0)
-    clock.now += 2.0
+    own.add(sums(loss=4.0, count=4), 0.0, ended=1102.0)
     line = own.line(2, 1.0, 0.1, 0)
     assert line["loss"] == 12 / 8
     assert line["ips"] == 2.0
@@ -85,12 +84,12 @@ def test_a_window_goes_on_after_a_resume() -> None:
     steps = [sums(loss=0.1 * n, top1=n, top5=2 * n, count=7) for n in range(5)]
     whole, first = Window(), Window()
     for step in steps:
-        whole.add(step, 0.0)
+        whole.add(step, 0.0, 1.0)
     for step in steps[:2]:
-        first.add(step, 0.0)
+        first.add(step, 0.0, 1.0)
     resumed = Window(dict(first.sums))
     for step in steps[2:]:
-        resumed.add(step, 0.0)
+        resumed.add(step, 0.0, 1.0)
     assert resumed.means() == whole.means()
     assert first.sums["count"] == 14, "the state's own copy is left alone"
 

@@ -36,6 +36,8 @@ class Reading:
     lr: float
     waited: float
     batches: Sequence[Any]
+    ended: float
+    """When the host had queued the step, in seconds."""
     arrived: torch.cuda.Event | None = None
 
     def values(self) -> dict[str, float]:
@@ -47,12 +49,13 @@ class Reading:
 
 def read_later(step: int, sums: Tensor, lr: float, waited: float, batches: Sequence) -> Reading:
     """Starts the copy of `sums` to the host."""
+    ended = time.perf_counter()
     if sums.device.type != "cuda":
-        return Reading(step, sums, lr, waited, batches)
+        return Reading(step, sums, lr, waited, batches, ended)
     host = sums.to("cpu", non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()
-    return Reading(step, host, lr, waited, batches, arrived)
+    return Reading(step, host, lr, waited, batches, ended, arrived)
 
 
 @dataclass
@@ -65,12 +68,15 @@ class Window:
     images: float = 0.0
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+    ended: float = 0.0
 
-    def add(self, values: dict[str, float], waited: float) -> None:
+    def add(self, values: dict[str, float], waited: float, ended: float) -> None:
+        """A step's sums; it waited for data for so long and ended at `ended`, in seconds."""
         for name in self.sums:
             self.sums[name] += values[name]
         self.images += values["count"]
         self.waited += waited
+        self.ended = ended
 
     def restart_clock(self) -> None:
         """The time since the last step was not training."""
@@ -78,7 +84,7 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return max(self.ended - self.started, 1e-9)
 
     def means(self) -> dict[str, float]:
         count = max(self.sums["count"], 1.0)
@@ -86,7 +92,7 @@ class Window:
 
     def line(self, step: int, epoch: float, lr: float, images_left: float) -> dict[str, Any]:
         """A `train` line of log.jsonl. Rates are images per second."""
-        ips = self.images / max(self.seconds, 1e-9)
+        ips = self.images / self.seconds
         return {
             "kind": "train",
             "step": step,
@@ -95,6 +101,6 @@ class Window:
             "lr": lr,
             "ips": ips,
             "ips_rank": ips / distributed.world_size(),
-            "data_wait": self.waited / max(self.seconds, 1e-9),
+            "data_wait": self.waited / self.seconds,
             "eta": images_left / max(ips, 1e-9),
         }

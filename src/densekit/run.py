@@ -137,7 +137,7 @@ class Run:
         if values["bad"]:
             self.log({**self.leave_out(reading, "skipped"), "step": reading.step + 1})
         else:
-            self.window.add(values, reading.waited)
+            self.window.add(values, reading.waited, reading.ended)
         done = reading.step + 1
         due = done % self.config.log_every == 0 or done % self.plan.steps_per_epoch == 0
         # a window whose steps were all left out has no line
@@ -158,7 +158,7 @@ class Run:
             self.bars.say(display.as_paddleclas(line, *numbers, recipe.optim.schedule))
         self.progress.images += self.window.images
         self.progress.seconds += self.window.seconds
-        self.window = Window()
+        self.window = Window(started=self.window.ended)
         return display.for_people(line)
 
     def log(self, line: Metrics) -> None:
