@@ -50,8 +50,8 @@ ROOMS = {
     "report": "train plan recipe models optim precision distributed",
     "api": "train predict source models weights recipe distributed",
     "inputs": "recipe paddleclas source data distributed",
-    "cli": "options report train evaluate predict inputs source weights plan recipe paddleclas data "
-    "precision display distributed peers",
+    "cli": "options report train evaluate predict inputs source weights plan recipe paddleclas "
+    "data precision display distributed peers",
 }
 
 
