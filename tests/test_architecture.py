@@ -48,8 +48,8 @@ ROOMS = {
     "display signals data optim distributed",
     "train": "recipe plan run run_folder checkpoint signals precision distributed",
     "report": "train plan recipe models optim precision distributed",
-    "api": "train predict source models weights recipe distributed",
     "inputs": "recipe paddleclas source data distributed",
+    "api": "train predict inputs models weights distributed",
     "cli": "options report train evaluate predict inputs source weights plan recipe paddleclas "
     "data precision display distributed peers",
 }

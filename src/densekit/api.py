@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 
 from densekit import distributed
+from densekit.inputs import read_recipe
 from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import ModelConfig
 from densekit.predict import Classifier, load
-from densekit.recipe import load as load_recipe
 from densekit.train import Outcome
 from densekit.train import train as run
 from densekit.weights.convert import start_from
@@ -54,6 +54,12 @@ def list_models() -> list[str]:
 
 
 def train(config: str | None = None, *options: str) -> Outcome:
-    """Trains by a recipe's name or file and dotted options, as `densekit train -c ... -o ...`."""
+    """Trains by a recipe's name or file, a PaddleClas file too, and dotted options, as
+    `densekit train -c ... -o ...`.
+    """
     with distributed.session():
-        return run(load_recipe(config, options))
+        asked = read_recipe(config, options)
+        for note in asked.notes:
+            warnings.warn(note, stacklevel=2)
+        assert asked.recipe is not None
+        return run(asked.recipe)
