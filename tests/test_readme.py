@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import densekit
+from densekit.weights import published
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,8 +24,9 @@ SHORT = "-o loop.epochs=1 -o model.overrides.block_config=[1,1,1] -o data.image_
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    texts = [text for language, text in blocks if not language]
+    lines = [line.split("  #")[0].strip() for text in texts for line in text.splitlines()]
     return [line for line in lines if re.match(r"(densekit|torchrun) ", line)]
 
 
@@ -45,11 +48,21 @@ def run(command: str, home: Path) -> subprocess.CompletedProcess[str]:
     """As a shell would, in `home`, the programs being this environment's."""
     programs = Path(sys.executable).parent
     words = [word.replace("~", str(home), 1) for word in shlex.split(command)]
-    environment = {**os.environ, "HOME": str(home), "TORCH_HOME": str(home / "torch")}
+    environment = {**os.environ, "HOME": str(home)}
+    for name in ("DENSEKIT_CACHE", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
     return subprocess.run(
         [str(programs / words[0]), *words[1:]],
         cwd=home, env=environment, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def put_in_cache(home: Path, url: str) -> None:
+    """Weights where a download of `url` would have left them; there is no network here."""
+    folder = home / ".cache" / "densekit" / "weights"
+    folder.mkdir(parents=True)
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{url.rsplit('/', 1)[-1]}"
+    torch.save(densekit.create_model("densenet121").state_dict(), folder / name)
 
 
 @pytest.mark.slow
@@ -59,11 +72,7 @@ def test_the_tour_from_a_folder_to_predictions(home: Path) -> None:
     for command in tour:
         shortened = f"{command} {SHORT}" if " train " in command else command
         if "pretrained=torchvision" in command:
-            hub = home / "torch" / "hub" / "checkpoints"
-            hub.mkdir(parents=True)
-            torch.save(
-                densekit.create_model("densenet121").state_dict(), hub / "densenet121-a639ec97.pth"
-            )
+            put_in_cache(home, published.find("torchvision", "densenet121").url)
             shortened = f"{command} -o loop.epochs=1 -o data.image_size=32 -o loop.output_dir=tuned"
         result = run(shortened, home)
         assert result.returncode == 0, f"{shortened}\n{result.stdout}{result.stderr}"
