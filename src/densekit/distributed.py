@@ -227,8 +227,3 @@ def _sum_gradients(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's communication hook: a sum, where DDP's own takes the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
-
-
-def barrier() -> None:
-    if active():
-        dist.barrier()
