@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densekit.config import UserError
-from densekit.peers import PeerFailed, Peers
+from densekit.peers import PeerFailed, Peers, meet
 
 T = TypeVar("T")
 _peers: Peers | None = None  # of the process group, as torch keeps that itself
@@ -67,6 +67,7 @@ def start(device: torch.device, timeout: float = 600.0) -> None:
     global _peers
     wait = timedelta(seconds=timeout)
     store, own, world = next(dist.rendezvous("env://", timeout=wait))
+    store = dist.PrefixStore(meet(store, own, world, timeout), store)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         timeout=wait,

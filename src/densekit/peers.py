@@ -1,4 +1,4 @@
-"""Which rank failed: each rank keeps a sign of life where the others can read it.
+"""Ranks meet in a store, and each keeps a sign of life there for the others to read.
 
 When a rank dies, the others notice only that a collective broke, or waited too long. The store
 that torchrun keeps holds each rank's pulse and last words, so that they can say whose fault it was.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -18,6 +20,32 @@ PATIENCE = 3.0 * PULSE  # a pulse unchanged for so long has stopped
 
 class PeerFailed(Exception):  # noqa: N818 (what happened, not a mistake of this rank)
     """This rank cannot go on because another one failed; the message says which, and how."""
+
+
+def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:
+    """A name that all ranks of this attempt know, and none of an earlier one's.
+
+    `torchrun --max-restarts` keeps one store for all attempts: under the same keys a rank that is
+    early would read where a dead one listened. The restart count is no such name, for each node
+    counts its own. So rank 0 makes a name up, every rank signs it with one of its own, and rank 0
+    publishes the signatures: who does not find its own there has read an old name, and looks again.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("name", own)
+        signatures = [f"{own}/{other}" for other in range(1, world_size)]
+        store.wait(signatures, timedelta(seconds=timeout))
+        store.set(own, b" ".join(store.get(signature) for signature in signatures))
+        return own
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if store.check(["name"]):
+            name = store.get("name").decode()
+            store.set(f"{name}/{rank}", own)
+            if store.check([name]) and own in store.get(name).decode().split():
+                return name
+        time.sleep(0.02)
+    raise dist.DistStoreError(f"rank {rank} waited {timeout:.0f} s for rank 0 to start")
 
 
 class Peers:
