@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from densekit.config import UserError, to_yaml
+from densekit.ops.kernels import native
 from densekit.plan import Plan, make_plan
 from densekit.recipe import load
 from runs import OPTIONS, STEPS_PER_EPOCH, TRAIN, VAL, Runs
@@ -44,11 +45,26 @@ def test_every_auto_is_resolved(runs: Runs) -> None:
     text = to_yaml(recipe.model_dump(mode="json"))
     assert [row.strip() for row in text.splitlines() if row.endswith(": auto")] == ["resume: auto"]
     assert recipe.model.num_classes == 10
-    assert recipe.model.op == "reference"
+    assert recipe.model.op == ("lean" if lean_is_taken(found) else "reference")
     assert isinstance(recipe.data.workers, int)
     assert recipe.loop.precision == found.precision.name
     assert found.eval_precision.name == "fp32"
     assert found.precision.device == found.eval_precision.device
+
+
+def lean_is_taken(found: Plan) -> bool:
+    return found.environment["kernels"] == "native"
+
+
+def test_without_a_compiler_auto_takes_the_reference_and_says_so(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "reason", lambda: "no C++ compiler was found")
+    found = plan(runs.data)
+    assert found.recipe.model.op == "reference"
+    assert "model.op=auto takes the reference: no C++ compiler was found" in found.warnings
+    asked = plan(runs.data, model__op="lean")
+    assert (asked.environment["op"], asked.environment["kernels"]) == ("lean", "plain")
 
 
 def test_what_was_given_stays(runs: Runs) -> None:
@@ -93,7 +109,8 @@ def test_the_digest_is_of_both_lists(digits: Path) -> None:
 def test_the_environment_is_what_bits_depend_on(runs: Runs) -> None:
     found = plan(runs.data).environment
     assert found["torch"] == torch.__version__
-    assert (found["threads"], found["world_size"], found["op"]) == (1, 1, "reference")
+    assert (found["threads"], found["world_size"]) == (1, 1)
+    assert (found["op"], found["kernels"]) in (("lean", "native"), ("reference", "plain"))
     assert torch.backends.cpu.get_cpu_capability() in found["machine"] or "cuda" in str(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -31,6 +32,17 @@ def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
                 progress.start()
     finally:
         progress.stop()
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """While it lasts, a terminal shows what is waited for."""
+    console = Console(stderr=True, quiet=not distributed.is_main())
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
 
 
 class EpochBars:

@@ -9,18 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from densekit.artifact import Preprocessing
+from densekit.models.densenet import DenseNet
 from densekit.precision import Precision
 
 Logits = Callable[[Tensor], Tensor]
 
 
 def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precision) -> Logits:
-    """torch's engine: `model` in eval mode, normalisation on its device.
+    """torch's engine: `model` in eval mode by the reference op, normalisation on its device.
 
-    A network in training is copied, so that its mode and its memory format stay as they are.
+    A network in training is copied, so that its mode, op and memory format stay as they are.
     """
-    if model.training:
+    other = isinstance(model, DenseNet) and model.op not in ("auto", "reference")
+    if model.training or other:
         model = copy.deepcopy(model).eval()
+    if isinstance(model, DenseNet) and other:
+        model.set_op("reference")
     model = precision.place(model)
 
     def logits(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, flushed to the disk, renamed."""
+"""Files that are whole or not there: written beside, flushed to the disk, renamed; the cache."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
+
+
+def cache_folder() -> Path:
+    """The user's: $DENSEKIT_CACHE, else $XDG_CACHE_HOME/densekit, else ~/.cache/densekit."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("DENSEKIT_CACHE") or f"{base}/densekit").expanduser()
 
 
 def temporary(target: Path) -> Path:

@@ -35,7 +35,7 @@ def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:
         store.set("name", own)
         signatures = [f"{own}/{other}" for other in range(1, world_size)]
         store.wait(signatures, timedelta(seconds=timeout))
-        store.set(own, b" ".join(store.get(signature) for signature in signatures))
+        store.set(own, " ".join(store.get(signature).decode() for signature in signatures))
         return own
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekit import distributed, precision
+from densekit import display, distributed, precision
 from densekit.config import UserError
 from densekit.data.examples import Examples
 from densekit.data.loader import micro_batches, resolve_workers, steps_per_epoch
 from densekit.data.sources import check_examples, open_split
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import architecture, last_map
+from densekit.ops import kernels
+from densekit.ops.choose import why_not_lean
 from densekit.precision import Precision
 from densekit.recipe import Recipe, check
 
@@ -63,6 +65,7 @@ class Plan:
             "threads": self.threads,
             "world_size": distributed.world_size(),
             "op": self.recipe.model.op,
+            "kernels": kernels.named(self.precision.device, self.precision.dtype),
         }
 
 
@@ -81,7 +84,8 @@ def make_plan(recipe: Recipe) -> Plan:
     threads = distributed.set_threads(loop.threads)
     train, val = distributed.on_every_rank(lambda: open_split(recipe.data))
     num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
-    resolved = _resolve(recipe, formats, num_classes)
+    op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
+    resolved = _resolve(recipe, formats, num_classes, op)
     counts, warnings = distributed.from_main(lambda: _look_at(train, val, resolved))
     data = resolved.data
     _refuse_lone_pixels(resolved, len(train))
@@ -93,7 +97,7 @@ def make_plan(recipe: Recipe) -> Plan:
         train=train,
         val=val,
         counts=counts,
-        warnings=warnings,
+        warnings=[*warnings, *why],
         precision=formats,
         eval_precision=precision.resolve(
             formats.device.type, loop.eval_precision, local_rank=distributed.local_rank()
@@ -103,17 +107,23 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
-def _resolve(recipe: Recipe, formats: Precision, num_classes: int) -> Recipe:
+def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
+    """The op that the run takes, fixed before its first step, and why auto takes no faster one."""
+    if name != "auto":
+        return name, []
+    with display.waiting("compiling kernels (once per machine)"):
+        reason = why_not_lean(formats.device, formats.dtype)
+    if reason is None:
+        return "lean", []
+    return "reference", [f"model.op=auto takes the reference: {reason}"]
+
+
+def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str) -> Recipe:
     """`recipe` with every `auto` and every null that the data or the machine decides filled in."""
     model, data, loop = recipe.model, recipe.data, recipe.loop
     workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
     updates: dict[str, Any] = {
-        "model": model.model_copy(
-            update={
-                "num_classes": num_classes,
-                "op": "reference" if model.op == "auto" else model.op,
-            }
-        ),
+        "model": model.model_copy(update={"num_classes": num_classes, "op": op}),
         "data": data.model_copy(update={"workers": workers}),
         "loop": loop.model_copy(
             update={

@@ -35,7 +35,7 @@ def same_states(ours: nn.Module, theirs: nn.Module) -> bool:
 def pair() -> tuple[DenseNet, nn.Module]:
     """densenet121 here and in torchvision, with the same weights."""
     torch.manual_seed(3)
-    ours, theirs = DenseNet(VARIANTS["densenet121"]), torchvision.models.densenet121()
+    ours, theirs = DenseNet(VARIANTS["densenet121"], "reference"), torchvision.models.densenet121()
     shake_norms(theirs)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -108,7 +108,7 @@ def test_odd_sizes(pair: tuple[DenseNet, nn.Module], size: tuple[int, int]) -> N
 def test_dropout_draws_as_torchvision_does() -> None:
     kwargs = {"growth_rate": 4, "block_config": (2, 3, 2), "num_init_features": 6, "drop_rate": 0.3}
     torch.manual_seed(0)
-    ours = DenseNet(DenseNetConfig(**kwargs, bn_size=2))
+    ours = DenseNet(DenseNetConfig(**kwargs, bn_size=2), "reference")
     theirs = torchvision.models.DenseNet(**kwargs, bn_size=2)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, 32, 32)

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from densekit import api
 from densekit.config import UserError
+from densekit.files import cache_folder
 from densekit.models.densenet import DenseNet
 from densekit.weights import convert, fetch
 
@@ -93,7 +94,7 @@ def starts(server: Server) -> list[str | None]:
 
 def left() -> list[str]:
     """What is in the cache, without its locks."""
-    folder = fetch.cache_folder() / "weights"
+    folder = cache_folder() / "weights"
     return sorted(f.name.split("-", 1)[-1] for f in folder.iterdir() if f.suffix != ".lock")
 
 

@@ -6,7 +6,7 @@ Module names, and so state_dict keys, are torchvision's; so are the draws of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -17,10 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from densekit.config import Section, UserError, nearest
-from densekit.ops.choose import choose
+from densekit.ops import lean, recompute, reference
+from densekit.ops.choose import check_name, choose
+from densekit.ops.norm_relu import norm_relu
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
-Norm = Callable[[int], nn.Module]
+Norm = Callable[[int], nn.BatchNorm2d]
 """Makes the BatchNorm of that many channels."""
 
 STEM = ("conv0", "norm0", "relu0", "pool0")
@@ -86,6 +88,13 @@ class FeatureInfo:
     """Pixels of the image per pixel of the map."""
 
 
+Call = Callable[..., Tensor]
+
+
+def _call(half: Call, *inputs: Tensor) -> Tensor:
+    return half(*inputs)
+
+
 class DenseLayer(nn.Module):
     """norm, relu, 1x1 convolution to K; norm, relu, 3x3 convolution to k; or the latter alone."""
 
@@ -104,15 +113,30 @@ class DenseLayer(nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, k, 3, padding=1, bias=False)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """All maps before this layer, each [N, c, H, W] -> its own [N, k, H, W]."""
-        x = torch.cat(features, 1)
-        x = self.conv1(self.relu1(self.norm1(x)))
+    def forward(self, features: list[Tensor], call: Call = _call) -> Tensor:
+        """All maps before this layer, each [N, c, H, W] -> its own [N, k, H, W].
+
+        `call` computes each half, up to its convolution.
+        """
+        x = call(self._first, *features)
         if self.bottleneck:
-            x = self.conv2(self.relu2(self.norm2(x)))
+            x = call(self._second, x)
         if self.drop_rate > 0:
             x = F.dropout(x, self.drop_rate, self.training)
         return x
+
+    def _first(self, *features: Tensor) -> Tensor:
+        return self.conv1(self.relu1(self.norm1(torch.cat(features, 1))))
+
+    def _second(self, x: Tensor) -> Tensor:
+        return self.conv2(self.relu2(self.norm2(x)))
+
+
+DENSE_BLOCKS = {
+    "reference": reference.dense_block,
+    "recompute": recompute.dense_block,
+    "lean": lean.dense_block,
+}
 
 
 class DenseBlock(nn.ModuleDict):
@@ -127,15 +151,20 @@ class DenseBlock(nn.ModuleDict):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C + layers * k, H, W]."""
-        dense_block = choose(self.op)
-        return dense_block(x, self.values())
+        op = choose(self.op, x, dict(self.named_children()), DenseLayer)
+        return DENSE_BLOCKS[op](x, list(self.values()))
 
 
 class Transition(nn.Module):
-    """norm, relu, 1x1 convolution, 2x2 average pool: fewer channels, half the size."""
+    """norm, relu, 1x1 convolution, 2x2 average pool: fewer channels, half the size.
+
+    Both of the last two are linear, one over channels and one over pixels, so they commute: lean
+    pools first, which leaves the convolution a quarter of the work.
+    """
 
     def __init__(self, channels: int, kept: int, norm: Norm) -> None:
         super().__init__()
+        self.op = "auto"
         self.norm = norm(channels)
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(channels, kept, 1, bias=False)
@@ -150,7 +179,27 @@ class Transition(nn.Module):
                 "where a transition halves the map; use larger images (data.image_size), fewer "
                 "blocks or stem: cifar"
             )
+        if choose(self.op, x, dict(self.named_children())) == "lean":
+            return self.conv(norm_relu(x, self.norm, "average"))
         return self.pool(self.conv(self.relu(self.norm(x))))
+
+
+class Features(nn.Sequential):
+    """Stem, blocks, transitions and norm5; lean computes the stem's norm, relu and pool at once."""
+
+    op = "auto"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> [N, C, h, w], before the last relu."""
+        modules = dict(self.named_children())
+        stem = {name: modules[name] for name in STEM[1:] if name in modules}
+        done: Collection[str] = ()
+        for name, module in modules.items():
+            if module is stem.get("norm0") and choose(self.op, x, stem) == "lean":
+                x, done = norm_relu(x, module, "max"), stem
+            if name not in done:
+                x = module(x)
+        return x
 
 
 class DenseNet(nn.Module):
@@ -165,7 +214,7 @@ class DenseNet(nn.Module):
         self.config = config
         self._frozen_stages = 0
         norm = partial(SyncBatchNorm2d if sync_bn else nn.BatchNorm2d, eps=config.bn_eps)
-        self.features = nn.Sequential()
+        self.features = Features()
         self._add_stem(norm)
         self._add_blocks(norm)
         self.classifier = nn.Linear(config.block_outputs[-1], config.num_classes)
@@ -246,10 +295,10 @@ class DenseNet(nn.Module):
 
     def set_op(self, name: str) -> None:
         """Raises UserError for a name that `ops.choose` does not know."""
-        choose(name)
+        check_name(name)
         self._op = name
-        for module in self.features:
-            if isinstance(module, DenseBlock):
+        for module in (self.features, *self.features):
+            if isinstance(module, Features | DenseBlock | Transition):
                 module.op = name
 
     def stages(self) -> dict[str, list[nn.Module]]:

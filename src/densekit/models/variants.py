@@ -30,8 +30,8 @@ class ModelConfig(Section):
     pretrained: str | None = None
     """Weights to start from: an artifact's folder, a file of weights of any library that `densekit
     convert` reads, a URL, hf-hub:org/name, or torchvision, timm, paddle, keras."""
-    op: Literal["auto", "reference"] = "auto"
-    """How dense blocks are computed; see `ops`."""
+    op: Literal["auto", "reference", "recompute", "lean"] = "auto"
+    """How dense blocks are computed: auto takes the fastest, see docs/concepts/dense-block.md."""
     sync_bn: bool = False
     """BatchNorm statistics over all ranks' images instead of each rank's own."""
 

@@ -1,24 +1,68 @@
-"""Which op computes a dense block. Plain Python at call time, so torch.compile traces through it.
+"""Which op computes a part of the network. Plain Python at call time: torch.compile traces it.
 
-An op takes a block's input and its layers and returns the block's output.
+    reference   the modules themselves: bit for bit torchvision's
+    recompute   the modules, normalised copies made again in backward: less memory, slower
+    lean        one buffer, shared statistics: the least memory, and the fastest where it is taken
+    auto        lean in training on a CPU that has its C++ kernels, else reference
+
+auto's table follows benchmarks/results; on CUDA lean has not been measured yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
+import torch
 from torch import Tensor, nn
 
 from densekit.config import UserError, nearest
-from densekit.ops import reference
+from densekit.ops.kernels import native
+from densekit.ops.refusals import Parts, refusal
+from densekit.ops.sync_bn import SyncBatchNorm2d
 
-DenseBlockOp = Callable[[Tensor, Iterable[nn.Module]], Tensor]
-
-NAMES = ("auto", "reference")
+NAMES = ("auto", "reference", "recompute", "lean")
 
 
-def choose(name: str) -> DenseBlockOp:
-    """The op that model.op=`name` stands for; auto is the reference, the only one there is."""
+def check_name(name: str) -> None:
+    """Raises UserError for an op that there is not."""
     if name not in NAMES:
         raise UserError(f'model.op: unknown op "{name}"{nearest(name, NAMES)}')
-    return reference.dense_block
+
+
+def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | None = None) -> str:
+    """The op that computes `parts` of `x`: the layers of a block, or a norm with what follows it.
+
+    Raises UserError where lean is asked for by name and cannot.
+    """
+    if name in ("reference", "recompute"):
+        return name
+    modules = [module for part in parts.values() for module in part.modules()]
+    if x.numel() == 0 and not any(isinstance(m, SyncBatchNorm2d) for m in modules):
+        return "reference"  # nothing to compute
+    if name == "auto" and not (_trains(x, modules) and why_not_lean(x.device, x.dtype) is None):
+        return "reference"
+    reason = refusal(x, parts, layer_type)
+    if reason is None:
+        return "lean"
+    if name == "auto":
+        return "reference"
+    raise UserError(f"model.op=lean cannot compute this network: {reason}; use model.op=reference")
+
+
+def why_not_lean(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why auto takes the reference in training; None where it takes lean."""
+    if device.type != "cpu":
+        return f"lean has not been measured on {device.type} yet"
+    if dtype not in native.SUFFIX:
+        return f"lean's C++ kernels are for float32 and bfloat16, not {dtype}"
+    return native_reason()
+
+
+@torch.compiler.assume_constant_result
+def native_reason() -> str | None:
+    return native.reason()
+
+
+def _trains(x: Tensor, modules: list[nn.Module]) -> bool:
+    if not (torch.is_grad_enabled() and any(module.training for module in modules)):
+        return False
+    parameters = (p for module in modules for p in module.parameters(recurse=False))
+    return x.requires_grad or any(p.requires_grad for p in parameters)

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from densekit.config import UserError
-from densekit.files import make_folder
+from densekit.files import cache_folder, make_folder
 
 ATTEMPTS = 3  # downloads that were cut short go on this often before it is an error
 TIMEOUT = 30.0  # seconds without a byte
@@ -39,11 +39,6 @@ class _Cut(Exception):  # noqa: N818
 
 class _Missing(Exception):  # noqa: N818
     """The server has no such file."""
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("DENSEKIT_CACHE") or f"{base}/densekit").expanduser()
 
 
 def fetch(url: str, checksum: str | None = None) -> Path:

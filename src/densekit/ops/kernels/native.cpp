@@ -1,0 +1,486 @@
+// The elementwise kernels of ops/kernels/plain.py for CPUs: one pass over memory each.
+//
+// Rows are pixels, columns channels, contiguous; a row of x stands ldx elements after the one
+// before. Every product of statistics is taken about the mean, tile by tile, so that nothing
+// cancels at mean = 1000 std. NaN and Inf propagate as in torch. Sums are float within a tile of
+// kRows rows and double over tiles; they depend on the number of threads, and on nothing else.
+//
+// No header of torch: ops/kernels/native.py compiles this file alone, and passes pointers.
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using Index = int64_t;
+constexpr Index kRows = 32;  // of a tile: what is loaded per column is used so often
+
+// Vectors ------------------------------------------------------------------------------------
+
+struct bf16 {
+  uint16_t bits;
+};
+template <int W>
+struct Vec {
+  typedef float Float __attribute__((vector_size(4 * W)));
+  typedef double Double __attribute__((vector_size(8 * W)));
+  typedef uint32_t Word __attribute__((vector_size(4 * W)));
+  typedef int32_t Int __attribute__((vector_size(4 * W)));
+  typedef uint16_t Half __attribute__((vector_size(2 * W)));
+  typedef uint8_t Byte __attribute__((vector_size(W)));
+};
+template <int W>
+using Float = typename Vec<W>::Float;
+template <int W>
+using Double = typename Vec<W>::Double;
+
+template <int W>
+inline Float<W> load(const float* p) {
+  Float<W> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <int W>
+inline Float<W> load(const bf16* p) {
+  typename Vec<W>::Half half;
+  std::memcpy(&half, p, sizeof half);
+  auto word = __builtin_convertvector(half, typename Vec<W>::Word) << 16;
+  Float<W> v;
+  std::memcpy(&v, &word, sizeof v);
+  return v;
+}
+template <int W>
+inline Double<W> load(const double* p) {
+  Double<W> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <int W>
+inline void store(float* p, Float<W> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <int W>
+inline void store(double* p, Double<W> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <int W>
+inline void store(bf16* p, Float<W> v) {  // to nearest even; NaN stays NaN
+#ifdef __AVX512BF16__
+  if constexpr (W == 16) {
+    auto half = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &half, sizeof half);
+    return;
+  }
+#endif
+  typename Vec<W>::Word word;
+  std::memcpy(&word, &v, sizeof v);
+  auto nearest = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  word = v != v ? (word >> 16) | 0x40 : nearest;
+  auto half = __builtin_convertvector(word, typename Vec<W>::Half);
+  std::memcpy(p, &half, sizeof half);
+}
+template <int W>
+inline Double<W> wide(Float<W> v) {
+  return __builtin_convertvector(v, Double<W>);
+}
+
+// Loops --------------------------------------------------------------------------------------
+
+template <int W>
+struct Width {
+  static constexpr int value = W;
+};
+#define WIDTH constexpr int W = decltype(width)::value
+
+template <class Body>
+inline void columns(Index c, Body body) {  // body(width, first column)
+  Index j = 0;
+  for (; j + 16 <= c; j += 16) body(Width<16>{}, j);
+  for (; j + 8 <= c; j += 8) body(Width<8>{}, j);
+  for (; j + 4 <= c; j += 4) body(Width<4>{}, j);
+  for (; j < c; j++) body(Width<1>{}, j);
+}
+
+template <class Body>
+void tiles(Index rows, int threads, Body body) {  // body(thread, first row, end), in order of rows
+  Index count = (rows + kRows - 1) / kRows;
+#pragma omp parallel num_threads(threads)
+  {
+    Index t = omp_get_thread_num(), n = omp_get_num_threads();
+    for (Index i = count * t / n; i < count * (t + 1) / n; i++)
+      body(t, i * kRows, std::min(i * kRows + kRows, rows));
+  }
+}
+
+// Fetches the rows after this tile into L2: rows are narrow and far apart, which no CPU foresees.
+template <class T>
+inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows) {
+  for (Index r = hi; r < std::min(hi + kRows, rows); r++) {
+    const char* p = reinterpret_cast<const char*>(x + r * ldx);
+    for (Index b = 0; b < c * Index(sizeof(T)); b += 64) __builtin_prefetch(p + b, 0, 2);
+  }
+}
+
+// Two sums per column, added to those in `out`: each thread its own, in the order of threads.
+template <class Body>
+void two_sums(Index rows, Index c, int threads, double* out, Body body) {
+  std::vector<double> parts(threads * 2 * c, 0.0);
+  tiles(rows, threads, [&](Index t, Index lo, Index hi) { body(lo, hi, &parts[t * 2 * c]); });
+  for (Index t = 0; t < threads; t++)
+    for (Index j = 0; j < 2 * c; j++) out[j] += parts[t * 2 * c + j];
+}
+template <int W>
+inline void add(double* sums, Float<W> v) {
+  store<W>(sums, load<W>(sums) + wide<W>(v));
+}
+
+// relu(norm(x)); norm is [4, c]: mean, scale, shift, rstd --------------------------------------
+
+template <int W>
+struct Norm {
+  Float<W> mean, scale, shift;
+  Norm(const float* norm, Index c, Index j)
+      : mean(load<W>(norm + j)), scale(load<W>(norm + c + j)), shift(load<W>(norm + 2 * c + j)) {}
+  Float<W> operator()(Float<W> x) const { return (x - mean) * scale + shift; }
+};
+template <int W>
+inline Float<W> relu(Float<W> v) {
+#ifdef __AVX512F__
+  if constexpr (W == 16) return (Float<W>)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);
+#endif
+  return v <= 0 ? Float<W>{} : v;  // NaN is not <= 0
+}
+
+template <class T>
+void norm_relu(const T* x, Index ldx, const float* norm, T* out, Index rows, Index c, int threads) {
+  tiles(rows, threads, [&](Index, Index lo, Index hi) {
+    ahead(x, ldx, c, hi, rows);
+    ahead(out, c, c, hi, rows);
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      Norm<W> normed(norm, c, j);
+      for (Index r = lo; r < hi; r++)
+        store<W>(out + r * c + j, relu<W>(normed(load<W>(x + r * ldx + j))));
+    });
+  });
+}
+
+// The same before a 2x2 average pool.
+template <class T>
+void norm_relu_average(const T* x, Index ldx, const float* norm, T* out, Index n, Index h, Index w,
+                       Index c, int threads) {
+  Index ph = h / 2, pw = w / 2;
+  tiles(n * ph * pw, threads, [&](Index, Index lo, Index hi) {
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      Norm<W> normed(norm, c, j);
+      for (Index r = lo; r < hi; r++) {
+        const T* p = x + ((r / pw / ph * h + r / pw % ph * 2) * w + r % pw * 2) * ldx + j;
+        auto sum = relu<W>(normed(load<W>(p))) + relu<W>(normed(load<W>(p + ldx))) +
+                   relu<W>(normed(load<W>(p + w * ldx))) +
+                   relu<W>(normed(load<W>(p + (w + 1) * ldx)));
+        store<W>(out + r * c + j, sum * 0.25f);
+      }
+    });
+  });
+}
+
+// The same before a 3x3 max pool of stride 2 and padding 1; `taken` is which of the 9 it took.
+template <class T>
+void norm_relu_max(const T* x, Index ldx, const float* norm, T* out, uint8_t* taken, Index n,
+                   Index h, Index w, Index c, int threads) {
+  Index ph = (h + 1) / 2, pw = (w + 1) / 2;
+  tiles(n * ph * pw, threads, [&](Index, Index lo, Index hi) {
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      using Word = typename Vec<W>::Word;
+      Norm<W> normed(norm, c, j);
+      for (Index r = lo; r < hi; r++) {
+        Index image = r / pw / ph * h, top = r / pw % ph * 2 - 1, left = r % pw * 2 - 1;
+        Float<W> best = Float<W>{} - 1;
+        Word index{};
+        for (int k = 0; k < 9; k++) {
+          Index row = top + k / 3, column = left + k % 3;
+          if (row < 0 || row >= h || column < 0 || column >= w) continue;
+          auto v = relu<W>(normed(load<W>(x + ((image + row) * w + column) * ldx + j)));
+          auto better = !(v <= best);  // a NaN is, once
+          better &= best == best;
+          best = better ? v : best;
+          index = better ? Word{} + k : index;
+        }
+        store<W>(out + r * c + j, best);
+        auto bytes = __builtin_convertvector(index, typename Vec<W>::Byte);
+        std::memcpy(taken + r * c + j, &bytes, sizeof bytes);
+      }
+    });
+  });
+}
+
+// Mean and sum of squares about it, per column: out [2, c] holds those of `seen` rows before, and
+// then of all. z is copied to `copy` unless that is null.
+template <class T>
+void moments(const T* z, Index ldz, T* copy, Index ldc, double* out, Index seen, Index rows,
+             Index c, int threads) {
+  std::vector<double> parts(threads * 2 * c, 0.0), counts(threads, 0.0);
+  auto merge = [](double n, auto mean, auto m2, double m, double* into, double* into2, auto width) {
+    WIDTH;  // Chan et al.: `into` are the moments of n values, mean and m2 those of m more
+    auto delta = mean - load<W>(into);
+    store<W>(into, load<W>(into) + delta * (m / (n + m)));
+    store<W>(into2, load<W>(into2) + m2 + delta * delta * (n * m / (n + m)));
+  };
+  tiles(rows, threads, [&](Index t, Index lo, Index hi) {
+    double *part = &parts[t * 2 * c], m = double(hi - lo);
+    ahead(z, ldz, c, hi, rows);
+    if (copy) ahead(copy, ldc, c, hi, rows);
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      Float<W> near{}, sum{}, squares{};  // sums about a value near the mean, of the rows before
+      if (counts[t] == 0) {
+        for (Index r = lo; r < hi; r++) near += load<W>(z + r * ldz + j);
+        near /= float(m);
+      } else {
+        near = __builtin_convertvector(load<W>(part + j), Float<W>);
+      }
+      for (Index r = lo; r < hi; r++) {
+        auto v = load<W>(z + r * ldz + j);
+        if (copy) store<W>(copy + r * ldc + j, v);
+        sum += v - near;
+        squares += (v - near) * (v - near);
+      }
+      auto off = wide<W>(sum) / m;
+      merge(counts[t], wide<W>(near) + off, wide<W>(squares) - off * off * m, m, part + j,
+            part + c + j, width);
+    });
+    counts[t] += m;
+  });
+  double n = double(seen);
+  for (Index t = 0; t < threads; n += counts[t++])
+    if (counts[t] > 0)
+      columns(c, [&](auto width, Index j) {
+        WIDTH;
+        double* part = &parts[t * 2 * c];
+        merge(n, load<W>(part + j), load<W>(part + c + j), counts[t], out + j, out + c + j, width);
+      });
+}
+
+// Backward; where a pixel's gradient stands: at its own row, or by way of a pool ---------------
+
+template <class T>
+struct Own {
+  const T* da;
+  Index c;
+  void tile(Index, Index hi, Index rows) { ahead(da, c, c, hi, rows); }
+  template <int W>
+  Float<W> at(Index r, Index j) const {
+    return load<W>(da + r * c + j);
+  }
+};
+
+template <class T>
+struct Average {
+  const T* da;
+  Index c, h, w, first;
+  const T* of[kRows];
+  void tile(Index lo, Index hi, Index) {
+    first = lo;
+    for (Index r = lo; r < hi; r++) {
+      Index column = r % w, row = r / w % h, image = r / w / h;
+      bool none = row >= h / 2 * 2 || column >= w / 2 * 2;
+      of[r - lo] = none ? nullptr : da + ((image * (h / 2) + row / 2) * (w / 2) + column / 2) * c;
+    }
+  }
+  template <int W>
+  Float<W> at(Index r, Index j) const {
+    return of[r - first] ? load<W>(of[r - first] + j) * 0.25f : Float<W>{};
+  }
+};
+
+template <class T>
+struct Max {
+  const T* da;
+  const uint8_t* taken;
+  Index c, h, w, first;
+  struct Windows {
+    int count;
+    Index row[4];
+    int place[4];  // of the pixel in that window
+  } of[kRows];
+  void tile(Index lo, Index hi, Index) {
+    first = lo;
+    Index ph = (h + 1) / 2, pw = (w + 1) / 2;
+    for (Index r = lo; r < hi; r++) {
+      Windows& windows = of[r - lo];
+      windows.count = 0;
+      Index column = r % w, row = r / w % h, image = r / w / h;
+      for (Index i = row / 2; i <= std::min((row + 1) / 2, ph - 1); i++)
+        for (Index k = column / 2; k <= std::min((column + 1) / 2, pw - 1); k++) {
+          windows.row[windows.count] = ((image * ph + i) * pw + k) * c;
+          windows.place[windows.count++] = int((row + 1 - 2 * i) * 3 + column + 1 - 2 * k);
+        }
+    }
+  }
+  template <int W>
+  Float<W> at(Index r, Index j) const {
+    const Windows& windows = of[r - first];
+    Float<W> sum{};
+    for (int i = 0; i < windows.count; i++) {
+      typename Vec<W>::Byte bytes;
+      std::memcpy(&bytes, taken + windows.row[i] + j, sizeof bytes);
+      auto mine = __builtin_convertvector(bytes, typename Vec<W>::Int) == windows.place[i];
+      sum += mine ? load<W>(da + windows.row[i] + j) : Float<W>{};
+    }
+    return sum;
+  }
+};
+
+// Of g, the gradient where relu was open: the sums of g and of g * (x - mean), added to `out`.
+template <class T, class Gradient>
+void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, double* out, Index rows,
+               Index c, int threads) {
+  two_sums(rows, c, threads, out, [=](Index lo, Index hi, double* sums) {
+    Gradient grad = gradient;
+    grad.tile(lo, hi, rows);
+    ahead(x, ldx, c, hi, rows);
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      Norm<W> normed(norm, c, j);
+      Float<W> sum{}, product{};
+      for (Index r = lo; r < hi; r++) {
+        auto v = load<W>(x + r * ldx + j);
+        auto g = normed(v) <= 0 ? Float<W>{} : grad.template at<W>(r, j);
+        sum += g;
+        product += g * (v - normed.mean);
+      }
+      add<W>(sums + j, sum);
+      add<W>(sums + c + j, product);
+    });
+  });
+}
+
+// out = scale * g + shift + slope * (x - mean), with line [2, c]: shift, slope. out may be da.
+template <class T, class Gradient>
+void norm_relu_grad(const T* x, Index ldx, const float* norm, Gradient gradient, const float* line,
+                    T* out, Index rows, Index c, int threads) {
+  tiles(rows, threads, [=](Index, Index lo, Index hi) {
+    Gradient grad = gradient;
+    grad.tile(lo, hi, rows);
+    ahead(x, ldx, c, hi, rows);
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      Norm<W> normed(norm, c, j);
+      auto shift = load<W>(line + j), slope = load<W>(line + c + j);
+      for (Index r = lo; r < hi; r++) {
+        auto v = load<W>(x + r * ldx + j);
+        auto g = normed(v) <= 0 ? Float<W>{} : grad.template at<W>(r, j);
+        store<W>(out + r * c + j, g * normed.scale + (shift + slope * (v - normed.mean)));
+      }
+    });
+  });
+}
+
+// d += scale * g, and the sums of grad_sums.
+template <class T>
+void accumulate(const T* x, Index ldx, const float* norm, const T* da, T* d, Index ldd, double* out,
+                Index rows, Index c, int threads) {
+  two_sums(rows, c, threads, out, [&](Index lo, Index hi, double* sums) {
+    ahead(x, ldx, c, hi, rows);
+    ahead(da, c, c, hi, rows);
+    ahead(d, ldd, c, hi, rows);
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      Norm<W> normed(norm, c, j);
+      Float<W> sum{}, product{};
+      for (Index r = lo; r < hi; r++) {
+        auto v = load<W>(x + r * ldx + j);
+        auto g = normed(v) <= 0 ? Float<W>{} : load<W>(da + r * c + j);
+        sum += g;
+        product += g * (v - normed.mean);
+        store<W>(d + r * ldd + j, load<W>(d + r * ldd + j) + g * normed.scale);
+      }
+      add<W>(sums + j, sum);
+      add<W>(sums + c + j, product);
+    });
+  });
+}
+
+// out = d + shift + slope * (x - mean), with line [3, c]: mean, shift, slope.
+template <class T>
+void add_line(const T* d, Index ldd, const T* x, Index ldx, const float* line, T* out, Index rows,
+              Index c, int threads) {
+  tiles(rows, threads, [&](Index, Index lo, Index hi) {
+    ahead(x, ldx, c, hi, rows);
+    ahead(d, ldd, c, hi, rows);
+    columns(c, [&](auto width, Index j) {
+      WIDTH;
+      auto mean = load<W>(line + j), shift = load<W>(line + c + j), slope = load<W>(line + 2 * c + j);
+      for (Index r = lo; r < hi; r++) {
+        auto v = load<W>(d + r * ldd + j) + shift;
+        store<W>(out + r * c + j, v + slope * (load<W>(x + r * ldx + j) - mean));
+      }
+    });
+  });
+}
+
+// Calls f with the gradient of that kind of pool; `taken` is null but for a max pool's.
+template <class T, class F>
+void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w, F f) {
+  if (h == 0)
+    f(Own<T>{da, c});
+  else if (taken == nullptr)
+    f(Average<T>{da, c, h, w, 0, {}});
+  else
+    f(Max<T>{da, taken, c, h, w, 0, {}});
+}
+
+}  // namespace
+
+#define EXPORT(T, name)                                                                            \
+  void norm_relu_##name(const T* x, Index ldx, const float* norm, T* out, Index rows, Index c,     \
+                        int threads) {                                                             \
+    norm_relu(x, ldx, norm, out, rows, c, threads);                                                \
+  }                                                                                                \
+  void norm_relu_average_##name(const T* x, Index ldx, const float* norm, T* out, Index n,         \
+                                Index h, Index w, Index c, int threads) {                          \
+    norm_relu_average(x, ldx, norm, out, n, h, w, c, threads);                                     \
+  }                                                                                                \
+  void norm_relu_max_##name(const T* x, Index ldx, const float* norm, T* out, uint8_t* taken,      \
+                            Index n, Index h, Index w, Index c, int threads) {                     \
+    norm_relu_max(x, ldx, norm, out, taken, n, h, w, c, threads);                                  \
+  }                                                                                                \
+  void moments_##name(const T* z, Index ldz, T* copy, Index ldc, double* out, Index seen,          \
+                      Index rows, Index c, int threads) {                                          \
+    moments(z, ldz, copy, ldc, out, seen, rows, c, threads);                                       \
+  }                                                                                                \
+  void grad_sums_##name(const T* x, Index ldx, const float* norm, const T* da,                     \
+                        const uint8_t* taken, Index h, Index w, double* out, Index rows, Index c,  \
+                        int threads) {                                                             \
+    with_gradient(da, taken, c, h, w, [&](auto gradient) {                                         \
+      grad_sums(x, ldx, norm, gradient, out, rows, c, threads);                                    \
+    });                                                                                            \
+  }                                                                                                \
+  void norm_relu_grad_##name(const T* x, Index ldx, const float* norm, const T* da,                \
+                             const uint8_t* taken, Index h, Index w, const float* line, T* out,    \
+                             Index rows, Index c, int threads) {                                   \
+    with_gradient(da, taken, c, h, w, [&](auto gradient) {                                         \
+      norm_relu_grad(x, ldx, norm, gradient, line, out, rows, c, threads);                         \
+    });                                                                                            \
+  }                                                                                                \
+  void accumulate_##name(const T* x, Index ldx, const float* norm, const T* da, T* d, Index ldd,   \
+                         double* out, Index rows, Index c, int threads) {                          \
+    accumulate(x, ldx, norm, da, d, ldd, out, rows, c, threads);                                   \
+  }                                                                                                \
+  void add_line_##name(const T* d, Index ldd, const T* x, Index ldx, const float* line, T* out,    \
+                       Index rows, Index c, int threads) {                                         \
+    add_line(d, ldd, x, ldx, line, out, rows, c, threads);                                         \
+  }
+
+extern "C" {
+EXPORT(float, f32)
+EXPORT(bf16, bf16)
+}

@@ -1,0 +1,193 @@
+"""The same kernels in C++ for CPUs, compiled on this machine when they are first needed.
+
+native.cpp includes nothing of torch and is called with pointers, so a compiler takes two seconds
+for it where an extension built on torch's headers takes half a minute, and the result does not
+depend on torch's version or ABI. It is kept in the user's cache under a name made of the source,
+the compiler, its flags and the CPU's instructions. torch's threads are libgomp's, and so are these.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from densekit.files import cache_folder
+from densekit.ops.kernels.plain import Pool
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
+    "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi",
+)  # fmt: skip
+COMPILERS = ("c++", "g++", "clang++")
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+PTR, INT = ctypes.c_void_p, ctypes.c_int64
+ARGUMENTS = {
+    "norm_relu": (PTR, INT, PTR, PTR, INT, INT),
+    "norm_relu_average": (PTR, INT, PTR, PTR, INT, INT, INT, INT),
+    "norm_relu_max": (PTR, INT, PTR, PTR, PTR, INT, INT, INT, INT),
+    "moments": (PTR, INT, PTR, INT, PTR, INT, INT, INT),
+    "grad_sums": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, INT, INT),
+    "norm_relu_grad": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, PTR, INT, INT),
+    "accumulate": (PTR, INT, PTR, PTR, PTR, INT, PTR, INT, INT),
+    "add_line": (PTR, INT, PTR, INT, PTR, PTR, INT, INT),
+}  # and the number of threads
+
+
+# Building -----------------------------------------------------------------------------------
+
+
+class Unavailable(Exception):  # noqa: N818 (not a mistake)
+    """Why there are no native kernels here; the message says it in a line."""
+
+
+@functools.cache
+def reason() -> str | None:
+    """Why there are none here, in a line; None where they are ready. Compiles them if need be."""
+    try:
+        _library()
+    except Unavailable as why:
+        return str(why)
+    return None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    if sys.platform != "linux":
+        raise Unavailable(f"native kernels are built on Linux only, not on {sys.platform}")
+    compiler = _compiler()
+    file = cache_folder() / "kernels" / f"native-{_key(compiler)}.so"
+    try:
+        if not file.exists():
+            _compile(compiler, file)
+        library = ctypes.CDLL(str(file))
+    except OSError:  # a home that cannot be written, or whose files cannot be run
+        library = _private(compiler)
+    for name, types in ARGUMENTS.items():
+        for suffix in SUFFIX.values():
+            function = getattr(library, f"{name}_{suffix}")
+            function.argtypes, function.restype = (*types, ctypes.c_int), None
+    return library
+
+
+def _private(compiler: str) -> ctypes.CDLL:
+    """The library from a folder that lasts as long as loading it takes."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, "native.so")
+            _compile(compiler, file)
+            return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise Unavailable(f"the compiled kernels cannot be kept or loaded: {error}") from error
+
+
+def _compiler() -> str:
+    asked = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [asked] if asked else COMPILERS)), None)
+    if found is None:
+        raise Unavailable(
+            f"no C++ compiler was found ({asked or ', '.join(COMPILERS)}); install g++"
+        )
+    return found
+
+
+def _key(compiler: str) -> str:
+    """Of all that the compiled code depends on."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    cpu = Path("/proc/cpuinfo").read_text()
+    instructions = next((line for line in cpu.splitlines() if line.startswith("flags")), "")
+    parts = [SOURCE.read_text(), version.stdout, *FLAGS, instructions]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, file: Path) -> None:
+    """Beside and renamed, so that processes that do it at once cannot disturb one another."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        fresh = Path(scratch, file.name)
+        done = subprocess.run(
+            [compiler, *FLAGS, str(SOURCE), "-o", str(fresh)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            said = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr)
+            raise Unavailable(f"{compiler} cannot compile the kernels: {said.strip()}")
+        fresh.replace(file)
+
+
+# Calling; ops/kernels/plain.py says what each computes ---------------------------------------
+
+
+def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
+    _call("norm_relu", x, _rows(x), x.stride(0), _whole(norm), _whole(out), *x.shape)
+
+
+def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
+    h, w, taken = pool
+    maps = (len(x) // (h * w), h, w, x.shape[1])
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(out))
+    if taken is None:
+        _call("norm_relu_average", x, *pixels, *maps)
+    else:
+        _call("norm_relu_max", x, *pixels, _whole(taken), *maps)
+
+
+def moments(z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None) -> None:
+    if seen == 0:
+        found.zero_()
+    into = (None, 0) if copy is None else (_rows(copy), copy.stride(0))
+    _call("moments", z, _rows(z), z.stride(0), *into, _whole(found), seen, *z.shape)
+
+
+def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
+    _call("grad_sums", x, *pixels, _whole(sums), *x.shape)
+
+
+def norm_relu_grad(
+    x: Tensor, norm: Tensor, da: Tensor, line: Tensor, out: Tensor, pool: Pool | None = None
+) -> None:
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
+    _call("norm_relu_grad", x, *pixels, _whole(line), _whole(out), *x.shape)
+
+
+def accumulate(x: Tensor, norm: Tensor, da: Tensor, d: Tensor, sums: Tensor) -> None:
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), _rows(d), d.stride(0))
+    _call("accumulate", x, *pixels, _whole(sums), *x.shape)
+
+
+def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
+    pixels = (_rows(d), d.stride(0), _rows(x), x.stride(0), _whole(line), _whole(out))
+    _call("add_line", x, *pixels, *x.shape)
+
+
+def _call(name: str, x: Tensor, *arguments: int | None) -> None:
+    function = getattr(_library(), f"{name}_{SUFFIX[x.dtype]}")
+    function(*arguments, torch.get_num_threads())
+
+
+def _rows(x: Tensor) -> int:
+    assert x.stride(1) == 1 or x.shape[1] == 1
+    return x.data_ptr()
+
+
+def _whole(x: Tensor) -> int:
+    assert x.is_contiguous()
+    return x.data_ptr()
+
+
+def _pool(pool: Pool | None) -> tuple[int | None, int, int]:
+    if pool is None:
+        return None, 0, 0
+    return None if pool.taken is None else _whole(pool.taken), pool.h, pool.w

@@ -1,0 +1,156 @@
+"""The lean ops' elementwise kernels in torch's own operations: for any device and dtype.
+
+Rows are pixels, columns channels: x, z, d are [M, c], their columns contiguous; M = N*H*W. A norm
+is [4, c]: mean, scale = gamma * rstd, shift = beta, rstd, all in at least float32. Sums and moments
+are [2, c] in float64, and what a call finds is added to those that it is given. Under torch.compile
+each function fuses to one or two passes; as it stands it goes over a CPU's memory in pieces, so
+that the wide copies that it makes stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PIECE = 1 << 18  # elements
+
+
+class Pool(NamedTuple):
+    """A pool after relu: 2x2 averages, or with `taken` 3x3 maxima of stride 2 and padding 1."""
+
+    h: int
+    w: int
+    """Of the maps before it."""
+    taken: Tensor | None = None
+    """uint8 [M after the pool, c]: which of a window's 9 pixels the maximum is."""
+
+
+def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
+    """out = relu((x - mean) * scale + shift)."""
+    for rows in _pieces(x):
+        out[rows] = torch.relu(_normed(x[rows], norm))
+
+
+def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
+    """The same with the pool after it, [M after the pool, c]; fills in which pixels were taken."""
+    a = torch.empty_like(x, memory_format=torch.contiguous_format)
+    norm_relu(x, norm, a)
+    maps = _maps(a, pool.h, pool.w)
+    if pool.taken is None:
+        pooled = F.avg_pool2d(maps, 2)
+    else:
+        pooled, at = F.max_pool2d(maps, 3, 2, 1, return_indices=True)
+        top = 2 * torch.arange(pooled.shape[2], device=x.device).unsqueeze(1) - 1
+        left = 2 * torch.arange(pooled.shape[3], device=x.device) - 1
+        place = (at // pool.w - top) * 3 + at % pool.w - left
+        pool.taken[:] = place.permute(0, 2, 3, 1).reshape(out.shape)
+    out[:] = pooled.permute(0, 2, 3, 1).reshape(out.shape)
+
+
+def moments(z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None) -> None:
+    """Each column's mean and sum of squares about it, with those `found` of `seen` rows before.
+
+    z goes to `copy` too.
+    """
+    if copy is not None:
+        copy.copy_(z)
+    if seen == 0:
+        found.zero_()
+    for rows in _pieces(z):
+        piece = _wide(z[rows])
+        var, mean = torch.var_mean(piece, 0, correction=0)
+        own = torch.stack([mean, var * len(piece)]).double()
+        counts = torch.tensor([seen, len(piece)], dtype=torch.float64, device=z.device)
+        found.copy_(merge(torch.stack([found, own]), counts) if seen else own)
+        seen += len(piece)
+
+
+def merge(parts: Tensor, counts: Tensor) -> Tensor:
+    """The moments of all values from those of parts, [p, 2, c], of `counts` values each, [p]."""
+    means, squares = parts.unbind(1)
+    counts = counts.unsqueeze(1)
+    mean = (means * counts).sum(0) / counts.sum()
+    return torch.stack([mean, (squares + counts * (means - mean).square()).sum(0)])
+
+
+def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
+    """sums += those of g and of g * (x - mean), where g is da as far as relu was open."""
+    da = _unpooled(da, pool)
+    for rows in _pieces(x):
+        sums += _sums(_masked(x[rows], norm, da[rows]), x[rows], norm)
+
+
+def norm_relu_grad(
+    x: Tensor, norm: Tensor, da: Tensor, line: Tensor, out: Tensor, pool: Pool | None = None
+) -> None:
+    """out = g * scale + shift + (x - mean) * slope; line is [2, c]: shift, slope. out may be da."""
+    da = _unpooled(da, pool)
+    shift, slope = line
+    for rows in _pieces(x):
+        g = _masked(x[rows], norm, da[rows])
+        out[rows] = g * norm[1] + (shift + (_wide(x[rows]) - norm[0]) * slope)
+
+
+def accumulate(x: Tensor, norm: Tensor, da: Tensor, d: Tensor, sums: Tensor) -> None:
+    """d += g * scale, and sums as in grad_sums."""
+    for rows in _pieces(x):
+        g = _masked(x[rows], norm, da[rows])
+        d[rows] = _wide(d[rows]) + g * norm[1]
+        sums += _sums(g, x[rows], norm)
+
+
+def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
+    """out = d + shift + (x - mean) * slope; line is [3, c]: mean, shift, slope."""
+    mean, shift, slope = line
+    for rows in _pieces(x):
+        out[rows] = _wide(d[rows]) + shift + (_wide(x[rows]) - mean) * slope
+
+
+def _pieces(x: Tensor) -> Iterator[slice]:
+    """Rows that are worked on at once; all of them on a GPU."""
+    rows = max(1, PIECE // x.shape[1]) if x.is_cpu else max(1, len(x))
+    for start in range(0, len(x), rows):
+        yield slice(start, start + rows)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normed(x: Tensor, norm: Tensor) -> Tensor:
+    return (_wide(x) - norm[0]) * norm[1] + norm[2]
+
+
+def _masked(x: Tensor, norm: Tensor, da: Tensor) -> Tensor:
+    return torch.where(_normed(x, norm) <= 0, 0.0, _wide(da))  # NaN passes, as in torch's relu
+
+
+def _sums(g: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    return torch.stack([g.sum(0), (g * (_wide(x) - norm[0])).sum(0)]).double()
+
+
+def _maps(rows: Tensor, h: int, w: int) -> Tensor:
+    return rows.view(-1, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def _unpooled(da: Tensor, pool: Pool | None) -> Tensor:
+    """The gradient before the pool, [M, c]; 0 for pixels that no window has."""
+    if pool is None:
+        return da
+    h, w, taken = pool
+    if taken is None:
+        maps = da.view(-1, h // 2, w // 2, da.shape[1]) * 0.25
+        full = maps.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        return F.pad(full, (0, 0, 0, w % 2, 0, h % 2)).view(-1, da.shape[1])
+    ph, pw = (h + 1) // 2, (w + 1) // 2
+    n = len(da) // (ph * pw)
+    place = taken.view(n, ph, pw, -1).long()
+    row = 2 * torch.arange(ph, device=da.device).view(1, ph, 1, 1) - 1 + place // 3
+    column = 2 * torch.arange(pw, device=da.device).view(1, 1, pw, 1) - 1 + place % 3
+    full = torch.zeros(n, h * w, da.shape[1], dtype=_wide(da[:0]).dtype, device=da.device)
+    at = (row * w + column).view(n, ph * pw, -1)
+    return full.scatter_add_(1, at, _wide(da).view(n, ph * pw, -1)).view(n * h * w, -1)
