@@ -21,10 +21,18 @@ from densekit.options import (
     Classes,
     Config,
     Device,
+    EvaluationData,
+    ImageSize,
     ModelName,
+    NewHead,
     Options,
+    OwnFolder,
     PrecisionName,
+    PreprocessingOf,
+    ShortBatchSize,
+    ShortModel,
     Source,
+    Task,
 )
 
 app = typer.Typer(
@@ -45,18 +53,8 @@ STOPPED = 75  # EX_TEMPFAIL: try again and the run goes on
 def train(
     config: Config = None,
     option: Options = None,
-    data: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help="Your own folder of images, one subfolder a class; defaults are picked for it.",
-        ),
-    ] = None,
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--model", metavar="NAME", help="Short for -o model.name=NAME."),
-    ] = None,
+    data: OwnFolder = None,
+    model: ShortModel = None,
     resume: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -111,14 +109,7 @@ def train(
 @app.command()
 def evaluate(
     source: Source = None,
-    data: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--data",
-            metavar="LIST|FOLDER|builtin:NAME",
-            help="The images; without it, the validation images of the training.",
-        ),
-    ] = None,
+    data: EvaluationData = None,
     model: ModelName = None,
     classes: Classes = None,
     config: Config = None,
@@ -249,19 +240,10 @@ def convert(
         str, typer.Argument(metavar="DST", help="A .pdparams, .pth, .safetensors; or an artifact.")
     ],
     model: ModelName = None,
-    new_head: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--new-head", metavar="N", min=1, help="A new head of N classes."),
-    ] = None,
-    preprocessing: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--preprocessing", metavar="NAME|FILE", help="What its images go through."),
-    ] = None,
+    new_head: NewHead = None,
+    preprocessing: PreprocessingOf = None,
     classes: Classes = None,
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--task", metavar="multiclass|multilabel", help="What the outputs answer."),
-    ] = None,
+    task: Task = None,
 ) -> None:
     """Convert weights: PaddleClas, torchvision, timm; from Keras, MONAI, TorchXRayVision too.
 
@@ -276,6 +258,33 @@ def convert(
     options = transfer.Options(model, new_head, preprocessing, classes, task)
     for line in transfer.transfer(src, dst, options):
         typer.echo(line)
+
+
+@app.command()
+def bench(
+    config: Config = None,
+    option: Options = None,
+    model: ShortModel = None,
+    image_size: ImageSize = None,
+    batch_size: ShortBatchSize = None,
+    ops: Annotated[str, typer.Option(help="Which to compare.")] = "reference,recompute,lean",
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each op.")] = 5,
+    json: AsJson = False,
+) -> None:
+    """Compare the ops on this machine: training speed, memory, the largest batch that fits.
+
+    [bold]Example[/]
+
+      densekit bench -c imagenet/densenet121 --batch-size 16 --ops reference,lean
+    """
+    from densekit import bench_ops, report
+    from densekit.inputs import read_recipe
+
+    options = [*(option or []), *bench_ops.as_options(model, image_size, batch_size)]
+    names, asked = bench_ops.parse_ops(ops), read_recipe(config, options)
+    assert asked.recipe is not None
+    report.print_notes(asked.notes)
+    report.print_bench(bench_ops.measure(asked.recipe, names, steps), as_json=json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""The commands' options: those that several share, and longer ones of one command."""
 
 from __future__ import annotations
 
@@ -42,4 +42,44 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 BatchSize = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--batch-size", min=1, help="Images at once, of each rank."),
+]
+OwnFolder = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Your own folder of images, one subfolder a class; defaults are picked for it.",
+    ),
+]
+ShortModel = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--model", metavar="NAME", help="Short for -o model.name=NAME."),
+]
+ShortBatchSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--batch-size", min=1, help="Short for -o data.batch_size=N."),
+]
+ImageSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--image-size", min=1, help="Short for -o data.image_size=S."),
+]
+EvaluationData = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--data",
+        metavar="LIST|FOLDER|builtin:NAME",
+        help="The images; without it, the validation images of the training.",
+    ),
+]
+NewHead = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--new-head", metavar="N", min=1, help="A new head of N classes."),
+]
+PreprocessingOf = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--preprocessing", metavar="NAME|FILE", help="What its images go through."),
+]
+Task = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--task", metavar="multiclass|multilabel", help="What the outputs answer."),
 ]

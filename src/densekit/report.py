@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from densekit import distributed, optim, precision
+from densekit import bench_ops, distributed, optim, precision
 from densekit.config import to_yaml
 from densekit.models import variants
 from densekit.plan import Plan
@@ -167,6 +167,40 @@ def print_notes(notes: Sequence[str]) -> None:
         console = Console(stderr=True, highlight=False)
         for note in notes:
             console.print(note, markup=False, soft_wrap=True)
+
+
+def print_bench(found: bench_ops.Report, as_json: bool) -> None:
+    """A row for each op, and what auto takes."""
+    if as_json:
+        show_json(found.model_dump(mode="json"))
+        return
+    _show(
+        f"training {found.model}, {found.batch_size} images of {found.image_size} x "
+        f"{found.image_size} at once, {found.precision}, {found.device}"
+    )
+    columns = ("Op", "img/s", "(range)", "Activations", "Largest batch")
+    table = _table(*columns, right=(columns[1], *columns[3:]))
+    for op in found.ops:
+        rate, held = op.images_per_second, op.activation_bytes
+        table.add_row(
+            op.taken or op.op,
+            f"{rate.median:.1f}" if rate else "-",
+            f"({rate.low:.1f} - {rate.high:.1f})" if rate else "-",
+            "-" if held is None else f"{held / 2**30:.2f} GiB",
+            "-" if op.largest_batch is None else f"{op.largest_batch:,}",
+        )
+    _show(table)
+    for op in found.ops:
+        if op.reason:
+            _show(f"{op.op}: {op.reason}")
+        if op.found:
+            _show(f"{op.op}: largest batch {op.found}")
+    if found.free_bytes is not None:
+        _show(
+            f"largest batches in {bench_ops.ROOM:.0%} of the {found.free_bytes / 2**30:.1f} GiB "
+            f"that were free"
+        )
+    _show(f"model.op=auto takes {found.auto}" + (f": {found.why}" if found.why else ""))
 
 
 def print_models(as_json: bool) -> None:

@@ -37,7 +37,6 @@ from densekit.ops.rows import (
 )
 from densekit.ops.statistics import (
     mean_and_variance,
-    normalisation,
     over_ranks,
     refuse_one_value,
     running,
@@ -123,6 +122,7 @@ def _dense_block(
     with torch.autocast(x.device.type, enabled=False):
         (n, c0, h, w), halves = x.shape, 2 if bottleneck else 1
         k, layers, m = parameters[-1].shape[0], len(eps) // halves, n * h * w
+        wide = torch.promote_types(x.dtype, torch.float32)
         buffer = x.new_empty(m, c0 + layers * k)
         moments = torch.zeros(2, c0 + layers * k, dtype=torch.float64, device=x.device)
         inner = moments.new_zeros(layers if bottleneck else 0, 2, parameters[2].shape[0])
@@ -140,7 +140,8 @@ def _dense_block(
         def norm_relu_conv(i: int, batch: Tensor) -> Callable[[Tensor], Tensor]:
             gamma, beta, weight = parameters[3 * i : 3 * i + 3]
             statistics = (batch, count) if training[i] else (known[i], torch.ones_like(count))
-            norm = normalisation(*statistics, gamma, beta, eps[i], x.dtype)
+            norm = x.new_empty(4, gamma.shape[0], dtype=wide)
+            kernels.normalisation(*statistics, gamma, beta, eps[i], norm)
             norms.append(norm)
             weight, padding = as_weight(weight, x.dtype), weight.shape[-1] // 2
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from densekit.ops.kernels import Kernels, kernels_for
+from densekit.ops.kernels import kernels_for
 from densekit.ops.rows import as_maps, as_rows, as_weight, chunks_of, dropped, empty_rows
-from densekit.ops.statistics import correction, refuse_second_derivative, sum_over_ranks
+from densekit.ops.statistics import refuse_second_derivative, sum_over_ranks
 
 
 @torch.library.custom_op("densekit::dense_block_backward", mutates_args=())
@@ -34,11 +34,17 @@ def dense_block_backward(
         k, layers = parameters[-1].shape[0], len(norms) // halves
         c0, wide = width - k * layers, norms[0].dtype
         buffer = as_rows(features)
-        d = as_rows(grad.contiguous(memory_format=torch.channels_last)).clone()
+        d, owned = as_rows(grad.contiguous(memory_format=torch.channels_last)), False
         lines = torch.zeros_like(moments)
         chunks = chunks_of(features.shape, parameters[2].shape[0], grad.dtype, grad.device)
         kernels = kernels_for(buffer)
-        grads = [grad.new_empty(0) for _ in needs]
+        grads = [grad.new_empty(0)] * len(needs)
+        for place, weight in enumerate(parameters[2::3], start=1):
+            if needs[3 * place]:
+                grads[3 * place] = torch.zeros_like(weight)
+
+        def cast(i: int) -> Tensor:
+            return as_weight(parameters[3 * i + 2], grad.dtype)
 
         def corrected(line: Tensor, columns: slice, rows: slice) -> Tensor:
             out = d.new_empty(rows.stop - rows.start, columns.stop - columns.start)
@@ -48,33 +54,39 @@ def dense_block_backward(
         def line_of(columns: slice) -> Tensor:  # idea 2
             return torch.cat([moments[:1, columns], lines[:, columns]]).to(wide)
 
-        def conv_backward(i: int, before: bool) -> Callable[[Tensor, Tensor], Tensor]:
-            weight, place = parameters[3 * i + 2], 3 * i + 3
-            cast, padding = as_weight(weight, grad.dtype), weight.shape[-1] // 2
-            if needs[place]:
-                grads[place] = torch.zeros_like(weight)
-
-            def half(dz: Tensor, rows: Tensor) -> Tensor:
-                a = empty_rows(rows)
-                if needs[place]:
-                    kernels.norm_relu(rows, norms[i], a)  # idea 3
-                da, dw, _ = torch.ops.aten.convolution_backward(
-                    as_maps(dz, h, w), as_maps(a, h, w), cast, None, [1, 1], [padding, padding],
-                    [1, 1], False, [0, 0], 1, [before, needs[place], False],
-                )  # fmt: skip
-                if needs[place]:
-                    grads[place] += dw
-                return as_rows(da) if before else a
-
-            return half
+        def half(
+            i: int,
+            weight: Tensor,
+            dz: Tensor,
+            x: Tensor,
+            sums: Tensor,
+            before: bool,
+            into: tuple[Tensor, Tensor] | None = None,
+        ) -> Tensor:
+            """From behind a convolution to before its relu, and on from `into` 0 to 1."""
+            da = a = empty_rows(x)
+            place = 3 * i + 3
+            again = a if needs[place] else None  # idea 3
+            if before:
+                da = as_rows(_conv_backward(dz, a, weight, (h, w), 0))
+            if into is not None:
+                kernels.accumulate(x, norms[i], da, *into, sums, again)
+            elif before:
+                kernels.grad_sums(x, norms[i], da, sums, None, again)
+            else:
+                kernels.norm_relu(x, norms[i], a)
+            if again is not None:
+                grads[place] += _conv_backward(dz, a, weight, (h, w), 1)
+            return da
 
         def norm_backward(i: int, sums: Tensor) -> Tensor:
             found = (sums[1] * norms[i][3], sums[0])
             for place, of in zip((3 * i + 1, 3 * i + 2), found, strict=True):
                 grads[place] = of.to(parameters[place - 1].dtype)
-            if not training[i]:
-                return torch.zeros_like(sums)
-            return correction(norms[i], sum_over_ranks(sums, sync), count)
+            line = torch.zeros_like(sums)
+            if training[i]:
+                kernels.correction(norms[i], sum_over_ranks(sums, sync), count, line)
+            return line
 
         for layer in reversed(range(layers)):
             i, c = halves * layer, c0 + k * layer
@@ -82,35 +94,29 @@ def dense_block_backward(
             if not asked[-1]:  # by x, a layer before, or this one's parameters 1 to j
                 break
             own = slice(c, c + k)
-            dzs = map(partial(corrected, line_of(own), own), chunks)
+            dzs: Iterator[Tensor] = map(partial(corrected, line_of(own), own), chunks)
             if masks:
                 kept = [as_rows(masks[layer])[rows] for rows in chunks]
                 dzs = map(partial(dropped, drop_rate=drop_rate), dzs, kept)
             if bottlenecks:
                 ys = bottlenecks[layer * len(chunks) : (layer + 1) * len(chunks)]
-                half, sums, das = (
-                    conv_backward(i + 1, asked[5]),
-                    lines.new_zeros(2, len(ys[0].T)),
-                    [],
-                )
-                for dz, y in zip(dzs, ys, strict=True):
-                    das.append(half(dz, y))
-                    if asked[5]:
-                        kernels.grad_sums(y, norms[i + 1], das[-1], sums)
+                sums, weight = lines.new_zeros(2, ys[0].shape[1]), cast(i + 1)
+                pairs = zip(dzs, ys, strict=True)
+                das = [half(i + 1, weight, dz, y, sums, asked[5]) for dz, y in pairs]
                 if not asked[5]:
                     continue
                 line = norm_backward(i + 1, sums).to(wide)
-                dzs = map(partial(_normed_backward, kernels, norms[i + 1], line), ys, das)
+                for y, da in zip(ys, das, strict=True):
+                    kernels.norm_relu_grad(y, norms[i + 1], da, line, da)
+                dzs = iter(das)
             if not asked[3]:
                 continue
-            half, sums = conv_backward(i, asked[2]), lines.new_zeros(2, c)
+            sums, weight = lines.new_zeros(2, c), cast(i)
+            to = d if owned else torch.empty_like(d)
             for dz, rows in zip(dzs, chunks, strict=True):
-                x = buffer[rows, :c]
-                da = half(dz, x)
-                if asked[0]:
-                    kernels.accumulate(x, norms[i], da, d[rows, :c], sums)
-                elif asked[2]:
-                    kernels.grad_sums(x, norms[i], da, sums)
+                into = (d[rows, :c], to[rows, :c]) if asked[0] else None
+                half(i, weight, dz, buffer[rows, :c], sums, asked[2], into)
+            d, owned = to, True
             if asked[2]:
                 lines[:, :c] += norm_backward(i, sums)
         if needs[0]:
@@ -119,9 +125,13 @@ def dense_block_backward(
         return grads
 
 
-def _normed_backward(kernels: Kernels, norm: Tensor, line: Tensor, y: Tensor, da: Tensor) -> Tensor:
-    kernels.norm_relu_grad(y, norm, da, line, da)
-    return da
+def _conv_backward(dz: Tensor, a: Tensor, weight: Tensor, size: tuple[int, int], of: int) -> Tensor:
+    """The gradient of a convolution's input (0) or weight (1)."""
+    padding = weight.shape[-1] // 2
+    return torch.ops.aten.convolution_backward(
+        as_maps(dz, *size), as_maps(a, *size), weight, None, [1, 1], [padding, padding], [1, 1],
+        False, [0, 0], 1, [of == 0, of == 1, False],
+    )[of]  # fmt: skip
 
 
 @dense_block_backward.register_fake

@@ -18,9 +18,7 @@ from densekit.ops.kernels import kernels_for
 from densekit.ops.kernels.plain import Pool
 from densekit.ops.rows import as_computed, as_maps, as_rows, empty_rows
 from densekit.ops.statistics import (
-    correction,
     mean_and_variance,
-    normalisation,
     over_ranks,
     refuse_one_value,
     refuse_second_derivative,
@@ -83,11 +81,12 @@ def _norm_relu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The map, and for backward the norm and what a max pool took."""
     rows, (h, w) = as_rows(x), x.shape[2:]
-    norm = normalisation(moments, count, gamma, beta, eps, x.dtype)
+    kernels = kernels_for(rows)
+    norm = x.new_empty(4, len(gamma), dtype=torch.promote_types(x.dtype, torch.float32))
+    kernels.normalisation(moments, count, gamma, beta, eps, norm)
     h_out, w_out = _pooled(h, w, pool)
     out = rows.new_empty(x.shape[0] * h_out * w_out, x.shape[1])
     taken = torch.empty_like(out if pool == "max" else out[:0], dtype=torch.uint8)
-    kernels = kernels_for(rows)
     if pool == "none":
         kernels.norm_relu(rows, norm, out)
     else:
@@ -133,7 +132,7 @@ def _norm_relu_backward(
         return x.new_empty(0), sums
     line = torch.zeros_like(sums)
     if training:
-        line = correction(norm, sum_over_ranks(sums, sync), count)
+        kernels.correction(norm, sum_over_ranks(sums, sync), count, line)
     dx = empty_rows(rows)
     kernels.norm_relu_grad(rows, norm, da, line.to(norm.dtype), dx, pooled)
     return as_maps(dx, h, w), sums

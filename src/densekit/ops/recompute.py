@@ -32,13 +32,14 @@ def dense_block(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
 
 @contextlib.contextmanager
 def _running_statistics_kept(layer: nn.Module) -> Iterator[None]:
-    """Norms that train normalise by their batch and leave their buffers alone."""
+    """What batches do to the buffers of its norms is forgotten in the end."""
     norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
+    kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = norm.track_running_stats and not norm.training
+        for name, buffer in norm._buffers.items():
+            norm._buffers[name] = None if buffer is None else buffer.clone()
     try:
         yield
     finally:
-        for norm, value in zip(norms, tracked, strict=True):
-            norm.track_running_stats = value
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

@@ -24,7 +24,7 @@ def as_rows(x: Tensor) -> Tensor:
 
 def as_maps(rows: Tensor, h: int, w: int) -> Tensor:
     """The inverse."""
-    n, c = len(rows) // (h * w), rows.shape[1]
+    n, c = rows.shape[0] // (h * w), rows.shape[1]
     return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 

@@ -98,20 +98,5 @@ def mean_and_variance(
     return moments[:, 0].to(dtype), (moments[:, 1] / (count - 1)).to(dtype)
 
 
-def normalisation(
-    moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor:
-    """[4, c]: mean, scale, shift, rstd, in at least float32; see ops.kernels.plain."""
-    rstd = torch.rsqrt(moments[1] / count + eps)
-    rows = torch.stack([moments[0], gamma * rstd, beta.double(), rstd])
-    return rows.to(torch.promote_types(dtype, torch.float32))
-
-
-def correction(norm: Tensor, sums: Tensor, count: Tensor) -> Tensor:
-    """[2, c]: shift and slope of what BatchNorm's backward subtracts, in float64."""
-    scale, rstd = norm[1], norm[3]
-    return sums * torch.stack([scale, scale * rstd.square()]) / -count
-
-
 def refuse_second_derivative(*_: Any) -> None:
     raise RuntimeError("lean has no second derivative; use model.op=reference")

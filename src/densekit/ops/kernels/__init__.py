@@ -16,13 +16,29 @@ from densekit.ops.kernels.plain import Pool
 class Kernels(Protocol):
     """What ops/kernels/plain.py defines; it says what each computes."""
 
+    def normalisation(
+        self,
+        moments: Tensor,
+        count: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        norm: Tensor,
+    ) -> None: ...
+    def correction(self, norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None: ...
     def norm_relu(self, x: Tensor, norm: Tensor, out: Tensor) -> None: ...
     def norm_relu_pool(self, x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None: ...
     def moments(
         self, z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None
     ) -> None: ...
     def grad_sums(
-        self, x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None
+        self,
+        x: Tensor,
+        norm: Tensor,
+        da: Tensor,
+        sums: Tensor,
+        pool: Pool | None = None,
+        a: Tensor | None = None,
     ) -> None: ...
     def norm_relu_grad(
         self,
@@ -33,12 +49,23 @@ class Kernels(Protocol):
         out: Tensor,
         pool: Pool | None = None,
     ) -> None: ...
-    def accumulate(self, x: Tensor, norm: Tensor, da: Tensor, d: Tensor, sums: Tensor) -> None: ...
+    def accumulate(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        da: Tensor,
+        d: Tensor,
+        to: Tensor,
+        sums: Tensor,
+        a: Tensor | None = None,
+    ) -> None: ...
     def add_line(self, d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None: ...
 
 
-NAMES = ("norm_relu", "norm_relu_pool", "moments", "grad_sums", "norm_relu_grad", "accumulate",
-         "add_line")  # fmt: skip
+NAMES = (
+    "normalisation", "correction", "norm_relu", "norm_relu_pool", "moments", "grad_sums",
+    "norm_relu_grad", "accumulate", "add_line",
+)  # fmt: skip
 
 
 def named(device: torch.device, dtype: torch.dtype) -> str:

@@ -9,6 +9,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -155,6 +156,26 @@ inline Float<W> relu(Float<W> v) {
   if constexpr (W == 16) return (Float<W>)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);
 #endif
   return v <= 0 ? Float<W>{} : v;  // NaN is not <= 0
+}
+
+void normalisation(const double* moments, Index ld, double count, const float* gamma,
+                   const float* beta, double eps, float* norm, Index c) {
+  for (Index j = 0; j < c; j++) {
+    double rstd = 1 / std::sqrt(moments[ld + j] / count + eps);
+    norm[j] = float(moments[j]);
+    norm[c + j] = float(gamma[j] * rstd);
+    norm[2 * c + j] = beta[j];
+    norm[3 * c + j] = float(rstd);
+  }
+}
+
+// line [2, c]: shift and slope of what BatchNorm's backward subtracts.
+void correction(const float* norm, const double* sums, double count, double* line, Index c) {
+  for (Index j = 0; j < c; j++) {
+    double scale = norm[c + j], rstd = norm[3 * c + j];
+    line[j] = -sums[j] * scale / count;
+    line[c + j] = -sums[c + j] * scale * rstd * rstd / count;
+  }
 }
 
 template <class T>
@@ -340,9 +361,10 @@ struct Max {
 };
 
 // Of g, the gradient where relu was open: the sums of g and of g * (x - mean), added to `out`.
+// And relu(norm(x)) once more, into `a` unless that is null.
 template <class T, class Gradient>
-void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, double* out, Index rows,
-               Index c, int threads) {
+void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, double* out, T* a,
+               Index rows, Index c, int threads) {
   two_sums(rows, c, threads, out, [=](Index lo, Index hi, double* sums) {
     Gradient grad = gradient;
     grad.tile(lo, hi, rows);
@@ -352,10 +374,11 @@ void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, doub
       Norm<W> normed(norm, c, j);
       Float<W> sum{}, product{};
       for (Index r = lo; r < hi; r++) {
-        auto v = load<W>(x + r * ldx + j);
-        auto g = normed(v) <= 0 ? Float<W>{} : grad.template at<W>(r, j);
+        auto v = load<W>(x + r * ldx + j), y = normed(v);
+        auto g = y <= 0 ? Float<W>{} : grad.template at<W>(r, j);
         sum += g;
         product += g * (v - normed.mean);
+        if (a) store<W>(a + r * c + j, relu<W>(y));
       }
       add<W>(sums + j, sum);
       add<W>(sums + c + j, product);
@@ -384,10 +407,10 @@ void norm_relu_grad(const T* x, Index ldx, const float* norm, Gradient gradient,
   });
 }
 
-// d += scale * g, and the sums of grad_sums.
+// to = d + scale * g, and what grad_sums does. `to` may be d; both have rows of ldd.
 template <class T>
-void accumulate(const T* x, Index ldx, const float* norm, const T* da, T* d, Index ldd, double* out,
-                Index rows, Index c, int threads) {
+void accumulate(const T* x, Index ldx, const float* norm, const T* da, const T* d, T* to, Index ldd,
+                double* out, T* a, Index rows, Index c, int threads) {
   two_sums(rows, c, threads, out, [&](Index lo, Index hi, double* sums) {
     ahead(x, ldx, c, hi, rows);
     ahead(da, c, c, hi, rows);
@@ -397,11 +420,12 @@ void accumulate(const T* x, Index ldx, const float* norm, const T* da, T* d, Ind
       Norm<W> normed(norm, c, j);
       Float<W> sum{}, product{};
       for (Index r = lo; r < hi; r++) {
-        auto v = load<W>(x + r * ldx + j);
-        auto g = normed(v) <= 0 ? Float<W>{} : load<W>(da + r * c + j);
+        auto v = load<W>(x + r * ldx + j), y = normed(v);
+        auto g = y <= 0 ? Float<W>{} : load<W>(da + r * c + j);
         sum += g;
         product += g * (v - normed.mean);
-        store<W>(d + r * ldd + j, load<W>(d + r * ldd + j) + g * normed.scale);
+        if (a) store<W>(a + r * c + j, relu<W>(y));
+        store<W>(to + r * ldd + j, load<W>(d + r * ldd + j) + g * normed.scale);
       }
       add<W>(sums + j, sum);
       add<W>(sums + c + j, product);
@@ -458,10 +482,10 @@ void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w,
     moments(z, ldz, copy, ldc, out, seen, rows, c, threads);                                       \
   }                                                                                                \
   void grad_sums_##name(const T* x, Index ldx, const float* norm, const T* da,                     \
-                        const uint8_t* taken, Index h, Index w, double* out, Index rows, Index c,  \
-                        int threads) {                                                             \
+                        const uint8_t* taken, Index h, Index w, double* out, T* a, Index rows,     \
+                        Index c, int threads) {                                                    \
     with_gradient(da, taken, c, h, w, [&](auto gradient) {                                         \
-      grad_sums(x, ldx, norm, gradient, out, rows, c, threads);                                    \
+      grad_sums(x, ldx, norm, gradient, out, a, rows, c, threads);                                 \
     });                                                                                            \
   }                                                                                                \
   void norm_relu_grad_##name(const T* x, Index ldx, const float* norm, const T* da,                \
@@ -471,9 +495,9 @@ void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w,
       norm_relu_grad(x, ldx, norm, gradient, line, out, rows, c, threads);                         \
     });                                                                                            \
   }                                                                                                \
-  void accumulate_##name(const T* x, Index ldx, const float* norm, const T* da, T* d, Index ldd,   \
-                         double* out, Index rows, Index c, int threads) {                          \
-    accumulate(x, ldx, norm, da, d, ldd, out, rows, c, threads);                                   \
+  void accumulate_##name(const T* x, Index ldx, const float* norm, const T* da, const T* d, T* to, \
+                         Index ldd, double* out, T* a, Index rows, Index c, int threads) {         \
+    accumulate(x, ldx, norm, da, d, to, ldd, out, a, rows, c, threads);                            \
   }                                                                                                \
   void add_line_##name(const T* d, Index ldd, const T* x, Index ldx, const float* line, T* out,    \
                        Index rows, Index c, int threads) {                                         \
@@ -481,6 +505,14 @@ void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w,
   }
 
 extern "C" {
+void normalisation_f32(const double* moments, Index ld, double count, const float* gamma,
+                       const float* beta, double eps, float* norm, Index c, int) {
+  normalisation(moments, ld, count, gamma, beta, eps, norm, c);
+}
+void correction_f32(const float* norm, const double* sums, double count, double* line, Index c,
+                    int) {
+  correction(norm, sums, count, line, c);
+}
 EXPORT(float, f32)
 EXPORT(bf16, bf16)
 }

@@ -32,17 +32,20 @@ FLAGS = (
 COMPILERS = ("c++", "g++", "clang++")
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
-PTR, INT = ctypes.c_void_p, ctypes.c_int64
+PTR, INT, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 ARGUMENTS = {
+    "normalisation": (PTR, INT, REAL, PTR, PTR, REAL, PTR, INT),
+    "correction": (PTR, PTR, REAL, PTR, INT),
     "norm_relu": (PTR, INT, PTR, PTR, INT, INT),
     "norm_relu_average": (PTR, INT, PTR, PTR, INT, INT, INT, INT),
     "norm_relu_max": (PTR, INT, PTR, PTR, PTR, INT, INT, INT, INT),
     "moments": (PTR, INT, PTR, INT, PTR, INT, INT, INT),
-    "grad_sums": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, INT, INT),
+    "grad_sums": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, PTR, INT, INT),
     "norm_relu_grad": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, PTR, INT, INT),
-    "accumulate": (PTR, INT, PTR, PTR, PTR, INT, PTR, INT, INT),
+    "accumulate": (PTR, INT, PTR, PTR, PTR, PTR, INT, PTR, PTR, INT, INT),
     "add_line": (PTR, INT, PTR, INT, PTR, PTR, INT, INT),
 }  # and the number of threads
+VECTORS = ("normalisation", "correction")  # of channels: in float32 whatever the maps are
 
 
 # Building -----------------------------------------------------------------------------------
@@ -75,7 +78,8 @@ def _library() -> ctypes.CDLL:
     except OSError:  # a home that cannot be written, or whose files cannot be run
         library = _private(compiler)
     for name, types in ARGUMENTS.items():
-        for suffix in SUFFIX.values():
+        suffixes = ("f32",) if name in VECTORS else SUFFIX.values()
+        for suffix in suffixes:
             function = getattr(library, f"{name}_{suffix}")
             function.argtypes, function.restype = (*types, ctypes.c_int), None
     return library
@@ -129,6 +133,19 @@ def _compile(compiler: str, file: Path) -> None:
 # Calling; ops/kernels/plain.py says what each computes ---------------------------------------
 
 
+def normalisation(
+    moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, norm: Tensor
+) -> None:
+    gamma, beta = gamma.float(), beta.float()
+    batch, affine = (_rows(moments), moments.stride(0), count.item()), (_whole(gamma), _whole(beta))
+    _call("normalisation", norm, *batch, *affine, eps, _whole(norm), norm.shape[1])
+
+
+def correction(norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None:
+    of = (_whole(norm), _whole(sums), count.item(), _whole(line), norm.shape[1])
+    _call("correction", norm, *of)
+
+
 def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
     _call("norm_relu", x, _rows(x), x.stride(0), _whole(norm), _whole(out), *x.shape)
 
@@ -150,9 +167,17 @@ def moments(z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None)
     _call("moments", z, _rows(z), z.stride(0), *into, _whole(found), seen, *z.shape)
 
 
-def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
+def grad_sums(
+    x: Tensor,
+    norm: Tensor,
+    da: Tensor,
+    sums: Tensor,
+    pool: Pool | None = None,
+    a: Tensor | None = None,
+) -> None:
     pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
-    _call("grad_sums", x, *pixels, _whole(sums), *x.shape)
+    again = None if a is None else _whole(a)
+    _call("grad_sums", x, *pixels, _whole(sums), again, *x.shape)
 
 
 def norm_relu_grad(
@@ -162,9 +187,19 @@ def norm_relu_grad(
     _call("norm_relu_grad", x, *pixels, _whole(line), _whole(out), *x.shape)
 
 
-def accumulate(x: Tensor, norm: Tensor, da: Tensor, d: Tensor, sums: Tensor) -> None:
-    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), _rows(d), d.stride(0))
-    _call("accumulate", x, *pixels, _whole(sums), *x.shape)
+def accumulate(
+    x: Tensor,
+    norm: Tensor,
+    da: Tensor,
+    d: Tensor,
+    to: Tensor,
+    sums: Tensor,
+    a: Tensor | None = None,
+) -> None:
+    assert d.stride(0) == to.stride(0)
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), _rows(d), _rows(to), to.stride(0))
+    again = None if a is None else _whole(a)
+    _call("accumulate", x, *pixels, _whole(sums), again, *x.shape)
 
 
 def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
@@ -172,7 +207,7 @@ def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
     _call("add_line", x, *pixels, *x.shape)
 
 
-def _call(name: str, x: Tensor, *arguments: int | None) -> None:
+def _call(name: str, x: Tensor, *arguments: float | None) -> None:
     function = getattr(_library(), f"{name}_{SUFFIX[x.dtype]}")
     function(*arguments, torch.get_num_threads())
 

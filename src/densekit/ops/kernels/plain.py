@@ -29,6 +29,20 @@ class Pool(NamedTuple):
     """uint8 [M after the pool, c]: which of a window's 9 pixels the maximum is."""
 
 
+def normalisation(
+    moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, norm: Tensor
+) -> None:
+    """Fills in norm from the moments [2, c] of `count` values."""
+    rstd = torch.rsqrt(moments[1] / count + eps)
+    norm.copy_(torch.stack([moments[0], gamma * rstd, beta.double(), rstd]))
+
+
+def correction(norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None:
+    """Fills in line, [2, c]: shift and slope of what BatchNorm's backward subtracts, in float64."""
+    scale, rstd = norm[1].double(), norm[3].double()
+    line.copy_(sums * torch.stack([scale, scale * rstd.square()]) / -count)
+
+
 def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
     """out = relu((x - mean) * scale + shift)."""
     for rows in _pieces(x):
@@ -77,11 +91,23 @@ def merge(parts: Tensor, counts: Tensor) -> Tensor:
     return torch.stack([mean, (squares + counts * (means - mean).square()).sum(0)])
 
 
-def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
-    """sums += those of g and of g * (x - mean), where g is da as far as relu was open."""
+def grad_sums(
+    x: Tensor,
+    norm: Tensor,
+    da: Tensor,
+    sums: Tensor,
+    pool: Pool | None = None,
+    a: Tensor | None = None,
+) -> None:
+    """sums += those of g and of g * (x - mean), where g is da as far as relu was open.
+
+    `a`, where it is given, becomes norm_relu's output once more.
+    """
     da = _unpooled(da, pool)
     for rows in _pieces(x):
         sums += _sums(_masked(x[rows], norm, da[rows]), x[rows], norm)
+        if a is not None:
+            a[rows] = torch.relu(_normed(x[rows], norm))
 
 
 def norm_relu_grad(
@@ -95,12 +121,22 @@ def norm_relu_grad(
         out[rows] = g * norm[1] + (shift + (_wide(x[rows]) - norm[0]) * slope)
 
 
-def accumulate(x: Tensor, norm: Tensor, da: Tensor, d: Tensor, sums: Tensor) -> None:
-    """d += g * scale, and sums as in grad_sums."""
+def accumulate(
+    x: Tensor,
+    norm: Tensor,
+    da: Tensor,
+    d: Tensor,
+    to: Tensor,
+    sums: Tensor,
+    a: Tensor | None = None,
+) -> None:
+    """to = d + g * scale, and what grad_sums does. `to` may be d; their rows lie alike."""
     for rows in _pieces(x):
         g = _masked(x[rows], norm, da[rows])
-        d[rows] = _wide(d[rows]) + g * norm[1]
+        to[rows] = _wide(d[rows]) + g * norm[1]
         sums += _sums(g, x[rows], norm)
+        if a is not None:
+            a[rows] = torch.relu(_normed(x[rows], norm))
 
 
 def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
