@@ -17,8 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from densekit.config import Section, UserError, nearest
-from densekit.ops import lean, recompute, reference
-from densekit.ops.choose import check_name, choose
+from densekit.ops.choose import DENSE_BLOCKS, check_name, choose
 from densekit.ops.norm_relu import norm_relu
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
@@ -88,13 +87,6 @@ class FeatureInfo:
     """Pixels of the image per pixel of the map."""
 
 
-Call = Callable[..., Tensor]
-
-
-def _call(half: Call, *inputs: Tensor) -> Tensor:
-    return half(*inputs)
-
-
 class DenseLayer(nn.Module):
     """norm, relu, 1x1 convolution to K; norm, relu, 3x3 convolution to k; or the latter alone."""
 
@@ -113,10 +105,12 @@ class DenseLayer(nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, k, 3, padding=1, bias=False)
 
-    def forward(self, features: list[Tensor], call: Call = _call) -> Tensor:
+    def forward(
+        self, features: list[Tensor], call: Callable[..., Tensor] = lambda half, *x: half(*x)
+    ) -> Tensor:
         """All maps before this layer, each [N, c, H, W] -> its own [N, k, H, W].
 
-        `call` computes each half, up to its convolution.
+        `call` computes each half, which ends with a convolution, of its inputs.
         """
         x = call(self._first, *features)
         if self.bottleneck:
@@ -130,13 +124,6 @@ class DenseLayer(nn.Module):
 
     def _second(self, x: Tensor) -> Tensor:
         return self.conv2(self.relu2(self.norm2(x)))
-
-
-DENSE_BLOCKS = {
-    "reference": reference.dense_block,
-    "recompute": recompute.dense_block,
-    "lean": lean.dense_block,
-}
 
 
 class DenseBlock(nn.ModuleDict):

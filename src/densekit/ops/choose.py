@@ -10,15 +10,23 @@ auto's table follows benchmarks/results; on CUDA lean has not been measured yet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from densekit.config import UserError, nearest
+from densekit.ops import lean, recompute, reference
 from densekit.ops.kernels import native
 from densekit.ops.refusals import Parts, refusal
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
-NAMES = ("auto", "reference", "recompute", "lean")
+DENSE_BLOCKS: dict[str, Callable[[Tensor, list[nn.Module]], Tensor]] = {
+    "reference": reference.dense_block,
+    "recompute": recompute.dense_block,
+    "lean": lean.dense_block,
+}
+NAMES = ("auto", *DENSE_BLOCKS)
 
 
 def check_name(name: str) -> None:

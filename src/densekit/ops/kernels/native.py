@@ -24,7 +24,7 @@ from torch import Tensor
 from densekit.files import cache_folder
 from densekit.ops.kernels.plain import Pool
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "rows.h"))
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
     "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi",
@@ -111,7 +111,7 @@ def _key(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     cpu = Path("/proc/cpuinfo").read_text()
     instructions = next((line for line in cpu.splitlines() if line.startswith("flags")), "")
-    parts = [SOURCE.read_text(), version.stdout, *FLAGS, instructions]
+    parts = [SOURCE.read_text(), HEADER.read_text(), version.stdout, *FLAGS, instructions]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
