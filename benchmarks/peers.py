@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from densekit.bench import NUM_CLASSES, Workload
 from densekit.data.examples import Examples
 from densekit.data.sources import open_examples
+from densekit.models.variants import variant
 from densekit.precision import DTYPES, MEMORY_FORMATS, resolve_device
 
 Step = Callable[[], object]
@@ -28,11 +30,12 @@ def training(
     precision: str = "fp32",
     memory_format: str = "contiguous",
     compiled: bool = False,
+    memory_efficient: bool = False,
 ) -> Step:
     """One step of a plain loop; fp32 and contiguous is torchvision as it comes."""
     device, layout = resolve_device(work.device), MEMORY_FORMATS[memory_format]
-    model = torchvision.models.get_model(work.model, num_classes=NUM_CLASSES)
-    model = model.to(device, memory_format=layout).train()
+    model = network(work.model, memory_efficient)
+    model = model.to(device).to(memory_format=layout).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     forward = torch.compile(model) if compiled else model
     images = _images(work).to(device, memory_format=layout)
@@ -57,8 +60,8 @@ def inference(
 ) -> Step:
     """The logits of one batch; fp32 and contiguous is torchvision as it comes."""
     device, layout = resolve_device(work.device), MEMORY_FORMATS[memory_format]
-    model = torchvision.models.get_model(work.model, num_classes=NUM_CLASSES)
-    model = model.to(device, memory_format=layout).eval()
+    model = network(work.model)
+    model = model.to(device).to(memory_format=layout).eval()
     forward = torch.compile(model) if compiled else model
     images = _images(work).to(device, memory_format=layout)
 
@@ -70,6 +73,28 @@ def inference(
             return forward(images).float().cpu()
 
     return step
+
+
+def network(name: str, memory_efficient: bool = False) -> nn.Module:
+    """torchvision's own, or its class with the sizes of densekit's `name` where it has no such."""
+    if name in torchvision.models.list_models():
+        return torchvision.models.get_model(
+            name, num_classes=NUM_CLASSES, memory_efficient=memory_efficient
+        )
+    config = variant(name)
+    model = torchvision.models.DenseNet(
+        config.growth_rate,
+        config.block_config,
+        config.num_init_features,
+        config.bn_size,
+        num_classes=NUM_CLASSES,
+        memory_efficient=memory_efficient,
+    )
+    if config.stem == "cifar":
+        features = model.features
+        features.conv0 = nn.Conv2d(3, config.num_init_features, 3, padding=1, bias=False)
+        del features.norm0, features.relu0, features.pool0
+    return model
 
 
 def reading(list_file: str, work: Workload, decode: Decode) -> Step:

@@ -14,11 +14,12 @@ import torchvision
 
 import densekit
 from densekit import distributed
-from densekit.bench import Result, Spread
 from densekit.config import Section
+from densekit.turns import Result, Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+OTHERS = ("memory.json",)  # there; benchmarks/memory.py writes and reads it
 MEASURED = ("src", "pyproject.toml", "benchmarks/*.py")  # what a number depends on
 
 
@@ -118,7 +119,8 @@ def _git(*arguments: str) -> str:
 
 def read(folder: Path = RESULTS) -> list[Row]:
     """Every row, file by file, oldest first."""
-    return [row for file in sorted(folder.glob("*.json")) for row in _read_file(file)]
+    files = [file for file in sorted(folder.glob("*.json")) if file.name not in OTHERS]
+    return [row for file in files for row in _read_file(file)]
 
 
 def append(row: Row, folder: Path = RESULTS) -> Path:
@@ -178,11 +180,12 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def _side(side: Result, unit: str) -> str:
-    """`densekit bf16: 15.1 img/s (14.9 - 15.3), 1.9 GiB`."""
+    """`densekit train bf16, lean (native): 15.1 img/s (14.9 - 15.3), 1.9 GiB`."""
     measured, short = side.measured, "img/s" if unit == "images/s" else unit
     spread = f"{number(measured.low)} - {number(measured.high)}"
     memory = f", {side.activation_bytes / 2**30:.2f} GiB" if side.activation_bytes else ""
-    return f"{side.name}: {number(measured.median)} {short} ({spread}){memory}"
+    name = side.name if side.op is None else f"{side.name}, {side.op}"
+    return f"{name}: {number(measured.median)} {short} ({spread}){memory}"
 
 
 def _ratio(ratio: Spread | None) -> str:

@@ -1,6 +1,6 @@
 """Speed against torchvision, and how long commands take to start; what `make bench` runs.
 
-    python benchmarks/run.py                       everything, about half an hour on 2 cores
+    python benchmarks/run.py                       everything, some two hours on 2 cores
     python benchmarks/run.py train inference/bf16  a benchmark, or one comparison of one
     python benchmarks/run.py --quick train/tuned   tiny and once: whether it works, no rows
 
@@ -28,15 +28,22 @@ from rich.table import Table
 import peers
 import rows
 import startup
-from densekit import bench
-from densekit.bench import Result, Rule, Side, Spread, Workload
+from densekit import bench, turns
+from densekit.bench import Workload
 from densekit.config import UserError, nearest
 from densekit.precision import resolve_device
+from densekit.turns import Result, Rule, Side, Spread
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
+LOG_WIDTH = 200  # columns of a table that goes to a file
 READ_AHEAD = 2  # batches of one worker
 TUNED = ("bf16", "channels_last")
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels_last"}
+NETWORKS = (
+    Workload(),
+    Workload(model="densenet_bc_100_12", image_size=32, batch_size=64),
+)
+LARGE = tuple(Workload(model=f"densenet{depth}") for depth in (161, 201, 264))
 
 
 @dataclass(frozen=True)
@@ -45,17 +52,25 @@ class Comparison:
 
     one: Side
     other: Side
+    work: Workload
     reads_ahead: bool = False
     """Batches are ready when a turn begins, and the memory is not this process'."""
 
 
-def comparisons(work: Workload, list_file: str | None) -> dict[str, Comparison]:
+def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
     """By name: benchmark/comparison."""
-    return {
-        **training(work),
-        **inference(work),
-        **({} if list_file is None else reading(work, list_file)),
-    }
+
+    def shrink(work: Workload) -> Workload:
+        small = {"image_size": min(work.image_size, 64), "batch_size": 2}
+        return work.model_copy(update=small if quick else {})
+
+    work = shrink(Workload())
+    found = {**training(work), **inference(work)}
+    for network in map(shrink, NETWORKS):
+        found.update(lean(network))
+    for network in map(shrink, LARGE):
+        found.update(lean_large(network))
+    return found if list_file is None else {**found, **reading(work, list_file)}
 
 
 def training(work: Workload) -> dict[str, Comparison]:
@@ -67,12 +82,41 @@ def training(work: Workload) -> dict[str, Comparison]:
 
     peer = partial(_torchvision, peers.training, work)
     return {
-        "train/as-it-comes": Comparison(ours(), peer("fp32", "contiguous")),
-        "train/tuned": Comparison(ours(), peer(*TUNED)),
-        "train/tuned-allocator": Comparison(ours(), peer(*TUNED, keeps_memory=True)),
-        "compiled/train": Comparison(ours(), peer(*TUNED, compiled=True)),
-        "train/allocator-alone": Comparison(ours(), ours(keeps_memory=False)),
+        "train/as-it-comes": Comparison(ours(), peer("fp32", "contiguous"), work),
+        "train/tuned": Comparison(ours(), peer(*TUNED), work),
+        "train/tuned-allocator": Comparison(ours(), peer(*TUNED, keeps_memory=True), work),
+        "compiled/train": Comparison(ours(), peer(*TUNED, compiled=True), work),
+        "train/allocator-alone": Comparison(ours(), ours(keeps_memory=False), work),
     }
+
+
+def lean(work: Workload) -> dict[str, Comparison]:
+    """The same against all that torchvision can be set to, in the same precision and allocator.
+
+    lean has the eager peers; lean-compiled the compiled ones, which cost minutes of compiling.
+    """
+    return {
+        f"lean{'-compiled' * compiled}/{work.model}-{precision}-{layout.lower()}": Comparison(
+            _ours(work, precision),
+            _torchvision(peers.training, work, precision, memory_format, compiled, True),
+            work,
+        )
+        for compiled in (False, True)
+        for precision in ("fp32", "bf16")
+        for memory_format, layout in LAYOUTS.items()
+    }
+
+
+def lean_large(work: Workload) -> dict[str, Comparison]:
+    """The larger networks, against the eager peer that is best in bf16."""
+    peer = _torchvision(peers.training, work, *TUNED, keeps_memory=True)
+    name = f"lean-large/{work.model}-{'-'.join(TUNED)}"
+    return {name: Comparison(_ours(work, TUNED[0]), peer, work)}
+
+
+def _ours(work: Workload, precision: str) -> Side:
+    step = partial(bench.training, work, precision)
+    return Side(f"densekit train {precision}", step, keeps_memory=True)
 
 
 def inference(work: Workload) -> dict[str, Comparison]:
@@ -85,16 +129,17 @@ def inference(work: Workload) -> dict[str, Comparison]:
     peer = partial(_torchvision, peers.inference, work)
     fp32, bf16 = ours("fp32"), ours("bf16")
     best = ("fp32", "channels_last")
-    return {
-        "inference/as-it-comes": Comparison(fp32, peer("fp32", "contiguous")),
-        "inference/fp32": Comparison(fp32, peer(*best)),
-        "inference/fp32-allocator": Comparison(fp32, peer(*best, keeps_memory=True)),
-        "inference/bf16-as-it-comes": Comparison(bf16, peer("fp32", "contiguous")),
-        "inference/bf16": Comparison(bf16, peer(*TUNED)),
-        "inference/bf16-allocator": Comparison(bf16, peer(*TUNED, keeps_memory=True)),
-        "inference/allocator-alone": Comparison(fp32, ours("fp32", keeps_memory=False)),
-        "compiled/inference": Comparison(bf16, peer(*TUNED, compiled=True)),
+    sides = {
+        "inference/as-it-comes": (fp32, peer("fp32", "contiguous")),
+        "inference/fp32": (fp32, peer(*best)),
+        "inference/fp32-allocator": (fp32, peer(*best, keeps_memory=True)),
+        "inference/bf16-as-it-comes": (bf16, peer("fp32", "contiguous")),
+        "inference/bf16": (bf16, peer(*TUNED)),
+        "inference/bf16-allocator": (bf16, peer(*TUNED, keeps_memory=True)),
+        "inference/allocator-alone": (fp32, ours("fp32", keeps_memory=False)),
+        "compiled/inference": (bf16, peer(*TUNED, compiled=True)),
     }
+    return {name: Comparison(*pair, work) for name, pair in sides.items()}
 
 
 def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
@@ -106,8 +151,8 @@ def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
         for name, decode in decoders.items()
     )
     return {
-        "input/as-it-comes": Comparison(ours, pil, reads_ahead=True),
-        "input/tuned": Comparison(ours, fast, reads_ahead=True),
+        "input/as-it-comes": Comparison(ours, pil, work, reads_ahead=True),
+        "input/tuned": Comparison(ours, fast, work, reads_ahead=True),
     }
 
 
@@ -134,28 +179,30 @@ STARTUP: dict[str, Callable[[Path], float]] = {
 # Measuring ----------------------------------------------------------------------------------
 
 
-def measure(name: str, comparison: Comparison, work: Workload, rule: Rule) -> rows.Row:
+def measure(name: str, comparison: Comparison, rule: Rule) -> rows.Row:
     """All pairs of one comparison."""
-    one, other = comparison.one, comparison.other
+    sides, work = (comparison.one, comparison.other), comparison.work
     if comparison.reads_ahead:
         rule = rule.model_copy(update={"warmup": 1 + READ_AHEAD})
-    turns = bench.alternate(one, other, rule)
-    pairs = list(track(turns, name, total=rule.pairs, console=Console(stderr=True)))
-    sides, ratio = bench.results(one, other, pairs, work.batch_size)
+    rounds = turns.alternate(sides, rule)
+    pairs = list(track(rounds, name, total=rule.pairs, console=Console(stderr=True)))
+    one, other = (
+        turns.result(side, taken, work.batch_size)
+        for side, taken in zip(sides, zip(*pairs, strict=True), strict=True)
+    )
     if comparison.reads_ahead:
-        first, second = (side.model_copy(update={"activation_bytes": None}) for side in sides)
-        sides = first, second
+        one, other = (side.model_copy(update={"activation_bytes": None}) for side in (one, other))
     device = resolve_device(work.device).type
     settings = {**work.model_dump(), "device": device, **rule.model_dump()}
-    return rows.row(name, "images/s", sides, ratio, settings)
+    return rows.row(name, "images/s", (one, other), turns.ratio(pairs), settings)
 
 
 def measure_startup(name: str, seconds: Callable[[Path], float], rule: Rule) -> rows.Row:
     """One run that is not counted, for disk caches and data, and then as many as `pairs`."""
     with tempfile.TemporaryDirectory() as folder:
         seconds(Path(folder))
-        turns = track(range(rule.pairs), name, console=Console(stderr=True))
-        measured = Spread.of([seconds(Path(folder)) for _ in turns])
+        runs = track(range(rule.pairs), name, console=Console(stderr=True))
+        measured = Spread.of([seconds(Path(folder)) for _ in runs])
     settings: dict[str, str | int] = {"runs": rule.pairs, "threads": rule.threads}
     return rows.row(name, "s", (Result(name="densekit", measured=measured),), None, settings)
 
@@ -183,6 +230,7 @@ def sample_list(folder: str) -> str | None:
 
 def show(measured: Sequence[rows.Row]) -> None:
     """The table, under what it stands on."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     for origin in dict.fromkeys(map(rows.origin, measured)):
         table = Table(box=box.SIMPLE_HEAD)
         for column in rows.COLUMNS:
@@ -190,7 +238,7 @@ def show(measured: Sequence[rows.Row]) -> None:
         for row in measured:
             if rows.origin(row) == origin:
                 table.add_row(*rows.cells(row))
-        Console(highlight=False).print(table, origin, markup=False)
+        console.print(table, origin, markup=False)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -209,18 +257,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace) -> None:
     rule = Rule(pairs=arguments.pairs, steps=arguments.steps)
-    work, results = Workload(), arguments.results or rows.RESULTS
+    results = arguments.results or rows.RESULTS
     if arguments.threads:
         rule = rule.model_copy(update={"threads": arguments.threads})
     if arguments.quick:
         rule = rule.model_copy(update={"pairs": 1, "steps": 1})
-        work, results = Workload(image_size=64, batch_size=2), arguments.results
+        results = arguments.results
     measured = []
     with tempfile.TemporaryDirectory() as folder:
-        chosen = comparisons(work, arguments.images or sample_list(folder))
+        chosen = comparisons(arguments.quick, arguments.images or sample_list(folder))
         for name in select(arguments.names, [*STARTUP, *chosen]):
             if name in chosen:
-                row = measure(name, chosen[name], work, rule)
+                row = measure(name, chosen[name], rule)
             else:
                 row = measure_startup(name, STARTUP[name], rule)
             if results is not None:

@@ -33,6 +33,8 @@ ROOMS = {
     "monitor": "loop distributed",
     "recipe": "models data optim loop",
     "bench": "models ops data loop precision optim",
+    "turns": "bench precision",
+    "bench_ops": "bench turns recipe models ops precision distributed display",
     "artifact": "models data files",
     "engines": "artifact models precision",
     "weights": "models artifact data files",
@@ -47,11 +49,11 @@ ROOMS = {
     "run": "plan learner loop monitor nonfinite run_folder checkpoint artifact evaluate curves "
     "display signals data optim distributed",
     "train": "recipe plan run run_folder checkpoint signals precision distributed",
-    "report": "train plan recipe models optim precision distributed",
+    "report": "train plan recipe models optim precision distributed bench_ops",
     "inputs": "recipe paddleclas source data distributed",
     "api": "train predict inputs models weights distributed",
-    "cli": "options report train evaluate predict inputs source weights plan recipe paddleclas "
-    "data precision display distributed peers",
+    "cli": "options report bench_ops train evaluate predict inputs source weights plan recipe "
+    "paddleclas data precision display distributed peers",
 }
 
 

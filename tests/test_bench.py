@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from densekit import bench, optim
-from densekit.bench import Result, Rule, Side, Spread, Turn, Workload
+from densekit import bench, optim, turns
+from densekit.bench import Workload
 from densekit.config import UserError
 from densekit.data.transforms import Preprocessing
 from densekit.engines import logits_of
@@ -31,6 +31,7 @@ from densekit.models.variants import ModelConfig
 from densekit.plan import make_plan
 from densekit.precision import resolve
 from densekit.recipe import load
+from densekit.turns import Result, Rule, Side, Spread, Turn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -63,15 +64,19 @@ def side(name: str) -> Side:
 def test_the_ratio_is_taken_pair_by_pair() -> None:
     """In the second pair the machine is three times as slow, which is neither side's doing."""
     pairs = [(turn([1, 1, 9]), turn([2, 2, 2])), (turn([3, 3, 3]), turn([6, 1, 6]))]
-    (one, other), ratio = bench.results(side("a"), side("b"), pairs, images=12)
-    assert ratio == Spread(median=2, low=2, high=2)
-    assert one == Result(name="a", measured=Spread(median=8, low=4, high=12))
-    assert other == Result(name="b", measured=Spread(median=4, low=2, high=6))
+    assert turns.ratio(pairs) == Spread(median=2, low=2, high=2)
+    one, other = zip(*pairs, strict=True)
+    assert turns.result(side("a"), one, images=12) == Result(
+        name="a", measured=Spread(median=8, low=4, high=12)
+    )
+    assert turns.result(side("b"), other, images=12) == Result(
+        name="b", measured=Spread(median=4, low=2, high=6)
+    )
 
 
 def test_memory_is_the_largest_turns_and_may_be_unknown() -> None:
-    pairs = [(turn([1], 5), turn([1])), (turn([1], 7), turn([1]))]
-    (one, other), _ = bench.results(side("a"), side("b"), pairs, images=1)
+    one = turns.result(side("a"), [turn([1], 5), turn([1], 7)], images=1)
+    other = turns.result(side("b"), [turn([1]), turn([1])], images=1)
     assert (one.activation_bytes, other.activation_bytes) == (7, None)
 
 
@@ -99,17 +104,17 @@ def failing() -> Callable[[], object]:
 @pytest.mark.slow
 def test_sides_step_in_turns(tmp_path: Path) -> None:
     file = str(tmp_path / "steps")
-    one, other = (Side(name, partial(writing, name, file)) for name in "AB")
-    pairs = list(bench.alternate(one, other, Rule(pairs=2, steps=3, warmup=1, threads=1)))
-    assert Path(file).read_text() == "A" + "B" + 2 * ("AAAA" + "BBBB")
-    assert [len(t.seconds) for pair in pairs for t in pair] == [3, 3, 3, 3]
+    sides = [Side(name, partial(writing, name, file)) for name in "ABC"]
+    rounds = list(turns.alternate(sides, Rule(pairs=2, steps=3, warmup=1, threads=1)))
+    assert Path(file).read_text() == "ABC" + 2 * ("AAAA" + "BBBB" + "CCCC")
+    assert [len(t.seconds) for taken in rounds for t in taken] == 6 * [3]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process' peak")
 def test_memory_is_of_all_steps_but_the_first() -> None:
     one, other = Side("a", partial(holding, 300, 90)), Side("b", partial(holding, 0, 30))
-    ((first, second),) = bench.alternate(one, other, Rule(pairs=1, steps=2, threads=1))
+    ((first, second),) = turns.alternate([one, other], Rule(pairs=1, steps=2, threads=1))
     assert first.activation_bytes is not None
     assert second.activation_bytes is not None
     assert 85 < first.activation_bytes / MIB < 120
@@ -119,7 +124,7 @@ def test_memory_is_of_all_steps_but_the_first() -> None:
 @pytest.mark.slow
 def test_a_side_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="broken: its process failed"):
-        list(bench.alternate(Side("broken", failing), Side("b", failing), Rule(threads=1)))
+        list(turns.alternate([Side("broken", failing)], Rule(threads=1)))
     assert "this side cannot be made" in capfd.readouterr().err
 
 
@@ -175,7 +180,7 @@ def test_the_training_side_is_a_step_of_densekit_train(tmp_path: Path, precision
     }
     plan = make_plan(load(None, [f"{key}={value}" for key, value in options.items()]))
     learner, _ = create_learner(plan)
-    images, labels = bench._batch(TINY)
+    images, labels = bench.batch(TINY.batch_size, 3, TINY.image_size, bench.NUM_CLASSES)
 
     def product() -> object:
         optim.set_lr(learner.optimizer, 1.0)
@@ -196,7 +201,7 @@ def test_the_inference_side_is_a_batch_of_densekit_evaluate(precision: str) -> N
     config = ModelConfig(name=TINY.model, num_classes=bench.NUM_CLASSES, op="reference")
     model = variants.create(config).eval()
     product = logits_of(model, Preprocessing(), resolve("cpu", precision))
-    images, _ = bench._batch(TINY)
+    images, _ = bench.batch(TINY.batch_size, 3, TINY.image_size, bench.NUM_CLASSES)
     assert torch.equal(side(), product(images))  # type: ignore[arg-type]
     assert calls(side) == calls(lambda: product(images))
 
@@ -210,6 +215,40 @@ def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
         assert batch.shape == (2, 3, 32, 32)
         assert batch.mean().abs() < 1
         assert 0.5 < batch.std() < 2
+
+
+@pytest.mark.parametrize("name", ["densenet121", "densenet_bc_22_12", "densenet264"])
+def test_the_peer_is_the_same_network(name: str) -> None:
+    ours = variants.create(ModelConfig(name=name, num_classes=bench.NUM_CLASSES)).eval()
+    theirs = peers.network(name).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+
+
+def test_lean_is_compared_with_all_settings_of_the_peer_alike() -> None:
+    known = command.comparisons(False, None)
+    lean = {name: one for name, one in known.items() if name.startswith("lean")}
+    for benchmark in ("lean", "lean-compiled"):
+        assert [name for name in lean if name.partition("/")[0] == benchmark] == [
+            f"{benchmark}/{model}-{precision}-{layout}"
+            for model in ("densenet121", "densenet_bc_100_12")
+            for precision in ("fp32", "bf16")
+            for layout in ("nchw", "channels_last")
+        ]
+    assert [name for name in lean if name.startswith("lean-large/")] == [
+        f"lean-large/densenet{depth}-bf16-channels_last" for depth in (161, 201, 264)
+    ]
+    for name, one in lean.items():
+        ours, theirs = one.one.make.args, one.other.make.args  # type: ignore[attr-defined]
+        assert one.one.keeps_memory
+        assert one.other.keeps_memory
+        assert ours == theirs[:2]  # the same work, the same precision
+        model, precision, layout = name.partition("/")[2].rsplit("-", 2)
+        assert (model, precision) == (one.work.model, ours[1])
+        assert layout == theirs[2].replace("contiguous", "nchw")
+        assert theirs[3] == name.startswith("lean-compiled/")
 
 
 # Rows ---------------------------------------------------------------------------------------
@@ -306,7 +345,7 @@ def test_the_readmes_table() -> None:
 
 
 def test_names_select_benchmarks_and_comparisons() -> None:
-    known = ["startup/help", *command.comparisons(Workload(), None)]
+    known = ["startup/help", *command.comparisons(False, None)]
     assert command.select([], known) == known
     assert command.select(["train/tuned", "startup"], known) == ["startup/help", "train/tuned"]
     with pytest.raises(UserError, match='no benchmark "train/tunde"; did you mean "train/tuned"'):
@@ -336,6 +375,10 @@ def test_the_command_measures_prints_and_keeps(tmp_path: Path) -> None:
     for row in found.values():
         assert row.name in done.stdout
         assert all(side.measured.median > 0 for side in row.sides)
+    assert ours.op is not None
+    assert ours.op.startswith(("lean (", "reference"))
+    assert f"densekit train, {ours.op}" in rows.cells(found["train/as-it-comes"])[1]
+    assert theirs.op is None
 
 
 @pytest.mark.slow

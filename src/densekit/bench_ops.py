@@ -86,10 +86,10 @@ class Tried:
             self.peaks[images] = max(turn.peak_bytes, self.peaks.get(images, 0))
 
     def bytes_of(self, images: int) -> float | None:
-        """What a batch takes, on the line through the two largest that were tried."""
+        """What a batch takes, on the line through the smallest and the largest that were tried."""
         if len(self.peaks) < 2:
             return None
-        (n, low), (m, high) = sorted(self.peaks.items())[-2:]
+        (n, low), *_, (m, high) = sorted(self.peaks.items())
         return low + (high - low) / (m - n) * (images - n)
 
     def fits(self, images: int, room: float) -> bool:
@@ -98,12 +98,13 @@ class Tried:
         return (self.bytes_of(images) or 0) <= room
 
     def extrapolate(self, room: float) -> None:
-        """Where no batch but the small and the asked one was tried: the largest on that line."""
+        """The largest batch on that line, of which two digits count."""
         at_none, at_one = self.bytes_of(0), self.bytes_of(1)
         if at_none is not None and at_one is not None and at_one > at_none:
-            n, m = sorted(self.peaks)[-2:]
-            images = min(max(0, int((room - at_none) / (at_one - at_none))), MOST)
-            self.largest = images, f"extrapolated from {n} and {m} images"
+            images = max(0, int((room - at_none) / (at_one - at_none)))
+            digit = 10 ** max(0, len(str(images)) - 2)
+            how = f"extrapolated from {min(self.peaks)} and {max(self.peaks)} images"
+            self.largest = images // digit * digit, how
 
     def report(self, images: int) -> OpReport:
         measured = turns.result(self.side(images), self.turns, images) if self.turns else None
