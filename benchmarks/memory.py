@@ -89,7 +89,7 @@ def side(curve: str, work: Workload, precision: str) -> Side:
 
 def measure(curve: str, work: Workload) -> Row:
     """In a process of its own."""
-    precision = resolve(work.device, image_size=work.image_size).name
+    precision = resolve(work.device).name
     ((turn,),) = turns.alternate([side(curve, work, precision)], RULE)
     assert turn.activation_bytes is not None, "this system does not tell a process' peak memory"
     return Row(

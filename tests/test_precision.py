@@ -39,26 +39,21 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("has", "side", "expected"),
+    ("has", "expected"),
     [
-        ({"cuda": 1, "cuda_bf16": True}, 224, ("cuda", "bf16", "channels_last")),
-        ({"cuda": 1, "cuda_bf16": True}, 32, ("cuda", "bf16", "channels_last")),
-        ({"cuda": 1}, 224, ("cuda", "fp16", "channels_last")),
-        ({"cpu_bf16": True}, 224, ("cpu", "bf16", "channels_last")),
-        ({"cpu_bf16": True}, 65, ("cpu", "bf16", "channels_last")),
-        ({"cpu_bf16": True}, 64, ("cpu", "bf16", "contiguous")),
-        ({"cpu_bf16": True}, 32, ("cpu", "bf16", "contiguous")),
-        ({}, 224, ("cpu", "fp32", "channels_last")),
-        ({}, 32, ("cpu", "fp32", "channels_last")),
-        ({"mps": True}, 224, ("mps", "fp32", "channels_last")),
-        ({"mps": True, "cuda": 1, "cuda_bf16": True}, 224, ("cuda", "bf16", "channels_last")),
+        ({"cuda": 1, "cuda_bf16": True}, ("cuda", "bf16", "channels_last")),
+        ({"cuda": 1}, ("cuda", "fp16", "channels_last")),
+        ({"cpu_bf16": True}, ("cpu", "bf16", "channels_last")),
+        ({}, ("cpu", "fp32", "channels_last")),
+        ({"mps": True}, ("mps", "fp32", "channels_last")),
+        ({"mps": True, "cuda": 1, "cuda_bf16": True}, ("cuda", "bf16", "channels_last")),
     ],
 )
 def test_auto_is_the_table(
-    machine: Machine, has: dict[str, int], side: int, expected: tuple[str, str, str]
+    machine: Machine, has: dict[str, int], expected: tuple[str, str, str]
 ) -> None:
     machine(**has)
-    found = resolve(image_size=side)
+    found = resolve()
     assert (found.device.type, found.name, found.memory_format_name) == expected
 
 
@@ -66,9 +61,7 @@ def test_what_is_asked_for_wins(machine: Machine) -> None:
     machine(cpu_bf16=True)
     found = resolve("cpu", "fp32", "contiguous")
     assert (found.name, found.memory_format_name) == ("fp32", "contiguous")
-    assert resolve("cpu", "bf16", "channels_last", image_size=32).memory_format_name == (
-        "channels_last"
-    )
+    assert resolve("cpu", "bf16").memory_format_name == "channels_last"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,14 @@ def test_a_state_holds_what_the_steps_change_and_nothing_per_rank(runs: Runs) ->
     assert set(one) == {"format", "data", "environment", "progress", "learner"}
     assert one["format"] == 1
     assert re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", one["data"])
-    assert set(one["environment"]) == {"torch", "machine", "threads", "world_size", "op"}
+    assert set(one["environment"]) == {
+        "torch",
+        "machine",
+        "threads",
+        "world_size",
+        "op",
+        "kernels",
+    }
     assert (one["environment"]["world_size"], two["environment"]["world_size"]) == (1, 2)
     progress = one["progress"]
     assert set(progress) == {

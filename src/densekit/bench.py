@@ -85,7 +85,7 @@ def training_step(
     model: ModelConfig, data: DataConfig, optimizer: OptimConfig, loop: LoopConfig
 ) -> TrainingStep:
     """Of data.batch_size images at once; the learner is as densekit.learner makes it, no EMA."""
-    formats = resolve(loop.device, loop.precision, loop.memory_format, image_size=data.image_size)
+    formats = resolve(loop.device, loop.precision, loop.memory_format)
     network = variants.create(model)
     if optimizer.freeze:
         network.freeze(optimizer.freeze)

@@ -146,9 +146,7 @@ def measure(recipe: Recipe, ops: Sequence[str], steps: int) -> Report:
     Raises UserError for a recipe that does not fit, or that none of the ops can compute.
     """
     loop, images, side = recipe.loop, recipe.micro_batch_size, recipe.data.train_side
-    formats = precision.resolve(
-        loop.device, loop.precision, loop.memory_format, image_size=recipe.data.image_size
-    )
+    formats = precision.resolve(loop.device, loop.precision, loop.memory_format)
     _check(recipe)
     with display.waiting("compiling kernels (once per machine)"):
         why = why_not_lean(formats.device, formats.dtype)

@@ -77,7 +77,6 @@ def make_plan(recipe: Recipe) -> Plan:
         loop.device,
         loop.precision,
         loop.memory_format,
-        image_size=recipe.data.image_size,
         local_rank=distributed.local_rank(),
     )
     distributed.start(formats.device, loop.rank_timeout)

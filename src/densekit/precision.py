@@ -7,7 +7,7 @@ where                       precision  memory format
 ==========================  =========  ==============================================
 CUDA, compute >= 8.0        bf16       channels_last
 older CUDA                  fp16       channels_last (gradients scaled)
-CPU with bf16 instructions  bf16       channels_last; contiguous below 65 pixels a side
+CPU with bf16 instructions  bf16       channels_last
 other CPU, MPS              fp32       channels_last
 ==========================  =========  ==============================================
 
@@ -34,7 +34,6 @@ MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-CIFAR_SIDE = 64  # up to here a CPU runs bf16 convolutions faster in contiguous than channels_last
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ def resolve(
     precision: str = "auto",
     memory_format: str = "auto",
     *,
-    image_size: int = 224,
     local_rank: int = 0,
 ) -> Precision:
     """The table above. Raises UserError for a device or precision that this machine lacks."""
@@ -90,8 +88,7 @@ def resolve(
     if name == "fp16" and where.type == "cpu":
         raise UserError("loop.precision=fp16 is for GPUs; on a CPU use bf16, fp32 or auto")
     if memory_format == "auto":
-        small = where.type == "cpu" and name == "bf16" and image_size <= CIFAR_SIDE
-        memory_format = "contiguous" if small else "channels_last"
+        memory_format = "channels_last"
     return Precision(where, name, memory_format)  # type: ignore[arg-type]
 
 

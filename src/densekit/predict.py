@@ -126,7 +126,7 @@ def load(path: str | os.PathLike, device: str = "auto") -> Classifier:
     Raises UserError.
     """
     opened = open_path(os.fspath(path))
-    return Classifier(opened, resolve(device, "fp32", image_size=opened.preprocessing.crop))
+    return Classifier(opened, resolve(device, "fp32"))
 
 
 # Files --------------------------------------------------------------------------------------
