@@ -179,10 +179,11 @@ class Features(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, C, h, w], before the last relu."""
         modules = dict(self.named_children())
-        stem = {name: modules[name] for name in STEM[1:] if name in modules}
+        stem = {name: module for name, module in modules.items() if name in STEM[1:]}
         done: Collection[str] = ()
         for name, module in modules.items():
-            if module is stem.get("norm0") and choose(self.op, x, stem) == "lean":
+            whole = name == "norm0" and tuple(stem) == STEM[1:]
+            if whole and choose(self.op, x, stem) == "lean":
                 x, done = norm_relu(x, module, "max"), stem
             if name not in done:
                 x = module(x)

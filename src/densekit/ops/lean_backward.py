@@ -38,7 +38,7 @@ def dense_block_backward(
         lines = torch.zeros_like(moments)
         chunks = chunks_of(features.shape, parameters[2].shape[0], grad.dtype, grad.device)
         kernels = kernels_for(buffer)
-        grads = [grad.new_empty(0)] * len(needs)
+        grads = [grad.new_empty(0) for _ in needs]
         for place, weight in enumerate(parameters[2::3], start=1):
             if needs[3 * place]:
                 grads[3 * place] = torch.zeros_like(weight)

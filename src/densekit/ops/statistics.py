@@ -64,7 +64,7 @@ def update_running(
             if momentum is None:
                 counts = [_present(norms[i].num_batches_tracked) for i in chosen]
                 for buffer, value, count in zip(buffers, values, counts, strict=True):
-                    buffer.lerp_(value, (1.0 / count).to(value.dtype))
+                    buffer.lerp_(value, count.to(value.dtype).reciprocal())
             else:
                 torch._foreach_mul_(buffers, 1 - momentum)
                 torch._foreach_add_(buffers, values, alpha=momentum)

@@ -100,8 +100,7 @@ void norm_relu_max(const T* x, Index ldx, const float* norm, T* out, uint8_t* ta
           Index row = top + k / 3, column = left + k % 3;
           if (row < 0 || row >= h || column < 0 || column >= w) continue;
           auto v = relu<W>(normed(load<W>(x + ((image + row) * w + column) * ldx + j)));
-          auto better = !(v <= best);  // a NaN is, once
-          better &= best == best;
+          auto better = (v > best) | (v != v);  // the last NaN, as in torch
           best = better ? v : best;
           index = better ? Word{} + k : index;
         }
@@ -256,6 +255,12 @@ void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, doub
   });
 }
 
+// 0 without a slope, whatever the pixel is: a norm in eval mode leaves a NaN's gradient alone.
+template <int W>
+inline Float<W> sloping(Float<W> slope, Float<W> centred) {
+  return slope == 0 ? Float<W>{} : slope * centred;
+}
+
 // out = scale * g + shift + slope * (x - mean), with line [2, c]: shift, slope. out may be da.
 template <class T, class Gradient>
 void norm_relu_grad(const T* x, Index ldx, const float* norm, Gradient gradient, const float* line,
@@ -271,7 +276,7 @@ void norm_relu_grad(const T* x, Index ldx, const float* norm, Gradient gradient,
       for (Index r = lo; r < hi; r++) {
         auto v = load<W>(x + r * ldx + j);
         auto g = normed(v) <= 0 ? Float<W>{} : grad.template at<W>(r, j);
-        store<W>(out + r * c + j, g * normed.scale + (shift + slope * (v - normed.mean)));
+        store<W>(out + r * c + j, g * normed.scale + (shift + sloping<W>(slope, v - normed.mean)));
       }
     });
   });
@@ -315,7 +320,7 @@ void add_line(const T* d, Index ldd, const T* x, Index ldx, const float* line, T
       auto mean = load<W>(line + j), shift = load<W>(line + c + j), slope = load<W>(line + 2 * c + j);
       for (Index r = lo; r < hi; r++) {
         auto v = load<W>(d + r * ldd + j) + shift;
-        store<W>(out + r * c + j, v + slope * (load<W>(x + r * ldx + j) - mean));
+        store<W>(out + r * c + j, v + sloping<W>(slope, load<W>(x + r * ldx + j) - mean));
       }
     });
   });

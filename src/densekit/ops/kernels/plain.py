@@ -118,7 +118,7 @@ def norm_relu_grad(
     shift, slope = line
     for rows in _pieces(x):
         g = _masked(x[rows], norm, da[rows])
-        out[rows] = g * norm[1] + (shift + (_wide(x[rows]) - norm[0]) * slope)
+        out[rows] = g * norm[1] + (shift + _sloping(x[rows], norm[0], slope))
 
 
 def accumulate(
@@ -143,7 +143,7 @@ def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
     """out = d + shift + (x - mean) * slope; line is [3, c]: mean, shift, slope."""
     mean, shift, slope = line
     for rows in _pieces(x):
-        out[rows] = _wide(d[rows]) + shift + (_wide(x[rows]) - mean) * slope
+        out[rows] = _wide(d[rows]) + shift + _sloping(x[rows], mean, slope)
 
 
 def _pieces(x: Tensor) -> Iterator[slice]:
@@ -163,6 +163,11 @@ def _normed(x: Tensor, norm: Tensor) -> Tensor:
 
 def _masked(x: Tensor, norm: Tensor, da: Tensor) -> Tensor:
     return torch.where(_normed(x, norm) <= 0, 0.0, _wide(da))  # NaN passes, as in torch's relu
+
+
+def _sloping(x: Tensor, mean: Tensor, slope: Tensor) -> Tensor:
+    """(x - mean) * slope; 0 without a slope: in eval mode a NaN pixel's gradient is none."""
+    return torch.where(slope == 0, 0.0, (_wide(x) - mean) * slope)
 
 
 def _sums(g: Tensor, x: Tensor, norm: Tensor) -> Tensor:
