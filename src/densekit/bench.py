@@ -61,9 +61,13 @@ class TrainingStep:
     def op(self) -> str:
         """What `ops.choose` takes for the dense blocks, such as "lean (native)"."""
         device, dtype = self.learner.precision.device, self.learner.precision.dtype
-        x = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
         blocks = [m for m in self.learner.model.modules() if isinstance(m, DenseBlock)]
-        ops = {choose(block.op, x, dict(block.named_children()), DenseLayer) for block in blocks}
+        ops = set()
+        for block in blocks:
+            layers = dict(block.named_children())
+            channels = next(block.parameters()).shape[0]  # norm1's of the first layer
+            x = torch.zeros(1, channels, 1, 1, device=device, dtype=dtype)
+            ops.add(choose(block.op, x, layers, DenseLayer))
         by = {"lean": f"lean ({kernels.named(device, dtype)})"}
         return ", ".join(sorted(by.get(op, op) for op in ops))
 

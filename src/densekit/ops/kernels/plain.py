@@ -187,11 +187,11 @@ def _unpooled(da: Tensor, pool: Pool | None) -> Tensor:
         maps = da.view(-1, h // 2, w // 2, da.shape[1]) * 0.25
         full = maps.repeat_interleave(2, 1).repeat_interleave(2, 2)
         return F.pad(full, (0, 0, 0, w % 2, 0, h % 2)).view(-1, da.shape[1])
-    ph, pw = (h + 1) // 2, (w + 1) // 2
+    ph, pw, c = (h + 1) // 2, (w + 1) // 2, da.shape[1]
     n = len(da) // (ph * pw)
-    place = taken.view(n, ph, pw, -1).long()
+    place = taken.view(n, ph, pw, c).long()
     row = 2 * torch.arange(ph, device=da.device).view(1, ph, 1, 1) - 1 + place // 3
     column = 2 * torch.arange(pw, device=da.device).view(1, 1, pw, 1) - 1 + place % 3
-    full = torch.zeros(n, h * w, da.shape[1], dtype=_wide(da[:0]).dtype, device=da.device)
-    at = (row * w + column).view(n, ph * pw, -1)
-    return full.scatter_add_(1, at, _wide(da).view(n, ph * pw, -1)).view(n * h * w, -1)
+    full = torch.zeros(n, h * w, c, dtype=_wide(da[:0]).dtype, device=da.device)
+    at = (row * w + column).view(n, ph * pw, c)
+    return full.scatter_add_(1, at, _wide(da).view(n, ph * pw, c)).view(n * h * w, c)
