@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from densekit.ops.kernels import kernels_for
 from densekit.ops.lean_backward import dense_block_backward
 from densekit.ops.rows import (
+    WorkSpace,
     as_computed,
     as_maps,
     as_rows,
     as_weight,
     chunks_of,
     dropped,
-    empty_rows,
 )
 from densekit.ops.statistics import (
     mean_and_variance,
@@ -130,6 +130,7 @@ def _dense_block(
         chunks = chunks_of(x.shape, parameters[2].shape[0], x.dtype, x.device)
         norms, bottlenecks, masks = [], [], []
         kernels = kernels_for(buffer)
+        work = WorkSpace(x, chunks, max(c0 + k * (layers - 1), inner.shape[2]))
 
         def over_all(found: Tensor) -> Tensor:
             nonlocal count
@@ -146,7 +147,7 @@ def _dense_block(
             weight, padding = as_weight(weight, x.dtype), weight.shape[-1] // 2
 
             def half(rows: Tensor) -> Tensor:
-                a = empty_rows(rows)
+                a = work.rows(rows)
                 kernels.norm_relu(rows, norm, a)
                 return as_rows(F.conv2d(as_maps(a, h, w), weight, padding=padding))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from densekit.ops.kernels import kernels_for
-from densekit.ops.rows import as_maps, as_rows, as_weight, chunks_of, dropped, empty_rows
+from densekit.ops.rows import WorkSpace, as_maps, as_rows, as_weight, chunks_of, dropped
 from densekit.ops.statistics import refuse_second_derivative, sum_over_ranks
 
 
@@ -38,6 +38,7 @@ def dense_block_backward(
         lines = torch.zeros_like(moments)
         chunks = chunks_of(features.shape, parameters[2].shape[0], grad.dtype, grad.device)
         kernels = kernels_for(buffer)
+        work = WorkSpace(buffer, chunks, max(width - k, parameters[2].shape[0]))
         grads = [grad.new_empty(0) for _ in needs]
         for place, weight in enumerate(parameters[2::3], start=1):
             if needs[3 * place]:
@@ -64,7 +65,7 @@ def dense_block_backward(
             into: tuple[Tensor, Tensor] | None = None,
         ) -> Tensor:
             """From behind a convolution to before its relu, and on from `into` 0 to 1."""
-            da = a = empty_rows(x)
+            da = a = work.rows(x)
             place = 3 * i + 3
             again = a if needs[place] else None  # idea 3
             if before:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from densekit.ops.kernels import kernels_for
 from densekit.ops.kernels.plain import Pool
-from densekit.ops.rows import as_computed, as_maps, as_rows, empty_rows
+from densekit.ops.rows import as_computed, as_maps, as_rows
 from densekit.ops.statistics import (
     mean_and_variance,
     over_ranks,
@@ -133,7 +133,7 @@ def _norm_relu_backward(
     line = torch.zeros_like(sums)
     if training:
         kernels.correction(norm, sum_over_ranks(sums, sync), count, line)
-    dx = empty_rows(rows)
+    dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
     kernels.norm_relu_grad(rows, norm, da, line.to(norm.dtype), dx, pooled)
     return as_maps(dx, h, w), sums
 

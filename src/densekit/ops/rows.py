@@ -28,8 +28,18 @@ def as_maps(rows: Tensor, h: int, w: int) -> Tensor:
     return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def empty_rows(like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
+class WorkSpace:
+    """One piece of memory for arrays that are never needed at the same time.
+
+    Layers read ever more channels: fresh arrays would each find no hole that is large enough.
+    """
+
+    def __init__(self, like: Tensor, chunks: list[slice], width: int) -> None:
+        self._memory = like.new_empty(max(c.stop - c.start for c in chunks) * width)
+
+    def rows(self, like: Tensor) -> Tensor:
+        """Like `like`, contiguous; it ends the use of the one before."""
+        return self._memory[: like.numel()].view(like.shape)
 
 
 def chunks_of(
