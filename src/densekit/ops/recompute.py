@@ -9,7 +9,7 @@ checkpoint ends with one and recomputing stops before it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -23,23 +23,29 @@ def dense_block(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
     for layer in layers:
 
         def checkpointed(half: Callable[..., Tensor], *inputs: Tensor, of: Any = layer) -> Tensor:
-            contexts = (contextlib.nullcontext(), _running_statistics_kept(of))
+            contexts = (contextlib.nullcontext(), _RunningStatisticsKept(of))
             return checkpoint(half, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
         features.append(layer(features, checkpointed))
     return torch.cat(features, 1)
 
 
-@contextlib.contextmanager
-def _running_statistics_kept(layer: nn.Module) -> Iterator[None]:
-    """What batches do to the buffers of its norms is forgotten in the end."""
-    norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm in norms:
-        for name, buffer in norm._buffers.items():
-            norm._buffers[name] = None if buffer is None else buffer.clone()
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
+class _RunningStatisticsKept:
+    """While it lasts, what batches do to the buffers of a layer's norms is done to copies.
+
+    Entered once for each backward pass through the layer.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        norms = (m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self.norms = list(norms)
+
+    def __enter__(self) -> None:
+        self.kept = [dict(norm._buffers) for norm in self.norms]
+        for norm in self.norms:
+            for name, buffer in norm._buffers.items():
+                norm._buffers[name] = None if buffer is None else buffer.clone()
+
+    def __exit__(self, *error: object) -> None:
+        for norm, buffers in zip(self.norms, self.kept, strict=True):
             norm._buffers.update(buffers)

@@ -8,6 +8,7 @@ the compiler, its flags and the CPU's instructions. torch's threads are libgomp'
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -70,19 +71,28 @@ def _library() -> ctypes.CDLL:
     if sys.platform != "linux":
         raise Unavailable(f"native kernels are built on Linux only, not on {sys.platform}")
     compiler = _compiler()
-    file = cache_folder() / "kernels" / f"native-{_key(compiler)}.so"
     try:
-        if not file.exists():
-            _compile(compiler, file)
-        library = ctypes.CDLL(str(file))
-    except OSError:  # a home that cannot be written, or whose files cannot be run
-        library = _private(compiler)
+        key = _key(compiler)
+    except OSError as error:
+        raise Unavailable(f"{compiler} cannot be run: {error}") from error
+    library = _cached(compiler, cache_folder() / "kernels" / f"native-{key}.so")
     for name, types in ARGUMENTS.items():
         suffixes = ("f32",) if name in VECTORS else SUFFIX.values()
         for suffix in suffixes:
             function = getattr(library, f"{name}_{suffix}")
             function.argtypes, function.restype = (*types, ctypes.c_int), None
     return library
+
+
+def _cached(compiler: str, file: Path) -> ctypes.CDLL:
+    """The library from `file`, compiled to it if it is missing or damaged."""
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(str(file))
+    try:
+        _compile(compiler, file)
+        return ctypes.CDLL(str(file))
+    except OSError:  # a home that cannot be written, or whose files cannot be run
+        return _private(compiler)
 
 
 def _private(compiler: str) -> ctypes.CDLL:
