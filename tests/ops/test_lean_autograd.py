@@ -190,3 +190,24 @@ def test_it_saves_the_buffer_and_the_bottlenecks(
     own = saved("lean", module, x, precision)
     assert maps <= own <= maps + norms + moments
     assert saved("reference", module, x, precision) >= times * own
+
+
+def test_backward_cuts_the_images_as_forward_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another number of threads, as another thread may have, would cut them elsewhere."""
+    threads, module = torch.get_num_threads(), block().double()
+    x = torch.randn(6, *SHAPE[1:], dtype=torch.float64)
+
+    def gradients_of(out: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out.square().sum(), [*module.parameters()])
+
+    expected = gradients_of(computed("reference")(module, x))
+    monkeypatch.setattr("densekit.ops.rows.CHUNK", 1)  # an image each
+    out = computed("lean")(module, x)
+    monkeypatch.setattr("densekit.ops.rows.CHUNK", 1 << 30)
+    torch.set_num_threads(threads + 2)
+    try:
+        found = gradients_of(out)
+    finally:
+        torch.set_num_threads(threads)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=EXACT)

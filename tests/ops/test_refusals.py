@@ -452,3 +452,16 @@ def test_fsdp_of_single_layers_is_refused() -> None:
     model = sharded(network("reference"), DenseLayer)
     model(images()).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_hook_on_all_modules_fires() -> None:
+    seen: list[nn.Module] = []
+    model = network("auto")
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        model(images())
+        assert set(seen) == set(model.modules())
+        with pytest.raises(UserError, match="a hook on all modules"):
+            network("lean")(images())
+    finally:
+        hook.remove()

@@ -192,17 +192,27 @@ def _drawn(like: Tensor, drop_rate: float) -> Tensor:
 
 
 @_dense_block.register_fake
-def _(x, parameters, known, eps, training, drop_rate, bottleneck, sync, recorded):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    parameters: list[Tensor],
+    known: list[Tensor],
+    eps: list[float],
+    training: list[bool],
+    drop_rate: float,
+    bottleneck: bool,
+    sync: bool,
+    recorded: bool,
+) -> tuple[Any, ...]:
     n, c0, h, w = x.shape
     layers = len(eps) // (2 if bottleneck else 1)
     k, width = parameters[-1].shape[0], parameters[2].shape[0]
     wide = torch.promote_types(x.dtype, torch.float32)
     chunks = chunks_of(x.shape, width, x.dtype, x.device) if bottleneck else []
 
-    def maps(channels, dtype):  # type: ignore[no-untyped-def]
+    def maps(channels: int, dtype: torch.dtype) -> Tensor:
         return x.new_empty(n, h, w, channels, dtype=dtype).permute(0, 3, 1, 2)
 
-    def vectors(*shape):  # type: ignore[no-untyped-def]
+    def vectors(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float64)
 
     norms = [x.new_empty(4, gamma.shape[0], dtype=wide) for gamma in parameters[0::3]]

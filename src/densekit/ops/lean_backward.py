@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from densekit.ops.kernels import kernels_for
-from densekit.ops.rows import WorkSpace, as_maps, as_rows, as_weight, chunks_of, dropped
+from densekit.ops.rows import WorkSpace, as_maps, as_rows, as_weight, dropped
 from densekit.ops.statistics import refuse_second_derivative, sum_over_ranks
 
 
@@ -36,7 +37,8 @@ def dense_block_backward(
         buffer = as_rows(features)
         d, owned = as_rows(grad.contiguous(memory_format=torch.channels_last)), False
         lines = torch.zeros_like(moments)
-        chunks = chunks_of(features.shape, parameters[2].shape[0], grad.dtype, grad.device)
+        ends = list(accumulate(len(y) for y in bottlenecks[: len(bottlenecks) // layers]))
+        chunks = list(map(slice, [0, *ends], ends or [len(buffer)]))  # as forward cut them
         kernels = kernels_for(buffer)
         work = WorkSpace(buffer, chunks, max(width - k, parameters[2].shape[0]))
         grads = [grad.new_empty(0) for _ in needs]
@@ -136,8 +138,21 @@ def _conv_backward(dz: Tensor, a: Tensor, weight: Tensor, size: tuple[int, int],
 
 
 @dense_block_backward.register_fake
-def _(grad, features, moments, count, parameters, norms, bottlenecks, *rest):  # type: ignore[no-untyped-def]
-    (n, width, h, w), needs = features.shape, rest[-1]
+def _(
+    grad: Tensor,
+    features: Tensor,
+    moments: Tensor,
+    count: Tensor,
+    parameters: list[Tensor],
+    norms: list[Tensor],
+    bottlenecks: list[Tensor],
+    masks: list[Tensor],
+    training: list[bool],
+    drop_rate: float,
+    sync: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    n, width, h, w = features.shape
     layers = len(norms) // (2 if bottlenecks else 1)
     c0 = width - parameters[-1].shape[0] * layers
     nothing = grad.new_empty(0)

@@ -101,7 +101,17 @@ def _pooled(h: int, w: int, pool: str) -> tuple[int, int]:
 
 
 @_norm_relu.register_fake
-def _(x, gamma, beta, moments, count, eps, training, pool, sync):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    moments: Tensor,
+    count: Tensor,
+    eps: float,
+    training: bool,
+    pool: str,
+    sync: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
     h, w = _pooled(h, w, pool)
     out = x.new_empty(n, h, w, c).permute(0, 3, 1, 2)
@@ -139,7 +149,17 @@ def _norm_relu_backward(
 
 
 @_norm_relu_backward.register_fake
-def _(da, x, norm, taken, count, training, pool, sync, needs_x):  # type: ignore[no-untyped-def]
+def _(
+    da: Tensor,
+    x: Tensor,
+    norm: Tensor,
+    taken: Tensor,
+    count: Tensor,
+    training: bool,
+    pool: str,
+    sync: bool,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor]:
     sums = x.new_empty(2, x.shape[1], dtype=torch.float64)
     return torch.empty_like(x) if needs_x else x.new_empty(0), sums
 

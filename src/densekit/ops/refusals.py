@@ -41,6 +41,8 @@ def _refusals(x: Tensor, parts: Parts, layer_type: type[nn.Module] | None) -> It
         yield f"lean has no kernels for {x.device.type}"
     if x.dtype not in DTYPES:
         yield f"lean has no kernels for {x.dtype}"
+    if any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS):
+        yield "there is a hook on all modules, which lean would not call"
     layers = {name: part for name, part in parts.items() if type(part) is layer_type}
     for name, part in parts.items():
         if type(part) is layer_type:

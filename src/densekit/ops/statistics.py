@@ -60,7 +60,7 @@ def update_running(
         running_means = [_present(norms[i].running_mean) for i in chosen]
         running_vars = [_present(norms[i].running_var) for i in chosen]
         for buffers, new in ((running_means, means), (running_vars, variances)):
-            values = [new[i] for i in chosen]
+            values = [new[i].to(buffer.dtype) for i, buffer in zip(chosen, buffers, strict=True)]
             if momentum is None:
                 counts = [_present(norms[i].num_batches_tracked) for i in chosen]
                 for buffer, value, count in zip(buffers, values, counts, strict=True):
@@ -83,9 +83,7 @@ def refuse_one_value(x: Tensor, sync: bool) -> None:
 
 def running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The running statistics, as moments of a batch of one value."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    moments = torch.stack([norm.running_mean, norm.running_var]).double()
+    moments = torch.stack([_present(norm.running_mean), _present(norm.running_var)]).double()
     return moments, moments.new_ones(())
 
 
@@ -93,8 +91,7 @@ def mean_and_variance(
     moments: Tensor, count: Tensor, norm: nn.BatchNorm2d
 ) -> tuple[Tensor, Tensor]:
     """[n, 2, c] of batches -> their means and unbiased variances, each [n, c], as buffers are."""
-    assert norm.running_mean is not None
-    dtype = norm.running_mean.dtype
+    dtype = _present(norm.running_mean).dtype
     return moments[:, 0].to(dtype), (moments[:, 1] / (count - 1)).to(dtype)
 
 

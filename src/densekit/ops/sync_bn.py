@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from densekit.config import UserError
+from densekit.ops.statistics import several_ranks, update_running
 
 PIXELS = (0, 2, 3)  # the axes of N, C, H, W that a channel's statistics go over
 
@@ -27,7 +28,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]. Statistics are summed in float64."""
-        if not (self.training and _several_ranks()):
+        if not (self.training and several_ranks()):
             return super().forward(x)
         self._check_input_dim(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -44,7 +45,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         centred = wide - _per_channel(mean.to(wide.dtype))
         var = sum_over_ranks(centred.square().sum(PIXELS, dtype=torch.float64)) / count
         if self.track_running_stats:
-            self._update_running_statistics(mean, var * count / (count - 1))
+            unbiased = var * count / (count - 1)
+            update_running([self], [mean.detach()], [unbiased.detach()])
         scale = torch.rsqrt(var + self.eps).to(wide.dtype)
         if self.weight is not None:
             scale = scale * self.weight
@@ -52,18 +54,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if self.bias is not None:
             y = y + _per_channel(self.bias)
         return y.to(x.dtype)
-
-    @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # the mean of all batches so far
-            momentum = 1 / float(self.num_batches_tracked)
-        self.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-        self.running_var.mul_(1 - momentum).add_(unbiased_var, alpha=momentum)
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
@@ -85,10 +75,6 @@ class _SumOverRanks(torch.autograd.Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _per_channel(x: Tensor) -> Tensor:
