@@ -19,7 +19,7 @@ from torch import Tensor
 from truth import NO_CUDA
 
 from densekit.ops.kernels import NAMES, kernels_for, native, plain
-from densekit.ops.kernels.plain import Pool
+from densekit.ops.kernels.plain import Corrected, Normed, Pool
 from densekit.ops.rows import as_maps, as_rows
 
 NO_NATIVE = pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
@@ -90,16 +90,13 @@ def test_norm_relu(kernels: Any, data: st.DataObject, count: int) -> None:
 
 
 @KERNELS
-@given(data=st.data(), count=COUNTS, again=st.booleans())
-def test_grad_sums(kernels: Any, data: st.DataObject, count: int, again: bool) -> None:
+@given(data=st.data(), count=COUNTS)
+def test_grad_sums(kernels: Any, data: st.DataObject, count: int) -> None:
     case = Case(kernels, data)
     x, norm, da, sums = case.rows(count), case.norm(), case.rows(count, wide=False), case.sums()
-    a = case.rows(count, wide=False) if again else None
-    y = normed(x, norm)
-    expected = sums + truth_of_sums(da.double() * (y > 0), x, norm)
-    case.kernels.grad_sums(x, norm, da, sums, None, a)
+    expected = sums + truth_of_sums(da.double() * (normed(x, norm) > 0), x, norm)
+    case.kernels.grad_sums(x, norm, da, sums, None)
     assert torch.equal(sums, expected)
-    assert a is None or rounded(a, y.relu())
 
 
 @KERNELS
@@ -117,24 +114,6 @@ def test_norm_relu_grad(kernels: Any, data: st.DataObject, count: int, in_place:
     out = da if in_place else case.rows(count, wide=False)
     case.kernels.norm_relu_grad(x, norm, da, line, out)
     assert rounded(out, expected)
-
-
-@KERNELS
-@given(data=st.data(), count=COUNTS, in_place=st.booleans(), again=st.booleans())
-def test_accumulate(
-    kernels: Any, data: st.DataObject, count: int, in_place: bool, again: bool
-) -> None:
-    case = Case(kernels, data)
-    x, norm, da, sums = case.rows(count), case.norm(), case.rows(count, wide=False), case.sums()
-    d = case.rows(count)
-    to, a = d if in_place else case.rows(count), case.rows(count, False) if again else None
-    y = normed(x, norm)
-    g = da.double() * (y > 0)
-    expected, expected_sums = d.double() + g * norm[1], sums + truth_of_sums(g, x, norm)
-    case.kernels.accumulate(x, norm, da, d, to, sums, a)
-    assert rounded(to, expected)
-    assert torch.equal(sums, expected_sums)
-    assert a is None or rounded(a, y.relu())
 
 
 @KERNELS
@@ -170,13 +149,116 @@ def test_pools(kernels: Any, kind: str, data: st.DataObject, maps: tuple[int, in
     taken = torch.empty(out.shape, dtype=torch.uint8, device=out.device) if kind == "max" else None
     case.kernels.norm_relu_pool(x, norm, out, Pool(h, w, taken))
     assert rounded(out, pooled)
-    sums, dx, a = case.sums(), case.rows(len(x), wide=False), case.rows(len(x), wide=False)
+    sums, dx = case.sums(), case.rows(len(x), wide=False)
     expected = sums + truth_of_sums(g, x, norm)
-    case.kernels.grad_sums(x, norm, da, sums, Pool(h, w, taken), a)
+    case.kernels.grad_sums(x, norm, da, sums, Pool(h, w, taken))
     assert torch.equal(sums, expected)
-    assert rounded(a, y.relu())
     case.kernels.norm_relu_grad(x, norm, da, line, dx, Pool(h, w, taken))
     assert rounded(dx, g * norm[1] + line[0] + (x.double() - norm[0]) * line[1])
+
+
+# Convolutions -------------------------------------------------------------------------------
+
+
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 60))  # n, h, w
+WINDOWS = st.sampled_from([1, 3])
+
+
+def convolution(
+    kernels: Any, data: st.DataObject, size: tuple[int, int, int], window: int
+) -> tuple[Case, Case, Tensor]:
+    """What draws c channels, what draws k, and a weight [k, c, window, window] in some layout.
+
+    Values are so small that in C++, where products are summed up in float32, sums are exact.
+    """
+    case = Case(kernels, data)
+    behind = Case(kernels, data)
+    behind.dtype = case.dtype
+    for of in (case, behind):
+        of.limit = 4
+        of.c = 1 + of.c % (20 if window == 3 else 70)
+    weight = case.drawn(behind.c, case.c, window, window)
+    if data.draw(st.booleans(), "channels_last"):
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return case, behind, weight
+
+
+def agrees(case: Case, found: Tensor, truth: Tensor) -> bool:
+    """Exactly in C++; elsewhere as far as the library's convolutions go."""
+    if case.kernels is native:
+        return rounded(found, truth) if found.dtype != torch.float64 else torch.equal(found, truth)
+    limit = 1e-5 if case.dtype == torch.float32 else 2e-2
+    return bool(((found.double() - truth).abs() <= limit * (1 + truth.abs().max())).all())
+
+
+@KERNELS
+@given(data=st.data(), size=SIZES, window=WINDOWS, with_moments=st.booleans())
+def test_norm_relu_conv(
+    kernels: Any, data: st.DataObject, size: tuple[int, int, int], window: int, with_moments: bool
+) -> None:
+    case, behind, weight = convolution(kernels, data, size, window)
+    n, h, w = size
+    x, norm, z = case.rows(n * h * w), case.norm(), behind.rows(n * h * w)
+    found = behind.sums() if with_moments else None
+    a = normed(x, norm).relu().to(case.dtype).double()
+    maps = F.conv2d(as_maps(a, h, w), weight.double(), padding=window // 2)
+    case.kernels.norm_relu_conv(x, norm, weight, z, (h, w), found)
+    assert agrees(case, z, as_rows(maps))
+    if found is not None:
+        mean = z.double().mean(0)
+        torch.testing.assert_close(found[0], mean, rtol=1e-6, atol=1e-6)
+        squares = (z.double() - mean).square().sum(0)
+        torch.testing.assert_close(found[1], squares, rtol=1e-5, atol=1e-6)
+
+
+@KERNELS
+@given(
+    data=st.data(),
+    size=SIZES,
+    window=WINDOWS,
+    asked=st.sampled_from(["d in place", "d", "da", "sums", "weight"]),
+)
+def test_norm_relu_conv_backward(
+    kernels: Any, data: st.DataObject, size: tuple[int, int, int], window: int, asked: str
+) -> None:
+    case, back, weight = convolution(kernels, data, size, window)
+    n, h, w = size
+    m = n * h * w
+    x, norm = case.rows(m), case.norm()
+    if data.draw(st.booleans(), "before a norm"):
+        y, da, norm_y, line = (
+            back.rows(m, False),
+            back.rows(m, False),
+            back.norm(),
+            back.drawn(2, back.c),
+        )
+        behind: Any = Normed(y, norm_y, da, line)
+        g = da.double() * (normed(y, norm_y) > 0)
+        dz = g * norm_y[1] + line[0] + (y.double() - norm_y[0]) * line[1]
+    else:
+        behind = Corrected(back.rows(m), back.rows(m), back.drawn(3, back.c))
+        mean, shift, slope = behind.line
+        dz = behind.d.double() + shift + (behind.x.double() - mean) * slope
+    a = normed(x, norm).relu().to(case.dtype).double()
+    leaves = [as_maps(a, h, w).requires_grad_(), weight.double().requires_grad_()]
+    maps = F.conv2d(*leaves, padding=window // 2)
+    gradient, of_weight = torch.autograd.grad(
+        maps, leaves, as_maps(dz.to(case.dtype).double(), h, w)
+    )
+    g = as_rows(gradient) * (normed(x, norm) > 0)
+
+    sums = None if asked == "weight" else case.sums()
+    grad = None if asked == "sums" else torch.ones_like(weight)
+    expected = None if sums is None else sums + truth_of_sums(g, x, norm)
+    d = to = result = None
+    if asked.startswith("d"):
+        d = None if asked == "da" else case.rows(m)
+        result = g if d is None else d.double() + g * norm[1]
+        to = d if asked == "d in place" else case.rows(m)
+    case.kernels.norm_relu_conv_backward(behind, x, norm, weight, (h, w), sums, grad, d, to)
+    assert to is None or agrees(case, to, result)
+    assert sums is None or agrees(case, sums, expected)
+    assert grad is None or agrees(case, grad, of_weight + 1)
 
 
 # Statistics ---------------------------------------------------------------------------------

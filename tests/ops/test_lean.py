@@ -23,7 +23,7 @@ from truth import (
 )
 
 from densekit.models.densenet import DenseBlock, DenseNet, DenseNetConfig
-from densekit.ops import lean, reference, rows
+from densekit.ops import lean, reference
 
 SHAPE = (4, 10, 6, 5)  # N, C, H, W
 K = 4
@@ -98,16 +98,9 @@ def test_layouts(layout: Callable[[Tensor], Tensor], precision: str, device: str
 
 @ON
 @EVERY
-@pytest.mark.parametrize("images_at_once", [1, 2])
-def test_a_few_images_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, images_at_once: int, precision: str, device: str
-) -> None:
-    image = SHAPE[2] * SHAPE[3] * 4 * K * PRECISIONS[precision].itemsize
-    monkeypatch.setattr(rows, "CHUNK", image * images_at_once // torch.get_num_threads())
-    if device == "cpu":
-        where = (torch.Size(SHAPE), 4 * K, PRECISIONS[precision], torch.device(device))
-        assert len(rows.chunks_of(*where)) == SHAPE[0] // images_at_once
-    compare(block(), precision, device)
+@pytest.mark.parametrize("shape", [(2, 10, 23, 61), (1, 10, 1, 300)])
+def test_maps_of_several_tiles(shape: tuple[int, ...], precision: str, device: str) -> None:
+    compare(block(), precision, device, lambda draw: images(shape, draw))
 
 
 # Statistics ---------------------------------------------------------------------------------

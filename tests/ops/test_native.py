@@ -150,10 +150,17 @@ def test_processes_that_compile_at_once_do_not_disturb_one_another(
 # Built again --------------------------------------------------------------------------------
 
 
-def other_source(monkeypatch: pytest.MonkeyPatch, folder: Path, of: str) -> None:
-    file = folder / "changed"
-    file.write_text(getattr(native, of).read_text() + "\n// changed\n")
-    monkeypatch.setattr(native, of, file)
+def other_source(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    file = folder / "changed.cpp"
+    file.write_text(native.SOURCE.read_text() + "\n// changed\n")
+    monkeypatch.setattr(native, "SOURCE", file)
+
+
+def other_header(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    *others, last = native.HEADERS
+    file = folder / last.name
+    file.write_text(last.read_text() + "\n// changed\n")
+    monkeypatch.setattr(native, "HEADERS", [*others, file])
 
 
 def other_flags(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
@@ -171,8 +178,8 @@ def other_cpu(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path], None]] = {
-    "source": lambda monkeypatch, folder: other_source(monkeypatch, folder, "SOURCE"),
-    "header": lambda monkeypatch, folder: other_source(monkeypatch, folder, "HEADER"),
+    "source": other_source,
+    "header": other_header,
     "flags": other_flags,
     "cpu": other_cpu,
 }

@@ -11,13 +11,13 @@ M = N*H*W pixels, c the channels that a layer reads, k growth rate, K bottleneck
 3. Only the buffer and the bottleneck outputs are saved. Normalised activations are computed again
    in backward, elementwise; no convolution runs twice, and running statistics are touched once.
 
-A layer is worked on a few images at a time, so that what one pass writes is still in the cache
-when the next one reads it. docs/concepts/dense-block.md has the whole of it.
+Half a layer, norm-relu-conv, is one pass over memory, forward and backward: it is normalised and
+multiplied in the cache. docs/concepts/dense-block.md has the whole of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,15 +26,7 @@ from torch import Tensor, nn
 
 from densekit.ops.kernels import kernels_for
 from densekit.ops.lean_backward import dense_block_backward
-from densekit.ops.rows import (
-    WorkSpace,
-    as_computed,
-    as_maps,
-    as_rows,
-    as_weight,
-    chunks_of,
-    dropped,
-)
+from densekit.ops.rows import as_computed, as_maps, as_rows, dropped
 from densekit.ops.statistics import (
     mean_and_variance,
     over_ranks,
@@ -116,8 +108,8 @@ def _dense_block(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """Features, their moments, those of the bottlenecks [L, 2, K], the count of values.
 
-    And for backward, if it is `recorded`: norms, bottlenecks by layer and chunk, and dropout's
-    masks. A norm that trains takes the batch's moments, another the `known` ones.
+    And for backward, if it is `recorded`: norms, bottlenecks [M, K], and dropout's masks. A norm
+    that trains takes the batch's moments, another the `known` ones.
     """
     with torch.autocast(x.device.type, enabled=False):
         (n, c0, h, w), halves = x.shape, 2 if bottleneck else 1
@@ -127,10 +119,8 @@ def _dense_block(
         moments = torch.zeros(2, c0 + layers * k, dtype=torch.float64, device=x.device)
         inner = moments.new_zeros(layers if bottleneck else 0, 2, parameters[2].shape[0])
         count = moments.new_tensor(float(m))
-        chunks = chunks_of(x.shape, parameters[2].shape[0], x.dtype, x.device)
         norms, bottlenecks, masks = [], [], []
         kernels = kernels_for(buffer)
-        work = WorkSpace(x, chunks, max(c0 + k * (layers - 1), inner.shape[2]))
 
         def over_all(found: Tensor) -> Tensor:
             nonlocal count
@@ -138,49 +128,38 @@ def _dense_block(
                 found, count = over_ranks(found, m)
             return found
 
-        def norm_relu_conv(i: int, batch: Tensor) -> Callable[[Tensor], Tensor]:
+        def half(i: int, inputs: Tensor, batch: Tensor, z: Tensor, found: Tensor | None) -> None:
             gamma, beta, weight = parameters[3 * i : 3 * i + 3]
             statistics = (batch, count) if training[i] else (known[i], torch.ones_like(count))
             norm = x.new_empty(4, gamma.shape[0], dtype=wide)
             kernels.normalisation(*statistics, gamma, beta, eps[i], norm)
+            kernels.norm_relu_conv(inputs, norm, weight, z, (h, w), found)
             norms.append(norm)
-            weight, padding = as_weight(weight, x.dtype), weight.shape[-1] // 2
 
-            def half(rows: Tensor) -> Tensor:
-                a = work.rows(rows)
-                kernels.norm_relu(rows, norm, a)
-                return as_rows(F.conv2d(as_maps(a, h, w), weight, padding=padding))
-
-            return half
-
-        def write(zs: Iterable[Tensor], columns: slice) -> None:  # idea 1
-            found = moments.new_zeros(2, columns.stop - columns.start)
-            for rows, z in zip(chunks, zs, strict=True):
-                if any(training):
-                    kernels.moments(z, found, rows.start, buffer[rows, columns])
-                else:
-                    buffer[rows, columns] = z
-            moments[:, columns] = over_all(found)
-
-        write((as_rows(x)[rows] for rows in chunks), slice(0, c0))
+        shared = any(training)  # idea 1
+        found = moments.new_zeros(2, c0)
+        if shared:
+            kernels.moments(as_rows(x), found, 0, buffer[:, :c0])
+            moments[:, :c0] = over_all(found)
+        else:
+            buffer[:, :c0] = as_rows(x)
         for layer in range(layers):
             i, c = halves * layer, c0 + k * layer
-            half, inputs = norm_relu_conv(i, moments[:, :c]), [buffer[rows, :c] for rows in chunks]
+            inputs, batch, z = buffer[:, :c], moments[:, :c], buffer[:, c : c + k]
             if bottleneck:
-                ys = []
-                for rows, y in zip(chunks, map(half, inputs), strict=True):
-                    ys.append(y)
-                    if training[i + 1]:
-                        kernels.moments(y, inner[layer], rows.start)
+                y = x.new_empty(m, inner.shape[2])
+                half(i, inputs, batch, y, inner[layer] if training[i + 1] else None)
                 inner[layer] = over_all(inner[layer])
-                half, inputs = norm_relu_conv(i + 1, inner[layer]), ys
-                bottlenecks += ys
-            zs: Iterable[Tensor] = map(half, inputs)
+                bottlenecks.append(y)
+                i, inputs, batch = i + 1, y, inner[layer]
+            found = moments.new_zeros(2, k)
+            half(i, inputs, batch, z, found if shared and drop_rate == 0 else None)
             if drop_rate > 0:
                 masks.append(_drawn(x.new_empty(n, h, w, k).permute(0, 3, 1, 2), drop_rate))
-                kept = as_rows(masks[-1])
-                zs = (dropped(z, kept[rows], drop_rate) for rows, z in zip(chunks, zs, strict=True))
-            write(zs, slice(c, c + k))
+                z.copy_(dropped(z, as_rows(masks[-1]), drop_rate))
+                if shared:
+                    kernels.moments(z, found)
+            moments[:, c : c + k] = over_all(found)
         if not recorded:
             norms, bottlenecks, masks = [], [], []
         return as_maps(buffer, h, w), moments, inner, count, norms, bottlenecks, masks
@@ -207,7 +186,6 @@ def _(
     layers = len(eps) // (2 if bottleneck else 1)
     k, width = parameters[-1].shape[0], parameters[2].shape[0]
     wide = torch.promote_types(x.dtype, torch.float32)
-    chunks = chunks_of(x.shape, width, x.dtype, x.device) if bottleneck else []
 
     def maps(channels: int, dtype: torch.dtype) -> Tensor:
         return x.new_empty(n, h, w, channels, dtype=dtype).permute(0, 3, 1, 2)
@@ -216,7 +194,7 @@ def _(
         return x.new_empty(shape, dtype=torch.float64)
 
     norms = [x.new_empty(4, gamma.shape[0], dtype=wide) for gamma in parameters[0::3]]
-    ys = [x.new_empty(c.stop - c.start, width) for _ in range(layers) for c in chunks]
+    ys = [x.new_empty(n * h * w, width) for _ in range(layers if bottleneck else 0)]
     masks = [maps(k, torch.bool) for _ in range(layers)] if drop_rate > 0 else []
     return (
         maps(c0 + k * layers, x.dtype),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from densekit.ops.kernels import native, plain
-from densekit.ops.kernels.plain import Pool
+from densekit.ops.kernels.plain import Corrected, Normed, Pool, Size
 
 
 class Kernels(Protocol):
@@ -31,6 +31,27 @@ class Kernels(Protocol):
     def moments(
         self, z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None
     ) -> None: ...
+    def norm_relu_conv(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        z: Tensor,
+        size: Size,
+        found: Tensor | None = None,
+    ) -> None: ...
+    def norm_relu_conv_backward(
+        self,
+        behind: Corrected | Normed,
+        x: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        size: Size,
+        sums: Tensor | None,
+        grad: Tensor | None,
+        d: Tensor | None = None,
+        to: Tensor | None = None,
+    ) -> None: ...
     def grad_sums(
         self,
         x: Tensor,
@@ -38,7 +59,6 @@ class Kernels(Protocol):
         da: Tensor,
         sums: Tensor,
         pool: Pool | None = None,
-        a: Tensor | None = None,
     ) -> None: ...
     def norm_relu_grad(
         self,
@@ -49,22 +69,12 @@ class Kernels(Protocol):
         out: Tensor,
         pool: Pool | None = None,
     ) -> None: ...
-    def accumulate(
-        self,
-        x: Tensor,
-        norm: Tensor,
-        da: Tensor,
-        d: Tensor,
-        to: Tensor,
-        sums: Tensor,
-        a: Tensor | None = None,
-    ) -> None: ...
     def add_line(self, d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None: ...
 
 
 NAMES = (
     "normalisation", "correction", "norm_relu", "norm_relu_pool", "moments", "grad_sums",
-    "norm_relu_grad", "accumulate", "add_line",
+    "norm_relu_grad", "add_line", "norm_relu_conv", "norm_relu_conv_backward",
 )  # fmt: skip
 
 

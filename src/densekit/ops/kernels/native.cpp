@@ -7,26 +7,12 @@
 // No header of torch: ops/kernels/native.py compiles this file alone, and passes pointers.
 #include <cmath>
 
-#include "rows.h"
+#include "convolution.h"
+#include "norm.h"
 
 namespace {
 
 // relu(norm(x)); norm is [4, c]: mean, scale, shift, rstd --------------------------------------
-
-template <int W>
-struct Norm {
-  Float<W> mean, scale, shift;
-  Norm(const float* norm, Index c, Index j)
-      : mean(load<W>(norm + j)), scale(load<W>(norm + c + j)), shift(load<W>(norm + 2 * c + j)) {}
-  Float<W> operator()(Float<W> x) const { return (x - mean) * scale + shift; }
-};
-template <int W>
-inline Float<W> relu(Float<W> v) {
-#ifdef __AVX512F__
-  if constexpr (W == 16) return (Float<W>)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);
-#endif
-  return v <= 0 ? Float<W>{} : v;  // NaN is not <= 0
-}
 
 void normalisation(const double* moments, Index ld, double count, const float* gamma,
                    const float* beta, double eps, float* norm, Index c) {
@@ -48,6 +34,7 @@ void correction(const float* norm, const double* sums, double count, double* lin
   }
 }
 
+// out = relu(norm(x)).
 template <class T>
 void norm_relu(const T* x, Index ldx, const float* norm, T* out, Index rows, Index c, int threads) {
   tiles(rows, threads, [&](Index, Index lo, Index hi) {
@@ -112,51 +99,17 @@ void norm_relu_max(const T* x, Index ldx, const float* norm, T* out, uint8_t* ta
   });
 }
 
-// Mean and sum of squares about it, per column: out [2, c] holds those of `seen` rows before, and
-// then of all. z is copied to `copy` unless that is null.
+// out [2, c] holds the moments of `seen` rows before, and then of all; copies z unless that is null.
 template <class T>
 void moments(const T* z, Index ldz, T* copy, Index ldc, double* out, Index seen, Index rows,
              Index c, int threads) {
-  std::vector<double> parts(threads * 2 * c, 0.0), counts(threads, 0.0);
-  auto merge = [](double n, auto mean, auto m2, double m, double* into, double* into2, auto width) {
-    WIDTH;  // Chan et al.: `into` are the moments of n values, mean and m2 those of m more
-    auto delta = mean - load<W>(into);
-    store<W>(into, load<W>(into) + delta * (m / (n + m)));
-    store<W>(into2, load<W>(into2) + m2 + delta * delta * (n * m / (n + m)));
-  };
+  Moments of(c, threads);
   tiles(rows, threads, [&](Index t, Index lo, Index hi) {
-    double *part = &parts[t * 2 * c], m = double(hi - lo);
     ahead(z, ldz, c, hi, rows);
     if (copy) ahead(copy, ldc, c, hi, rows);
-    columns(c, [&](auto width, Index j) {
-      WIDTH;
-      Float<W> near{}, sum{}, squares{};  // sums about a value near the mean, of the rows before
-      if (counts[t] == 0) {
-        for (Index r = lo; r < hi; r++) near += load<W>(z + r * ldz + j);
-        near /= float(m);
-      } else {
-        near = __builtin_convertvector(load<W>(part + j), Float<W>);
-      }
-      for (Index r = lo; r < hi; r++) {
-        auto v = load<W>(z + r * ldz + j);
-        if (copy) store<W>(copy + r * ldc + j, v);
-        sum += v - near;
-        squares += (v - near) * (v - near);
-      }
-      auto off = wide<W>(sum) / m;
-      merge(counts[t], wide<W>(near) + off, wide<W>(squares) - off * off * m, m, part + j,
-            part + c + j, width);
-    });
-    counts[t] += m;
+    of.tile(t, z + lo * ldz, ldz, hi - lo, copy ? copy + lo * ldc : nullptr, ldc);
   });
-  double n = double(seen);
-  for (Index t = 0; t < threads; n += counts[t++])
-    if (counts[t] > 0)
-      columns(c, [&](auto width, Index j) {
-        WIDTH;
-        double* part = &parts[t * 2 * c];
-        merge(n, load<W>(part + j), load<W>(part + c + j), counts[t], out + j, out + c + j, width);
-      });
+  of.merge(out, seen);
 }
 
 // Backward; where a pixel's gradient stands: at its own row, or by way of a pool ---------------
@@ -230,11 +183,10 @@ struct Max {
 };
 
 // Of g, the gradient where relu was open: the sums of g and of g * (x - mean), added to `out`.
-// And relu(norm(x)) once more, into `a` unless that is null.
 template <class T, class Gradient>
-void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, double* out, T* a,
+void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, double* out,
                Index rows, Index c, int threads) {
-  two_sums(rows, c, threads, out, [=](Index lo, Index hi, double* sums) {
+  two_sums(rows, c, threads, out, [=](Index, Index lo, Index hi, double* sums) {
     Gradient grad = gradient;
     grad.tile(lo, hi, rows);
     ahead(x, ldx, c, hi, rows);
@@ -247,18 +199,11 @@ void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, doub
         auto g = y <= 0 ? Float<W>{} : grad.template at<W>(r, j);
         sum += g;
         product += g * (v - normed.mean);
-        if (a) store<W>(a + r * c + j, relu<W>(y));
       }
       add<W>(sums + j, sum);
       add<W>(sums + c + j, product);
     });
   });
-}
-
-// 0 without a slope, whatever the pixel is: a norm in eval mode leaves a NaN's gradient alone.
-template <int W>
-inline Float<W> sloping(Float<W> slope, Float<W> centred) {
-  return slope == 0 ? Float<W>{} : slope * centred;
 }
 
 // out = scale * g + shift + slope * (x - mean), with line [2, c]: shift, slope. out may be da.
@@ -278,32 +223,6 @@ void norm_relu_grad(const T* x, Index ldx, const float* norm, Gradient gradient,
         auto g = normed(v) <= 0 ? Float<W>{} : grad.template at<W>(r, j);
         store<W>(out + r * c + j, g * normed.scale + (shift + sloping<W>(slope, v - normed.mean)));
       }
-    });
-  });
-}
-
-// to = d + scale * g, and what grad_sums does. `to` may be d; both have rows of ldd.
-template <class T>
-void accumulate(const T* x, Index ldx, const float* norm, const T* da, const T* d, T* to, Index ldd,
-                double* out, T* a, Index rows, Index c, int threads) {
-  two_sums(rows, c, threads, out, [&](Index lo, Index hi, double* sums) {
-    ahead(x, ldx, c, hi, rows);
-    ahead(da, c, c, hi, rows);
-    ahead(d, ldd, c, hi, rows);
-    columns(c, [&](auto width, Index j) {
-      WIDTH;
-      Norm<W> normed(norm, c, j);
-      Float<W> sum{}, product{};
-      for (Index r = lo; r < hi; r++) {
-        auto v = load<W>(x + r * ldx + j), y = normed(v);
-        auto g = y <= 0 ? Float<W>{} : load<W>(da + r * c + j);
-        sum += g;
-        product += g * (v - normed.mean);
-        if (a) store<W>(a + r * c + j, relu<W>(y));
-        store<W>(to + r * ldd + j, load<W>(d + r * ldd + j) + g * normed.scale);
-      }
-      add<W>(sums + j, sum);
-      add<W>(sums + c + j, product);
     });
   });
 }
@@ -352,15 +271,35 @@ void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w,
                             Index n, Index h, Index w, Index c, int threads) {                     \
     norm_relu_max(x, ldx, norm, out, taken, n, h, w, c, threads);                                  \
   }                                                                                                \
+  void norm_relu_conv_##name(const T* x, Index ldx, const float* norm, const float* weight,        \
+                             Index k, Index c, Index taps, Index of_c, Index of_tap, T* z,         \
+                             Index ldz, double* found, Index n, Index h, Index w, int threads) {   \
+    Weight<const float> of{weight, k, c, taps, of_c, of_tap};                                      \
+    norm_relu_conv(x, ldx, norm, of, z, ldz, found, n, h, w, threads);                             \
+  }                                                                                                \
+  void norm_relu_conv_backward_##name(                                                             \
+      const T* y, Index ldy, const T* d, Index ldd, const float* norm_y, const float* line,        \
+      const T* x, Index ldx, const float* norm, const float* weight, Index k, Index c, Index taps, \
+      Index of_c, Index of_tap, double* sums, const T* from, T* to, Index ld, float* grad,         \
+      Index n, Index h, Index w, int threads) {                                                    \
+    Weight<const float> of{weight, k, c, taps, of_c, of_tap};                                      \
+    Asked<T> asked{sums, from, to, ld, grad};                                                      \
+    if (norm_y)                                                                                    \
+      norm_relu_conv_backward(Normed<T>{y, d, norm_y, line, k}, x, ldx, norm, of, asked, n, h, w,  \
+                              threads);                                                            \
+    else                                                                                           \
+      norm_relu_conv_backward(Corrected<T>{d, y, ldd, ldy, line, k}, x, ldx, norm, of, asked, n,   \
+                              h, w, threads);                                                      \
+  }                                                                                                \
   void moments_##name(const T* z, Index ldz, T* copy, Index ldc, double* out, Index seen,          \
                       Index rows, Index c, int threads) {                                          \
     moments(z, ldz, copy, ldc, out, seen, rows, c, threads);                                       \
   }                                                                                                \
   void grad_sums_##name(const T* x, Index ldx, const float* norm, const T* da,                     \
-                        const uint8_t* taken, Index h, Index w, double* out, T* a, Index rows,     \
-                        Index c, int threads) {                                                    \
+                        const uint8_t* taken, Index h, Index w, double* out, Index rows, Index c,  \
+                        int threads) {                                                             \
     with_gradient(da, taken, c, h, w, [&](auto gradient) {                                         \
-      grad_sums(x, ldx, norm, gradient, out, a, rows, c, threads);                                 \
+      grad_sums(x, ldx, norm, gradient, out, rows, c, threads);                                    \
     });                                                                                            \
   }                                                                                                \
   void norm_relu_grad_##name(const T* x, Index ldx, const float* norm, const T* da,                \
@@ -369,10 +308,6 @@ void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w,
     with_gradient(da, taken, c, h, w, [&](auto gradient) {                                         \
       norm_relu_grad(x, ldx, norm, gradient, line, out, rows, c, threads);                         \
     });                                                                                            \
-  }                                                                                                \
-  void accumulate_##name(const T* x, Index ldx, const float* norm, const T* da, const T* d, T* to, \
-                         Index ldd, double* out, T* a, Index rows, Index c, int threads) {         \
-    accumulate(x, ldx, norm, da, d, to, ldd, out, a, rows, c, threads);                            \
   }                                                                                                \
   void add_line_##name(const T* d, Index ldd, const T* x, Index ldx, const float* line, T* out,    \
                        Index rows, Index c, int threads) {                                         \

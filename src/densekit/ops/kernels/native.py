@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -23,9 +24,10 @@ import torch
 from torch import Tensor
 
 from densekit.files import cache_folder
-from densekit.ops.kernels.plain import Pool
+from densekit.ops.kernels.plain import Corrected, Normed, Pool, Size
 
-SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "rows.h"))
+FOLDER = Path(__file__).parent
+SOURCE, HEADERS = FOLDER / "native.cpp", sorted(FOLDER.glob("*.h"))
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
     "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi",
@@ -41,9 +43,17 @@ ARGUMENTS = {
     "norm_relu_average": (PTR, INT, PTR, PTR, INT, INT, INT, INT),
     "norm_relu_max": (PTR, INT, PTR, PTR, PTR, INT, INT, INT, INT),
     "moments": (PTR, INT, PTR, INT, PTR, INT, INT, INT),
-    "grad_sums": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, PTR, INT, INT),
+    "norm_relu_conv": (PTR, INT, PTR, PTR, *[INT] * 5, PTR, INT, PTR, INT, INT, INT),
+    "norm_relu_conv_backward": (
+        *(PTR, INT, PTR, INT, PTR, PTR),
+        *(PTR, INT, PTR),
+        PTR,
+        *[INT] * 5,
+        *(PTR, PTR, PTR, INT, PTR),
+        *(INT, INT, INT),
+    ),
+    "grad_sums": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, INT, INT),
     "norm_relu_grad": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, PTR, INT, INT),
-    "accumulate": (PTR, INT, PTR, PTR, PTR, PTR, INT, PTR, PTR, INT, INT),
     "add_line": (PTR, INT, PTR, INT, PTR, PTR, INT, INT),
 }  # and the number of threads
 VECTORS = ("normalisation", "correction")  # of channels: in float32 whatever the maps are
@@ -121,7 +131,12 @@ def _key(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     cpu = Path("/proc/cpuinfo").read_text()
     instructions = next((line for line in cpu.splitlines() if line.startswith("flags")), "")
-    parts = [SOURCE.read_text(), HEADER.read_text(), version.stdout, *FLAGS, instructions]
+    parts = [
+        *(file.read_text() for file in (SOURCE, *HEADERS)),
+        version.stdout,
+        *FLAGS,
+        instructions,
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -177,17 +192,53 @@ def moments(z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None)
     _call("moments", z, _rows(z), z.stride(0), *into, _whole(found), seen, *z.shape)
 
 
+def norm_relu_conv(
+    x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
+) -> None:
+    weight = _dense(weight.float())
+    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight), _rows(z), z.stride(0))
+    if found is not None:
+        found.zero_()
+    _call("norm_relu_conv", x, *pixels, _optional(found), *_maps(x, size))
+
+
+def norm_relu_conv_backward(
+    behind: Corrected | Normed,
+    x: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    size: Size,
+    sums: Tensor | None,
+    grad: Tensor | None,
+    d: Tensor | None = None,
+    to: Tensor | None = None,
+) -> None:
+    weight = _dense(weight.float())
+    assert grad is None or (grad.stride() == weight.stride() and grad.dtype == weight.dtype)
+    assert d is None or (to is not None and d.stride(0) == to.stride(0))
+    if isinstance(behind, Corrected):
+        first, second, norm_y = behind.x, behind.d, None
+    else:
+        first, second, norm_y = behind.y, behind.da, behind.norm
+        assert first.is_contiguous()
+        assert second.is_contiguous()
+    dz = (_rows(first), first.stride(0), _rows(second), second.stride(0), _optional(norm_y))
+    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight))
+    into = (_optional(d), _optional(to), 0 if to is None else to.stride(0))
+    found = (_optional(sums), *into, None if grad is None else grad.data_ptr())
+    line = _whole(behind.line)
+    _call("norm_relu_conv_backward", x, *dz, line, *pixels, *found, *_maps(x, size))
+
+
 def grad_sums(
     x: Tensor,
     norm: Tensor,
     da: Tensor,
     sums: Tensor,
     pool: Pool | None = None,
-    a: Tensor | None = None,
 ) -> None:
     pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
-    again = None if a is None else _whole(a)
-    _call("grad_sums", x, *pixels, _whole(sums), again, *x.shape)
+    _call("grad_sums", x, *pixels, _whole(sums), *x.shape)
 
 
 def norm_relu_grad(
@@ -195,21 +246,6 @@ def norm_relu_grad(
 ) -> None:
     pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
     _call("norm_relu_grad", x, *pixels, _whole(line), _whole(out), *x.shape)
-
-
-def accumulate(
-    x: Tensor,
-    norm: Tensor,
-    da: Tensor,
-    d: Tensor,
-    to: Tensor,
-    sums: Tensor,
-    a: Tensor | None = None,
-) -> None:
-    assert d.stride(0) == to.stride(0)
-    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), _rows(d), _rows(to), to.stride(0))
-    again = None if a is None else _whole(a)
-    _call("accumulate", x, *pixels, _whole(sums), again, *x.shape)
 
 
 def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
@@ -225,6 +261,26 @@ def _call(name: str, x: Tensor, *arguments: float | None) -> None:
 def _rows(x: Tensor) -> int:
     assert x.stride(1) == 1 or x.shape[1] == 1
     return x.data_ptr()
+
+
+def _optional(x: Tensor | None) -> int | None:
+    return None if x is None else _rows(x)
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """With its outputs outermost, and nothing between its numbers."""
+    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if dense else weight.contiguous()
+
+
+def _weight(weight: Tensor) -> tuple[int, ...]:
+    """Where it is, k, c, taps, and how far apart two of c and two taps are."""
+    k, c, *window = weight.shape
+    return weight.data_ptr(), k, c, math.prod(window), weight.stride(1), weight.stride(3)
+
+
+def _maps(x: Tensor, size: Size) -> tuple[int, int, int]:
+    return len(x) // math.prod(size), *size
 
 
 def _whole(x: Tensor) -> int:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 PIECE = 1 << 18  # elements
 
+Size = tuple[int, int]  # of a map: height, width
+
 
 class Pool(NamedTuple):
     """A pool after relu: 2x2 averages, or with `taken` 3x3 maxima of stride 2 and padding 1."""
@@ -27,6 +29,24 @@ class Pool(NamedTuple):
     """Of the maps before it."""
     taken: Tensor | None = None
     """uint8 [M after the pool, c]: which of a window's 9 pixels the maximum is."""
+
+
+class Corrected(NamedTuple):
+    """The gradient behind a convolution: add_line of these."""
+
+    d: Tensor
+    x: Tensor
+    line: Tensor
+
+
+class Normed(NamedTuple):
+    """The gradient behind a convolution before a norm and its relu: norm_relu_grad of these."""
+
+    y: Tensor
+    """What the convolution gave, [M, k] as da."""
+    norm: Tensor
+    da: Tensor
+    line: Tensor
 
 
 def normalisation(
@@ -91,23 +111,70 @@ def merge(parts: Tensor, counts: Tensor) -> Tensor:
     return torch.stack([mean, (squares + counts * (means - mean).square()).sum(0)])
 
 
+def norm_relu_conv(
+    x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
+) -> None:
+    """Half a layer: z = relu(norm(x)) convolved with weight [k, c, 1, 1] or [k, c, 3, 3].
+
+    Maps are `size`, height and width, before and after. `found` becomes z's moments.
+    """
+    weight = _weight(weight, x)
+    for rows in _images(x, size):
+        a = torch.empty_like(x[rows], memory_format=torch.contiguous_format)
+        norm_relu(x[rows], norm, a)
+        z[rows] = _rows(F.conv2d(_maps(a, *size), weight, padding=weight.shape[-1] // 2))
+    if found is not None:
+        moments(z, found)
+
+
+def norm_relu_conv_backward(
+    behind: Corrected | Normed,
+    x: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    size: Size,
+    sums: Tensor | None,
+    grad: Tensor | None,
+    d: Tensor | None = None,
+    to: Tensor | None = None,
+) -> None:
+    """From behind its convolution. What is asked for is given:
+
+    sums += what grad_sums finds, grad += the gradient of weight, and with g as in grad_sums
+    to = d + g * scale, or, without d, to = g. `to` may be d; their rows lie alike.
+    """
+    cast, padding = _weight(weight, x), [weight.shape[-1] // 2] * 2
+    for rows in _images(x, size):
+        piece, dz = x[rows], _behind(behind, rows)
+        a = torch.empty_like(piece, memory_format=torch.contiguous_format)
+        norm_relu(piece, norm, a)
+        da, dweight, _ = torch.ops.aten.convolution_backward(
+            _maps(dz, *size), _maps(a, *size), cast, None, [1, 1], padding, [1, 1],
+            False, [0, 0], 1, [sums is not None, grad is not None, False],
+        )  # fmt: skip
+        if grad is not None:
+            grad += dweight
+        if sums is None:
+            continue
+        g = _masked(piece, norm, _rows(da))
+        sums += _sums(g, piece, norm)
+        if d is not None and to is not None:
+            to[rows] = _wide(d[rows]) + g * norm[1]
+        elif to is not None:
+            to[rows] = g
+
+
 def grad_sums(
     x: Tensor,
     norm: Tensor,
     da: Tensor,
     sums: Tensor,
     pool: Pool | None = None,
-    a: Tensor | None = None,
 ) -> None:
-    """sums += those of g and of g * (x - mean), where g is da as far as relu was open.
-
-    `a`, where it is given, becomes norm_relu's output once more.
-    """
+    """sums += those of g and of g * (x - mean), where g is da as far as relu was open."""
     da = _unpooled(da, pool)
     for rows in _pieces(x):
         sums += _sums(_masked(x[rows], norm, da[rows]), x[rows], norm)
-        if a is not None:
-            a[rows] = torch.relu(_normed(x[rows], norm))
 
 
 def norm_relu_grad(
@@ -119,24 +186,6 @@ def norm_relu_grad(
     for rows in _pieces(x):
         g = _masked(x[rows], norm, da[rows])
         out[rows] = g * norm[1] + (shift + _sloping(x[rows], norm[0], slope))
-
-
-def accumulate(
-    x: Tensor,
-    norm: Tensor,
-    da: Tensor,
-    d: Tensor,
-    to: Tensor,
-    sums: Tensor,
-    a: Tensor | None = None,
-) -> None:
-    """to = d + g * scale, and what grad_sums does. `to` may be d; their rows lie alike."""
-    for rows in _pieces(x):
-        g = _masked(x[rows], norm, da[rows])
-        to[rows] = _wide(d[rows]) + g * norm[1]
-        sums += _sums(g, x[rows], norm)
-        if a is not None:
-            a[rows] = torch.relu(_normed(x[rows], norm))
 
 
 def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
@@ -176,6 +225,32 @@ def _sums(g: Tensor, x: Tensor, norm: Tensor) -> Tensor:
 
 def _maps(rows: Tensor, h: int, w: int) -> Tensor:
     return rows.view(-1, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _images(x: Tensor, size: Size) -> Iterator[slice]:
+    """Rows of the images that are worked on at once; all of them on a GPU."""
+    image = size[0] * size[1]
+    rows = max(1, PIECE // (image * x.shape[1])) * image if x.is_cpu else max(1, len(x))
+    for start in range(0, len(x), rows):
+        yield slice(start, min(start + rows, len(x)))
+
+
+def _weight(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _behind(behind: Corrected | Normed, rows: slice) -> Tensor:
+    whole = behind.d if isinstance(behind, Corrected) else behind.da
+    dz = torch.empty_like(whole[rows], memory_format=torch.contiguous_format)
+    if isinstance(behind, Corrected):
+        add_line(behind.d[rows], behind.x[rows], behind.line, dz)
+    else:
+        norm_relu_grad(behind.y[rows], behind.norm, behind.da[rows], behind.line, dz)
+    return dz
 
 
 def _unpooled(da: Tensor, pool: Pool | None) -> Tensor:

@@ -104,32 +104,37 @@ inline void columns(Index c, Body body) {  // body(width, first column)
   for (; j < c; j++) body(Width<1>{}, j);
 }
 
+// body(thread, first row, end), in order of rows
 template <class Body>
-void tiles(Index rows, int threads, Body body) {  // body(thread, first row, end), in order of rows
-  Index count = (rows + kRows - 1) / kRows;
+void tiles(Index rows, int threads, Body body, Index tall = kRows) {
+  Index count = (rows + tall - 1) / tall;
 #pragma omp parallel num_threads(threads)
   {
     Index t = omp_get_thread_num(), n = omp_get_num_threads();
     for (Index i = count * t / n; i < count * (t + 1) / n; i++)
-      body(t, i * kRows, std::min(i * kRows + kRows, rows));
+      body(t, i * tall, std::min(i * tall + tall, rows));
   }
 }
 
-// Fetches the rows after this tile into L2: rows are narrow and far apart, which no CPU foresees.
+// Into L2, for soon.
 template <class T>
-inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows) {
-  for (Index r = hi; r < std::min(hi + kRows, rows); r++) {
-    const char* p = reinterpret_cast<const char*>(x + r * ldx);
-    for (Index b = 0; b < c * Index(sizeof(T)); b += 64) __builtin_prefetch(p + b, 0, 2);
-  }
+inline void fetch(const T* x, Index c) {
+  const char* p = reinterpret_cast<const char*>(x);
+  for (Index b = 0; b < c * Index(sizeof(T)); b += 64) __builtin_prefetch(p + b, 0, 2);
+}
+// The rows after this tile: they are narrow and far apart, which no CPU foresees.
+template <class T>
+inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows, Index tall = kRows) {
+  for (Index r = hi; r < std::min(hi + tall, rows); r++) fetch(x + r * ldx, c);
 }
 
 // Two sums per column, added to those in `out`: each thread its own, in the order of threads.
 template <class Body>
-void two_sums(Index rows, Index c, int threads, double* out, Body body) {
+void two_sums(Index rows, Index c, int threads, double* out, Body body, Index tall = kRows) {
   std::vector<double> parts(threads * 2 * c, 0.0);
-  tiles(rows, threads, [&](Index t, Index lo, Index hi) { body(lo, hi, &parts[t * 2 * c]); });
-  for (Index t = 0; t < threads; t++)
+  auto tile = [&](Index t, Index lo, Index hi) { body(t, lo, hi, &parts[t * 2 * c]); };
+  tiles(rows, threads, tile, tall);
+  for (Index t = 0; out && t < threads; t++)
     for (Index j = 0; j < 2 * c; j++) out[j] += parts[t * 2 * c + j];
 }
 template <int W>

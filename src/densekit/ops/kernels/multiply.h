@@ -1,0 +1,193 @@
+// Small products of matrices whose operands lie in the cache, for convolution.h.
+//
+// A word is what one lane takes at once: a float, or two bfloat16 of neighbouring k where the CPU
+// multiplies those. a[m, k] and b[k, n] are in words; c[m, n] and all sums are float.
+#pragma once
+#include <new>
+#include <type_traits>
+
+#include "rows.h"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kHeight = 8;  // 24 sums in 32 registers
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kHeight = 4;  // 12 in 16
+#else
+constexpr int kLanes = 4, kHeight = 8;
+#endif
+constexpr int kVectors = 3;                  // of columns that are worked on at once
+constexpr Index kBlock = kVectors * kLanes;  // columns
+
+#ifdef __AVX512BF16__
+template <class T>
+constexpr bool paired = std::is_same_v<T, bf16>;
+#else
+template <class T>
+constexpr bool paired = false;
+#endif
+template <class T>
+using Part = std::conditional_t<paired<T>, bf16, float>;  // of a word
+template <class T>
+using Word = std::conditional_t<paired<T>, uint32_t, float>;
+template <class T>
+constexpr Index kParts = paired<T> ? 2 : 1;
+
+// Scratch whose vectors lie within cache lines.
+template <class T>
+struct OnLines {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  bool operator==(const OnLines&) const { return true; }
+  bool operator!=(const OnLines&) const { return false; }
+};
+template <class T>
+using Scratch = std::vector<T, OnLines<T>>;
+
+inline Float<kLanes> dot(Float<kLanes> sum, float a, const float* b) {
+  return sum + a * load<kLanes>(b);
+}
+#ifdef __AVX512BF16__
+inline Float<kLanes> dot(Float<kLanes> sum, uint32_t a, const uint32_t* b) {
+  return (Float<kLanes>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a),
+                                         (__m512bh)_mm512_loadu_si512(b));
+}
+#endif
+
+// Rows that are needed soon, fetched line by line: CPUs drop what is asked for in bursts.
+class Soon {
+  struct Rows {
+    const char* p;
+    Index stride, bytes, rows;
+  };
+  std::vector<Rows> queue;
+  size_t first = 0;
+  Index line = 0;  // bytes from the start of the first row
+
+  static Index before(const char* p) { return -Index(reinterpret_cast<uintptr_t>(p) % 64); }
+
+ public:
+  template <class T>
+  void add(const T* x, Index ldx, Index rows, Index c) {
+    if (rows == 0) return;
+    auto p = reinterpret_cast<const char*>(x);
+    if (first == queue.size()) queue.clear(), first = 0, line = before(p);
+    queue.push_back({p, ldx * Index(sizeof(T)), c * Index(sizeof(T)), rows});
+  }
+  void fetch() {
+    if (first == queue.size()) return;
+    Rows& next = queue[first];
+    __builtin_prefetch(next.p + line, 0, 2);
+    line += 64;
+    if (line < next.bytes) return;
+    next.p += next.stride;
+    if (--next.rows == 0 && ++first < queue.size())
+      line = before(queue[first].p);
+    else
+      line = before(next.p);
+  }
+};
+
+// H rows and V vectors of columns: c = a b, or c + a b; k is cut into equal parts, which in a stand
+// at `offsets`.
+template <int V, int H, class Word>
+inline void product(Index k, const std::vector<Index>& offsets, const Word* a, Index am, Index ak,
+                    const Word* b, float* c, Index ldc, bool add, Soon& soon) {
+  Float<kLanes> sums[H][V] = {};
+  for (Index offset : offsets) {
+    const Word* p = a + offset;
+    for (Index i = 0; i < k; i++, p += ak, b += V * kLanes) {
+      soon.fetch();
+#pragma GCC unroll 24
+      for (int m = 0; m < H; m++)
+#pragma GCC unroll 3
+        for (int v = 0; v < V; v++) sums[m][v] = dot(sums[m][v], p[m * am], b + v * kLanes);
+    }
+  }
+#pragma GCC unroll 24
+  for (int m = 0; m < H; m++)
+#pragma GCC unroll 3
+    for (int v = 0; v < V; v++) {
+      float* p = c + m * ldc + v * kLanes;
+      store<kLanes>(p, add ? load<kLanes>(p) + sums[m][v] : sums[m][v]);
+    }
+}
+
+// a[m, k] stands at a + m * am + k * ak; b[k] is V * kLanes wide. m is rounded up to a multiple of
+// kHeight: what lies there must be readable, and is not used for other rows.
+template <int V, class Word>
+void multiply(Index m, Index k, const std::vector<Index>& offsets, const Word* a, Index am,
+              Index ak, const Word* b, float* c, Index ldc, bool add, Soon& soon) {
+  constexpr int H = kVectors / V * kHeight;
+  Index i = 0;
+  for (; i + H <= m; i += H)
+    product<V, H>(k, offsets, a + i * am, am, ak, b, c + i * ldc, ldc, add, soon);
+  for (; i < m; i += kHeight)
+    product<V, kHeight>(k, offsets, a + i * am, am, ak, b, c + i * ldc, ldc, add, soon);
+}
+template <class Word>
+void multiply(int vectors, Index m, Index k, const std::vector<Index>& offsets, const Word* a,
+              Index am, Index ak, const Word* b, float* c, Index ldc, bool add, Soon& soon) {
+  if (vectors == 3) return multiply<3>(m, k, offsets, a, am, ak, b, c, ldc, add, soon);
+  if (vectors == 2) return multiply<2>(m, k, offsets, a, am, ak, b, c, ldc, add, soon);
+  multiply<1>(m, k, offsets, a, am, ak, b, c, ldc, add, soon);
+}
+
+inline Index rounded(Index n, Index to) { return (n + to - 1) / to * to; }
+
+inline int vectors_of(Index columns) {
+  return int(rounded(std::min(columns, kBlock), kLanes) / kLanes);
+}
+
+// kParts neighbours in k, as words.
+template <int W>
+inline void put(float* p, const Float<W>* parts) {
+  store<W>(p, parts[0]);
+}
+template <int W>
+inline void put(uint32_t* p, const Float<W>* parts) {
+#ifdef __AVX512BF16__
+  if constexpr (W == 16) {
+    alignas(64) static constexpr uint16_t kOrder[32] = {
+        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)parts[1], (__m512)parts[0]);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), both));
+    return;
+  }
+#endif
+  typename Vec<W>::Half half[2];
+  for (int q = 0; q < 2; q++) store<W>(reinterpret_cast<bf16*>(&half[q]), parts[q]);
+  auto word = __builtin_convertvector(half[0], typename Vec<W>::Word) |
+              __builtin_convertvector(half[1], typename Vec<W>::Word) << 16;
+  std::memcpy(p, &word, sizeof word);
+}
+
+// A matrix as b: blocks of up to kBlock columns, one behind the other; missing parts are 0.
+// element(i, j) is that of row i < k and column j < n.
+template <class T>
+struct Packed {
+  Index k, n;  // k in words
+  Scratch<Word<T>> words;
+
+  template <class Element>
+  Packed(Index rows, Index n, int threads, Element element)
+      : k(rounded(rows, kParts<T>) / kParts<T>), n(n), words(k * rounded(n, kLanes)) {
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (Index first = 0; first < n; first += kLanes)
+      for (Index i = 0; i < k; i++) {
+        Float<kLanes> parts[kParts<T>] = {};
+        for (Index q = 0; q < kParts<T> && i * kParts<T> + q < rows; q++)
+          for (Index j = 0; j < kLanes && first + j < n; j++)
+            parts[q][j] = element(i * kParts<T> + q, first + j);
+        Index start = first / kBlock * kBlock;
+        put<kLanes>(&words[start * k + i * kLanes * vectors_of(n - start) + first - start], parts);
+      }
+  }
+  const Word<T>* block(Index column) const { return &words[column * k]; }
+};
+
+}  // namespace
