@@ -7,7 +7,7 @@ from torch import Tensor
 
 from densekit.ops.kernels import kernels_for
 from densekit.ops.kernels.plain import Corrected, Normed
-from densekit.ops.rows import as_maps, as_rows, dropped
+from densekit.ops.rows import as_maps, as_rows, dense, dropped
 from densekit.ops.statistics import refuse_second_derivative, sum_over_ranks
 
 
@@ -52,7 +52,7 @@ def dense_block_backward(
             """From behind norm i's convolution to before the norm; its correction, [2, c]."""
             sums, weight, place = lines.new_zeros(2, x.shape[1]), parameters[3 * i + 2], 3 * i + 3
             if needs[place]:
-                grads[place] = torch.zeros_like(weight, dtype=wide)
+                grads[place] = torch.zeros_like(dense(weight), dtype=wide)
             asked = (sums if before else None, grads[place] if needs[place] else None)
             kernels.norm_relu_conv_backward(behind, x, norms[i], weight, (h, w), *asked, *into)
             line = torch.zeros_like(sums)

@@ -28,3 +28,9 @@ def as_maps(rows: Tensor, h: int, w: int) -> Tensor:
 
 def dropped(z: Tensor, kept: Tensor, drop_rate: float) -> Tensor:
     return z * kept * (1 / (1 - drop_rate))
+
+
+def dense(weight: Tensor) -> Tensor:
+    """A convolution's weight whose outputs are outermost, with nothing between its numbers."""
+    is_dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if is_dense else weight.contiguous()

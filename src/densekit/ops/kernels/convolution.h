@@ -87,13 +87,12 @@ struct Weight {
 template <class T>
 void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float> weight, T* z,
                     Index ldz, double* found, Index n, Index h, Index w, int threads) {
-  Index c = weight.c, k = weight.k, padded = rounded(c, kParts<T>), kw = padded / kParts<T>;
+  Index c = weight.c, k = weight.k, kw = Packed<T>::words_of(c);
   bool spatial = weight.taps > 1;
   Index lda = spatial ? kw : rounded(kw, 16) | 16;  // pixels are not 4 KiB apart
   Tiles map(n, h, w, spatial, spatial ? std::min<Index>(264, 50000 / lda) : 96, threads);
-  Packed<T> packed(weight.taps * padded, k, threads, [=](Index i, Index j) {
-    return i % padded < c ? weight.at(j, i % padded, i / padded) : 0;
-  });
+  Packed<T> packed(weight.taps, c, k, threads,
+                   [=](Index tap, Index i, Index o) { return weight.at(o, i, tap); });
   auto window = map.window(lda);
   Index across = (2 * map.reach + 1) * kw;
   Scratch<Word<T>> normed(threads * map.size() * lda);
@@ -202,11 +201,11 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
                              int threads) {
   constexpr Index P = kParts<T>;
   bool spatial = weight.taps > 1;
-  Index c = weight.c, k = weight.k, padded = rounded(k, P), kw = padded / P;
+  Index c = weight.c, k = weight.k, kw = Packed<T>::words_of(k);
   Index deep = rounded(k, 16), ld = spatial ? kw : deep / P, wide = rounded(c, kLanes);
   Tiles map(n, h, w, spatial, spatial ? 128 : 96, threads);
-  Packed<T> packed(asked.sums ? weight.taps * padded : 0, c, threads, [=](Index i, Index j) {
-    return i % padded < k ? weight.at(i % padded, j, weight.taps - 1 - i / padded) : 0;
+  Packed<T> packed(asked.sums ? weight.taps : 0, k, c, threads, [=](Index tap, Index o, Index i) {
+    return weight.at(o, i, weight.taps - 1 - tap);
   });
   auto window = map.window(ld);
   Index across = (2 * map.reach + 1) * kw;

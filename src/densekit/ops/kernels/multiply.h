@@ -166,27 +166,32 @@ inline void put(uint32_t* p, const Float<W>* parts) {
   std::memcpy(p, &word, sizeof word);
 }
 
-// A matrix as b: blocks of up to kBlock columns, one behind the other; missing parts are 0.
-// element(i, j) is that of row i < k and column j < n.
+// A matrix as b: blocks of up to kBlock columns, one behind the other. Its rows are `taps` groups
+// of `group`, each filled up to whole words; missing parts are 0. element(tap, i, j) is that of row
+// i < group and column j < n.
 template <class T>
 struct Packed {
   Index k, n;  // k in words
   Scratch<Word<T>> words;
 
   template <class Element>
-  Packed(Index rows, Index n, int threads, Element element)
-      : k(rounded(rows, kParts<T>) / kParts<T>), n(n), words(k * rounded(n, kLanes)) {
+  Packed(Index taps, Index group, Index n, int threads, Element element)
+      : k(taps * words_of(group)), n(n), words(k * rounded(n, kLanes)) {
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (Index first = 0; first < n; first += kLanes)
-      for (Index i = 0; i < k; i++) {
-        Float<kLanes> parts[kParts<T>] = {};
-        for (Index q = 0; q < kParts<T> && i * kParts<T> + q < rows; q++)
-          for (Index j = 0; j < kLanes && first + j < n; j++)
-            parts[q][j] = element(i * kParts<T> + q, first + j);
-        Index start = first / kBlock * kBlock;
-        put<kLanes>(&words[start * k + i * kLanes * vectors_of(n - start) + first - start], parts);
+      for (Index tap = 0; tap < taps; tap++) {
+        Index start = first / kBlock * kBlock, wide = kLanes * vectors_of(n - start);
+        Word<T>* to = &words[start * k + tap * words_of(group) * wide + first - start];
+        Index lanes = std::min<Index>(kLanes, n - first);
+        for (Index i = 0; i < group; i += kParts<T>, to += wide) {
+          Float<kLanes> parts[kParts<T>] = {};
+          for (Index q = 0; q < std::min(kParts<T>, group - i); q++)
+            for (Index j = 0; j < lanes; j++) parts[q][j] = element(tap, i + q, first + j);
+          put<kLanes>(to, parts);
+        }
       }
   }
+  static Index words_of(Index group) { return rounded(group, kParts<T>) / kParts<T>; }
   const Word<T>* block(Index column) const { return &words[column * k]; }
 };
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from densekit.files import cache_folder
 from densekit.ops.kernels.plain import Corrected, Normed, Pool, Size
+from densekit.ops.rows import dense
 
 FOLDER = Path(__file__).parent
 SOURCE, HEADERS = FOLDER / "native.cpp", sorted(FOLDER.glob("*.h"))
@@ -195,7 +196,7 @@ def moments(z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None)
 def norm_relu_conv(
     x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
 ) -> None:
-    weight = _dense(weight.float())
+    weight = dense(weight.float())
     pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight), _rows(z), z.stride(0))
     if found is not None:
         found.zero_()
@@ -213,7 +214,7 @@ def norm_relu_conv_backward(
     d: Tensor | None = None,
     to: Tensor | None = None,
 ) -> None:
-    weight = _dense(weight.float())
+    weight = dense(weight.float())
     assert grad is None or (grad.stride() == weight.stride() and grad.dtype == weight.dtype)
     assert d is None or (to is not None and d.stride(0) == to.stride(0))
     if isinstance(behind, Corrected):
@@ -265,12 +266,6 @@ def _rows(x: Tensor) -> int:
 
 def _optional(x: Tensor | None) -> int | None:
     return None if x is None else _rows(x)
-
-
-def _dense(weight: Tensor) -> Tensor:
-    """With its outputs outermost, and nothing between its numbers."""
-    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
-    return weight if dense else weight.contiguous()
 
 
 def _weight(weight: Tensor) -> tuple[int, ...]:
