@@ -139,7 +139,7 @@ def _dense_block(
         shared = any(training)  # idea 1
         found = moments.new_zeros(2, c0)
         if shared:
-            kernels.moments(as_rows(x), found, 0, buffer[:, :c0])
+            kernels.moments(as_rows(x), found, buffer[:, :c0])
             moments[:, :c0] = over_all(found)
         else:
             buffer[:, :c0] = as_rows(x)

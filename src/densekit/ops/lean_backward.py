@@ -74,7 +74,7 @@ def dense_block_backward(
             behind: Corrected | Normed = own
             if bottlenecks:
                 y = bottlenecks[layer]
-                line = half(i + 1, behind, y, asked[5], None, da if asked[5] else None)
+                line = half(i + 1, behind, y, asked[5], None, da)
                 behind = Normed(y, norms[i + 1], da, line.to(wide))
             if asked[3]:
                 to = d if owned else torch.empty_like(d)

@@ -28,9 +28,7 @@ class Kernels(Protocol):
     def correction(self, norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None: ...
     def norm_relu(self, x: Tensor, norm: Tensor, out: Tensor) -> None: ...
     def norm_relu_pool(self, x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None: ...
-    def moments(
-        self, z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None
-    ) -> None: ...
+    def moments(self, z: Tensor, found: Tensor, copy: Tensor | None = None) -> None: ...
     def norm_relu_conv(
         self,
         x: Tensor,
@@ -53,12 +51,7 @@ class Kernels(Protocol):
         to: Tensor | None = None,
     ) -> None: ...
     def grad_sums(
-        self,
-        x: Tensor,
-        norm: Tensor,
-        da: Tensor,
-        sums: Tensor,
-        pool: Pool | None = None,
+        self, x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None
     ) -> None: ...
     def norm_relu_grad(
         self,

@@ -127,7 +127,7 @@ void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float
     if (found) moments.tile(t, z + tile.first * ldz, ldz, tile.pixels());
   };
   tiles(map.count, threads, work, 1);
-  if (found) moments.merge(found, 0);
+  if (found) moments.merge(found);
 }
 
 // Where the gradient behind a convolution comes from, [pixels, k]: for column j, at a pixel.
@@ -216,14 +216,12 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
   Scratch<Word<T>> activation_pairs(P > 1 ? threads * words * kBlock : 0);
   Scratch<float> products(threads * pixels * kBlock);
   Scratch<float> parts(asked.weight ? threads * weight.taps * deep * wide : 0);
-  std::vector<double> sums(threads * 2 * c, 0.0);
   std::vector<Soon> ahead(threads);
-  auto work = [&](Index t, Index i, Index) {
+  auto work = [&](Index t, Index i, Index, double* sums) {
     auto tile = map.at(i), next = map.at(i + 1);
     Soon& soon = ahead[t];
     Word<T>*dz = &rows[t * size * ld], *a = &activations[t * pixels * kBlock];
     float* out = &products[t * pixels * kBlock];
-    double* found = &sums[t * 2 * c];
     map.clear_outside(tile, dz, ld);
     columns(k, [&](auto width, Index j) {
       WIDTH;
@@ -276,8 +274,8 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
             store<W>(asked.to + to, g);
         });
         if (!asked.sums) return;
-        add<W>(found + j, sum);
-        add<W>(found + c + j, product);
+        add<W>(sums + j, sum);
+        add<W>(sums + c + j, product);
       });
       if (!asked.weight) continue;
       Index m = map.span(tile), depth = rounded(m, P) / P;
@@ -292,9 +290,7 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
       }
     }
   };
-  tiles(map.count, threads, work, 1);
-  for (Index t = 0; asked.sums && t < threads; t++)
-    for (Index j = 0; j < 2 * c; j++) asked.sums[j] += sums[t * 2 * c + j];
+  two_sums(map.count, c, threads, asked.sums, work, 1);
   if (!asked.weight) return;
   Weight<float> grad{asked.weight, k, c, weight.taps, weight.of_c, weight.of_tap};
 #pragma omp parallel for num_threads(threads)

@@ -57,7 +57,7 @@ inline Float<kLanes> dot(Float<kLanes> sum, uint32_t a, const uint32_t* b) {
 }
 #endif
 
-// Rows that are needed soon, fetched line by line: CPUs drop what is asked for in bursts.
+// Rows that are needed soon, fetched line by line: asked for in one burst they came no sooner.
 class Soon {
   struct Rows {
     const char* p;
@@ -171,12 +171,12 @@ inline void put(uint32_t* p, const Float<W>* parts) {
 // i < group and column j < n.
 template <class T>
 struct Packed {
-  Index k, n;  // k in words
+  Index k;  // in words
   Scratch<Word<T>> words;
 
   template <class Element>
   Packed(Index taps, Index group, Index n, int threads, Element element)
-      : k(taps * words_of(group)), n(n), words(k * rounded(n, kLanes)) {
+      : k(taps * words_of(group)), words(k * rounded(n, kLanes)) {
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (Index first = 0; first < n; first += kLanes)
       for (Index tap = 0; tap < taps; tap++) {

@@ -99,17 +99,17 @@ void norm_relu_max(const T* x, Index ldx, const float* norm, T* out, uint8_t* ta
   });
 }
 
-// out [2, c] holds the moments of `seen` rows before, and then of all; copies z unless that is null.
+// out [2, c] becomes the moments of z, which is copied to `copy` unless that is null.
 template <class T>
-void moments(const T* z, Index ldz, T* copy, Index ldc, double* out, Index seen, Index rows,
-             Index c, int threads) {
+void moments(const T* z, Index ldz, T* copy, Index ldc, double* out, Index rows, Index c,
+             int threads) {
   Moments of(c, threads);
   tiles(rows, threads, [&](Index t, Index lo, Index hi) {
     ahead(z, ldz, c, hi, rows);
     if (copy) ahead(copy, ldc, c, hi, rows);
     of.tile(t, z + lo * ldz, ldz, hi - lo, copy ? copy + lo * ldc : nullptr, ldc);
   });
-  of.merge(out, seen);
+  of.merge(out);
 }
 
 // Backward; where a pixel's gradient stands: at its own row, or by way of a pool ---------------
@@ -291,9 +291,9 @@ void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w,
       norm_relu_conv_backward(Corrected<T>{d, y, ldd, ldy, line, k}, x, ldx, norm, of, asked, n,   \
                               h, w, threads);                                                      \
   }                                                                                                \
-  void moments_##name(const T* z, Index ldz, T* copy, Index ldc, double* out, Index seen,          \
-                      Index rows, Index c, int threads) {                                          \
-    moments(z, ldz, copy, ldc, out, seen, rows, c, threads);                                       \
+  void moments_##name(const T* z, Index ldz, T* copy, Index ldc, double* out, Index rows,          \
+                      Index c, int threads) {                                                      \
+    moments(z, ldz, copy, ldc, out, rows, c, threads);                                             \
   }                                                                                                \
   void grad_sums_##name(const T* x, Index ldx, const float* norm, const T* da,                     \
                         const uint8_t* taken, Index h, Index w, double* out, Index rows, Index c,  \

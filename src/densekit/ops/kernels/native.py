@@ -1,6 +1,6 @@
 """The same kernels in C++ for CPUs, compiled on this machine when they are first needed.
 
-native.cpp includes nothing of torch and is called with pointers, so a compiler takes two seconds
+native.cpp includes nothing of torch and is called with pointers, so a compiler takes six seconds
 for it where an extension built on torch's headers takes half a minute, and the result does not
 depend on torch's version or ABI. It is kept in the user's cache under a name made of the source,
 the compiler, its flags and the CPU's instructions. torch's threads are libgomp's, and so are these.
@@ -43,7 +43,7 @@ ARGUMENTS = {
     "norm_relu": (PTR, INT, PTR, PTR, INT, INT),
     "norm_relu_average": (PTR, INT, PTR, PTR, INT, INT, INT, INT),
     "norm_relu_max": (PTR, INT, PTR, PTR, PTR, INT, INT, INT, INT),
-    "moments": (PTR, INT, PTR, INT, PTR, INT, INT, INT),
+    "moments": (PTR, INT, PTR, INT, PTR, INT, INT),
     "norm_relu_conv": (PTR, INT, PTR, PTR, *[INT] * 5, PTR, INT, PTR, INT, INT, INT),
     "norm_relu_conv_backward": (
         *(PTR, INT, PTR, INT, PTR, PTR),
@@ -186,11 +186,9 @@ def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
         _call("norm_relu_max", x, *pixels, _whole(taken), *maps)
 
 
-def moments(z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None) -> None:
-    if seen == 0:
-        found.zero_()
+def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
     into = (None, 0) if copy is None else (_rows(copy), copy.stride(0))
-    _call("moments", z, _rows(z), z.stride(0), *into, _whole(found), seen, *z.shape)
+    _call("moments", z, _rows(z), z.stride(0), *into, _whole(found), *z.shape)
 
 
 def norm_relu_conv(
@@ -198,8 +196,6 @@ def norm_relu_conv(
 ) -> None:
     weight = dense(weight.float())
     pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight), _rows(z), z.stride(0))
-    if found is not None:
-        found.zero_()
     _call("norm_relu_conv", x, *pixels, _optional(found), *_maps(x, size))
 
 
@@ -231,13 +227,7 @@ def norm_relu_conv_backward(
     _call("norm_relu_conv_backward", x, *dz, line, *pixels, *found, *_maps(x, size))
 
 
-def grad_sums(
-    x: Tensor,
-    norm: Tensor,
-    da: Tensor,
-    sums: Tensor,
-    pool: Pool | None = None,
-) -> None:
+def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
     pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
     _call("grad_sums", x, *pixels, _whole(sums), *x.shape)
 

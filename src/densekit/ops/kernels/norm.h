@@ -64,9 +64,10 @@ struct Moments {
     counts[t] += m;
   }
 
-  // Into out [2, c], which holds the moments of `seen` rows.
-  void merge(double* out, Index seen) const {
-    double n = double(seen);
+  // Into out [2, c], in the order of threads.
+  void merge(double* out) const {
+    std::fill(out, out + 2 * c, 0.0);
+    double n = 0;
     for (size_t t = 0; t < counts.size(); n += counts[t++])
       if (counts[t] > 0)
         columns(c, [&](auto width, Index j) {

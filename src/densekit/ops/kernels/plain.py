@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densekit.ops.rows import as_maps, as_rows
+
 PIECE = 1 << 18  # elements
 
 Size = tuple[int, int]  # of a map: height, width
@@ -73,7 +75,7 @@ def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
     """The same with the pool after it, [M after the pool, c]; fills in which pixels were taken."""
     a = torch.empty_like(x, memory_format=torch.contiguous_format)
     norm_relu(x, norm, a)
-    maps = _maps(a, pool.h, pool.w)
+    maps = as_maps(a, pool.h, pool.w)
     if pool.taken is None:
         pooled = F.avg_pool2d(maps, 2)
     else:
@@ -85,15 +87,12 @@ def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
     out[:] = pooled.permute(0, 2, 3, 1).reshape(out.shape)
 
 
-def moments(z: Tensor, found: Tensor, seen: int = 0, copy: Tensor | None = None) -> None:
-    """Each column's mean and sum of squares about it, with those `found` of `seen` rows before.
-
-    z goes to `copy` too.
-    """
+def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
+    """`found` becomes each column's mean and sum of squares about it; z goes to `copy` too."""
     if copy is not None:
         copy.copy_(z)
-    if seen == 0:
-        found.zero_()
+    found.zero_()
+    seen = 0
     for rows in _pieces(z):
         piece = _wide(z[rows])
         var, mean = torch.var_mean(piece, 0, correction=0)
@@ -122,7 +121,7 @@ def norm_relu_conv(
     for rows in _images(x, size):
         a = torch.empty_like(x[rows], memory_format=torch.contiguous_format)
         norm_relu(x[rows], norm, a)
-        z[rows] = _rows(F.conv2d(_maps(a, *size), weight, padding=weight.shape[-1] // 2))
+        z[rows] = as_rows(F.conv2d(as_maps(a, *size), weight, padding=weight.shape[-1] // 2))
     if found is not None:
         moments(z, found)
 
@@ -149,14 +148,14 @@ def norm_relu_conv_backward(
         a = torch.empty_like(piece, memory_format=torch.contiguous_format)
         norm_relu(piece, norm, a)
         da, dweight, _ = torch.ops.aten.convolution_backward(
-            _maps(dz, *size), _maps(a, *size), cast, None, [1, 1], padding, [1, 1],
+            as_maps(dz, *size), as_maps(a, *size), cast, None, [1, 1], padding, [1, 1],
             False, [0, 0], 1, [sums is not None, grad is not None, False],
         )  # fmt: skip
         if grad is not None:
             grad += dweight
         if sums is None:
             continue
-        g = _masked(piece, norm, _rows(da))
+        g = _masked(piece, norm, as_rows(da))
         sums += _sums(g, piece, norm)
         if d is not None and to is not None:
             to[rows] = _wide(d[rows]) + g * norm[1]
@@ -164,13 +163,7 @@ def norm_relu_conv_backward(
             to[rows] = g
 
 
-def grad_sums(
-    x: Tensor,
-    norm: Tensor,
-    da: Tensor,
-    sums: Tensor,
-    pool: Pool | None = None,
-) -> None:
+def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
     """sums += those of g and of g * (x - mean), where g is da as far as relu was open."""
     da = _unpooled(da, pool)
     for rows in _pieces(x):
@@ -221,14 +214,6 @@ def _sloping(x: Tensor, mean: Tensor, slope: Tensor) -> Tensor:
 
 def _sums(g: Tensor, x: Tensor, norm: Tensor) -> Tensor:
     return torch.stack([g.sum(0), (g * (_wide(x) - norm[0])).sum(0)]).double()
-
-
-def _maps(rows: Tensor, h: int, w: int) -> Tensor:
-    return rows.view(-1, h, w, rows.shape[1]).permute(0, 3, 1, 2)
-
-
-def _rows(maps: Tensor) -> Tensor:
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def _images(x: Tensor, size: Size) -> Iterator[slice]:

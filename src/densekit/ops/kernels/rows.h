@@ -1,6 +1,6 @@
 // Vectors of floats with their bfloat16, and loops over tiles of rows, for native.cpp.
 //
-// Sums are float within a tile of kRows rows and double over tiles; they depend on the number of
+// Sums are float within a tile of rows and double over tiles; they depend on the number of
 // threads, and on nothing else.
 #pragma once
 #include <omp.h>
@@ -16,7 +16,7 @@
 namespace {
 
 using Index = int64_t;
-constexpr Index kRows = 32;  // of a tile: what is loaded per column is used so often
+constexpr Index kRows = 32;  // of an elementwise pass' tile: what a column needs is used so often
 
 // Vectors ------------------------------------------------------------------------------------
 
@@ -116,19 +116,17 @@ void tiles(Index rows, int threads, Body body, Index tall = kRows) {
   }
 }
 
-// Into L2, for soon.
+// Fetches the rows after this tile into L2: rows are narrow and far apart, which no CPU foresees.
 template <class T>
-inline void fetch(const T* x, Index c) {
-  const char* p = reinterpret_cast<const char*>(x);
-  for (Index b = 0; b < c * Index(sizeof(T)); b += 64) __builtin_prefetch(p + b, 0, 2);
-}
-// The rows after this tile: they are narrow and far apart, which no CPU foresees.
-template <class T>
-inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows, Index tall = kRows) {
-  for (Index r = hi; r < std::min(hi + tall, rows); r++) fetch(x + r * ldx, c);
+inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows) {
+  for (Index r = hi; r < std::min(hi + kRows, rows); r++) {
+    const char* p = reinterpret_cast<const char*>(x + r * ldx);
+    for (Index b = 0; b < c * Index(sizeof(T)); b += 64) __builtin_prefetch(p + b, 0, 2);
+  }
 }
 
-// Two sums per column, added to those in `out`: each thread its own, in the order of threads.
+// Two sums per column, added to those in `out` unless it is null: each thread its own, in the order
+// of threads. body(thread, first row, end, sums)
 template <class Body>
 void two_sums(Index rows, Index c, int threads, double* out, Body body, Index tall = kRows) {
   std::vector<double> parts(threads * 2 * c, 0.0);
