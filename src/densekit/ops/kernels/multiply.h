@@ -10,14 +10,12 @@
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kHeight = 8;  // 24 sums in 32 registers
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kHeight = 4;  // 12 in 16
+// Sums that are worked on at once: rows and vectors of columns, as many as registers hold.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kHeight = 8, kVectors = 3;  // 24 of 32
 #else
-constexpr int kLanes = 4, kHeight = 8;
+constexpr int kHeight = 6, kVectors = 2;  // 12 of 16
 #endif
-constexpr int kVectors = 3;                  // of columns that are worked on at once
 constexpr Index kBlock = kVectors * kLanes;  // columns
 
 #ifdef __AVX512BF16__
@@ -47,13 +45,19 @@ struct OnLines {
 template <class T>
 using Scratch = std::vector<T, OnLines<T>>;
 
-inline Float<kLanes> dot(Float<kLanes> sum, float a, const float* b) {
-  return sum + a * load<kLanes>(b);
+// The words of a row, in a register: read from memory in each use, loads would be the limit.
+inline Float<kLanes> row_of(const float* b) {
+  auto v = load<kLanes>(b);
+#ifdef __SSE__
+  asm("" : "+x"(v));
+#endif
+  return v;
 }
+inline Float<kLanes> dot(Float<kLanes> sum, float a, Float<kLanes> b) { return sum + a * b; }
 #ifdef __AVX512BF16__
-inline Float<kLanes> dot(Float<kLanes> sum, uint32_t a, const uint32_t* b) {
-  return (Float<kLanes>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a),
-                                         (__m512bh)_mm512_loadu_si512(b));
+inline __m512i row_of(const uint32_t* b) { return _mm512_loadu_si512(b); }
+inline Float<kLanes> dot(Float<kLanes> sum, uint32_t a, __m512i b) {
+  return (Float<kLanes>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
 }
 #endif
 
@@ -101,10 +105,13 @@ inline void product(Index k, const std::vector<Index>& offsets, const Word* a, I
     const Word* p = a + offset;
     for (Index i = 0; i < k; i++, p += ak, b += V * kLanes) {
       soon.fetch();
+      decltype(row_of(b)) row[V];
+#pragma GCC unroll 3
+      for (int v = 0; v < V; v++) row[v] = row_of(b + v * kLanes);
 #pragma GCC unroll 24
       for (int m = 0; m < H; m++)
 #pragma GCC unroll 3
-        for (int v = 0; v < V; v++) sums[m][v] = dot(sums[m][v], p[m * am], b + v * kLanes);
+        for (int v = 0; v < V; v++) sums[m][v] = dot(sums[m][v], p[m * am], row[v]);
     }
   }
 #pragma GCC unroll 24
@@ -116,27 +123,24 @@ inline void product(Index k, const std::vector<Index>& offsets, const Word* a, I
     }
 }
 
-// a[m, k] stands at a + m * am + k * ak; b[k] is V * kLanes wide. m is rounded up to a multiple of
-// kHeight: what lies there must be readable, and is not used for other rows.
-template <int V, class Word>
-void multiply(Index m, Index k, const std::vector<Index>& offsets, const Word* a, Index am,
-              Index ak, const Word* b, float* c, Index ldc, bool add, Soon& soon) {
-  constexpr int H = kVectors / V * kHeight;
-  Index i = 0;
-  for (; i + H <= m; i += H)
-    product<V, H>(k, offsets, a + i * am, am, ak, b, c + i * ldc, ldc, add, soon);
-  for (; i < m; i += kHeight)
-    product<V, kHeight>(k, offsets, a + i * am, am, ak, b, c + i * ldc, ldc, add, soon);
-}
-template <class Word>
+// a[m, k] stands at a + m * am + k * ak; b[k] is `vectors` * kLanes wide. m is rounded up to a
+// multiple of kHeight: what lies there must be readable, and is not used for other rows.
+template <int V = kVectors, class Word>
 void multiply(int vectors, Index m, Index k, const std::vector<Index>& offsets, const Word* a,
               Index am, Index ak, const Word* b, float* c, Index ldc, bool add, Soon& soon) {
-  if (vectors == 3) return multiply<3>(m, k, offsets, a, am, ak, b, c, ldc, add, soon);
-  if (vectors == 2) return multiply<2>(m, k, offsets, a, am, ak, b, c, ldc, add, soon);
-  multiply<1>(m, k, offsets, a, am, ak, b, c, ldc, add, soon);
+  if constexpr (V > 1)
+    if (vectors < V)
+      return multiply<V - 1>(vectors, m, k, offsets, a, am, ak, b, c, ldc, add, soon);
+  Index i = 0;
+  auto rows = [&](auto height, Index end) {
+    constexpr int H = decltype(height)::value;
+    for (; i + H <= end; i += H)
+      product<V, H>(k, offsets, a + i * am, am, ak, b, c + i * ldc, ldc, add, soon);
+  };
+  rows(Constant<kVectors / V * kHeight>{}, m);
+  rows(Constant<kHeight>{}, m);
+  rows(Constant<kHeight / 2>{}, rounded(m, kHeight / 2));
 }
-
-inline Index rounded(Index n, Index to) { return (n + to - 1) / to * to; }
 
 inline int vectors_of(Index columns) {
   return int(rounded(std::min(columns, kBlock), kLanes) / kLanes);

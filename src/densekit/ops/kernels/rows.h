@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -17,6 +18,13 @@ namespace {
 
 using Index = int64_t;
 constexpr Index kRows = 32;  // of an elementwise pass' tile: what a column needs is used so often
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;  // floats in a register
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 
 // Vectors ------------------------------------------------------------------------------------
 
@@ -89,19 +97,19 @@ inline Double<W> wide(Float<W> v) {
 
 // Loops --------------------------------------------------------------------------------------
 
+inline Index rounded(Index n, Index to) { return (n + to - 1) / to * to; }
+
 template <int W>
-struct Width {
-  static constexpr int value = W;
-};
+using Constant = std::integral_constant<int, W>;
 #define WIDTH constexpr int W = decltype(width)::value
 
 template <class Body>
 inline void columns(Index c, Body body) {  // body(width, first column)
   Index j = 0;
-  for (; j + 16 <= c; j += 16) body(Width<16>{}, j);
-  for (; j + 8 <= c; j += 8) body(Width<8>{}, j);
-  for (; j + 4 <= c; j += 4) body(Width<4>{}, j);
-  for (; j < c; j++) body(Width<1>{}, j);
+  for (; j + kLanes <= c; j += kLanes) body(Constant<kLanes>{}, j);
+  if (kLanes > 8 && j + 8 <= c) body(Constant<8>{}, j), j += 8;
+  for (; j + 4 <= c; j += 4) body(Constant<4>{}, j);
+  for (; j < c; j++) body(Constant<1>{}, j);
 }
 
 // body(thread, first row, end), in order of rows
