@@ -202,7 +202,8 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
   constexpr Index P = kParts<T>;
   bool spatial = weight.taps > 1;
   Index c = weight.c, k = weight.k, kw = Packed<T>::words_of(k);
-  Index deep = rounded(rounded(k, kHeight), 16), ld = spatial ? kw : deep / P, wide = rounded(c, kLanes);
+  Index deep = rounded(rounded(k, kHeight), 16), wide = rounded(c, kLanes);
+  Index ld = spatial ? kw : deep / P;
   Tiles map(n, h, w, spatial, spatial ? 128 : 96, threads);
   Packed<T> packed(asked.sums ? weight.taps : 0, k, c, threads, [=](Index tap, Index o, Index i) {
     return weight.at(o, i, weight.taps - 1 - tap);

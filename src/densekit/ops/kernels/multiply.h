@@ -16,7 +16,8 @@ constexpr int kHeight = 8, kVectors = 3;  // 24 of 32
 #else
 constexpr int kHeight = 6, kVectors = 2;  // 12 of 16
 #endif
-constexpr Index kBlock = kVectors * kLanes;  // columns
+constexpr Index kBlock = kVectors * kLanes;  // columns that are worked on at once
+constexpr Index kDepth = 384;  // of k, so that two vectors of b stay in the first cache
 
 #ifdef __AVX512BF16__
 template <class T>
@@ -95,24 +96,20 @@ class Soon {
   }
 };
 
-// H rows and V vectors of columns: c = a b, or c + a b; k is cut into equal parts, which in a stand
-// at `offsets`.
+// H rows and V vectors of columns: c = a b, or c + a b.
 template <int V, int H, class Word>
-inline void product(Index k, const std::vector<Index>& offsets, const Word* a, Index am, Index ak,
-                    const Word* b, float* c, Index ldc, bool add, Soon& soon) {
+inline void product(Index k, const Word* a, Index am, Index ak, const Word* b, float* c, Index ldc,
+                    bool add, Soon& soon) {
   Float<kLanes> sums[H][V] = {};
-  for (Index offset : offsets) {
-    const Word* p = a + offset;
-    for (Index i = 0; i < k; i++, p += ak, b += V * kLanes) {
-      soon.fetch();
-      decltype(row_of(b)) row[V];
+  for (Index i = 0; i < k; i++, a += ak, b += V * kLanes) {
+    soon.fetch();
+    decltype(row_of(b)) row[V];
 #pragma GCC unroll 3
-      for (int v = 0; v < V; v++) row[v] = row_of(b + v * kLanes);
+    for (int v = 0; v < V; v++) row[v] = row_of(b + v * kLanes);
 #pragma GCC unroll 24
-      for (int m = 0; m < H; m++)
+    for (int m = 0; m < H; m++)
 #pragma GCC unroll 3
-        for (int v = 0; v < V; v++) sums[m][v] = dot(sums[m][v], p[m * am], row[v]);
-    }
+      for (int v = 0; v < V; v++) sums[m][v] = dot(sums[m][v], a[m * am], row[v]);
   }
 #pragma GCC unroll 24
   for (int m = 0; m < H; m++)
@@ -123,23 +120,29 @@ inline void product(Index k, const std::vector<Index>& offsets, const Word* a, I
     }
 }
 
-// a[m, k] stands at a + m * am + k * ak; b[k] is `vectors` * kLanes wide. m is rounded up to a
-// multiple of kHeight: what lies there must be readable, and is not used for other rows.
+// c = a b, or c + a b. b is `vectors` * kLanes wide; its k are one group behind the other, those of
+// a stand at a + offset + m * am + k * ak. m is rounded up to a multiple of kHeight: what lies there
+// must be readable, and is not used for other rows.
 template <int V = kVectors, class Word>
 void multiply(int vectors, Index m, Index k, const std::vector<Index>& offsets, const Word* a,
               Index am, Index ak, const Word* b, float* c, Index ldc, bool add, Soon& soon) {
   if constexpr (V > 1)
     if (vectors < V)
       return multiply<V - 1>(vectors, m, k, offsets, a, am, ak, b, c, ldc, add, soon);
-  Index i = 0;
-  auto rows = [&](auto height, Index end) {
-    constexpr int H = decltype(height)::value;
-    for (; i + H <= end; i += H)
-      product<V, H>(k, offsets, a + i * am, am, ak, b, c + i * ldc, ldc, add, soon);
-  };
-  rows(Constant<kVectors / V * kHeight>{}, m);
-  rows(Constant<kHeight>{}, m);
-  rows(Constant<kHeight / 2>{}, rounded(m, kHeight / 2));
+  for (Index offset : offsets)
+    for (Index done = 0; done < k; done += kDepth, add = true) {
+      Index deep = std::min(kDepth, k - done), i = 0;
+      const Word* from = a + offset + done * ak;
+      auto rows = [&](auto height, Index end) {
+        constexpr int H = decltype(height)::value;
+        for (; i + H <= end; i += H)
+          product<V, H>(deep, from + i * am, am, ak, b, c + i * ldc, ldc, add, soon);
+      };
+      rows(Constant<kVectors / V * kHeight>{}, m);
+      rows(Constant<kHeight>{}, m);
+      rows(Constant<kHeight / 2>{}, rounded(m, kHeight / 2));
+      b += deep * V * kLanes;
+    }
 }
 
 inline int vectors_of(Index columns) {
