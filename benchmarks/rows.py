@@ -134,8 +134,8 @@ def append(row: Row, folder: Path = RESULTS) -> Path:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """The last row of each name, in the order of the names' first rows."""
-    return list({row.name: row for row in rows}.values())
+    """The last row of each name on each machine, in the order of their first rows."""
+    return list({(row.name, row.machine): row for row in rows}.values())
 
 
 def _read_file(file: Path) -> list[Row]:

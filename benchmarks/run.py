@@ -31,13 +31,13 @@ import startup
 from densekit import bench, turns
 from densekit.bench import Workload
 from densekit.config import UserError, nearest
-from densekit.precision import resolve_device
+from densekit.precision import resolve, resolve_device
 from densekit.turns import Result, Rule, Side, Spread
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
 LOG_WIDTH = 200  # columns of a table that goes to a file
 READ_AHEAD = 2  # batches of one worker
-TUNED = ("bf16", "channels_last")
+TUNED = (resolve().name, "channels_last")  # in the precision that densekit takes here
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels_last"}
 NETWORKS = (
     Workload(),
@@ -108,7 +108,7 @@ def lean(work: Workload) -> dict[str, Comparison]:
 
 
 def lean_large(work: Workload) -> dict[str, Comparison]:
-    """The larger networks, against the eager peer that is best in bf16."""
+    """The larger networks in this machine's precision, against the eager peer that is best in it."""
     peer = _torchvision(peers.training, work, *TUNED, keeps_memory=True)
     name = f"lean-large/{work.model}-{'-'.join(TUNED)}"
     return {name: Comparison(_ours(work, TUNED[0]), peer, work)}
@@ -128,16 +128,16 @@ def inference(work: Workload) -> dict[str, Comparison]:
 
     peer = partial(_torchvision, peers.inference, work)
     fp32, bf16 = ours("fp32"), ours("bf16")
-    best = ("fp32", "channels_last")
+    best, best_bf16 = ("fp32", "channels_last"), ("bf16", "channels_last")
     sides = {
         "inference/as-it-comes": (fp32, peer("fp32", "contiguous")),
         "inference/fp32": (fp32, peer(*best)),
         "inference/fp32-allocator": (fp32, peer(*best, keeps_memory=True)),
         "inference/bf16-as-it-comes": (bf16, peer("fp32", "contiguous")),
-        "inference/bf16": (bf16, peer(*TUNED)),
-        "inference/bf16-allocator": (bf16, peer(*TUNED, keeps_memory=True)),
+        "inference/bf16": (bf16, peer(*best_bf16)),
+        "inference/bf16-allocator": (bf16, peer(*best_bf16, keeps_memory=True)),
         "inference/allocator-alone": (fp32, ours("fp32", keeps_memory=False)),
-        "compiled/inference": (bf16, peer(*TUNED, compiled=True)),
+        "compiled/inference": (ours(TUNED[0]), peer(*TUNED, compiled=True)),
     }
     return {name: Comparison(*pair, work) for name, pair in sides.items()}
 

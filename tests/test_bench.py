@@ -238,7 +238,7 @@ def test_lean_is_compared_with_all_settings_of_the_peer_alike() -> None:
             for layout in ("nchw", "channels_last")
         ]
     assert [name for name in lean if name.startswith("lean-large/")] == [
-        f"lean-large/densenet{depth}-bf16-channels_last" for depth in (161, 201, 264)
+        f"lean-large/densenet{depth}-{resolve().name}-channels_last" for depth in (161, 201, 264)
     ]
     for name, one in lean.items():
         ours, theirs = one.one.make.args, one.other.make.args  # type: ignore[attr-defined]
@@ -339,6 +339,12 @@ def test_the_readmes_table() -> None:
         "| startup/help | densekit: 0.3 s (0.25 - 0.4) | - | - |\n\n" + rows.FOOTNOTE
     )
     assert "make bench" in rows.markdown([])
+
+
+def test_a_row_of_one_machine_does_not_hide_that_of_another() -> None:
+    old, new, other = make_row(median=1), make_row(median=2), make_row(median=3)
+    other = other.model_copy(update={"machine": rows.Machine(cpu="Y", cores=4, instructions="A")})
+    assert rows.newest([old, other, new]) == [new, other]
 
 
 # The command --------------------------------------------------------------------------------
