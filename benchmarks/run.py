@@ -108,7 +108,7 @@ def lean(work: Workload) -> dict[str, Comparison]:
 
 
 def lean_large(work: Workload) -> dict[str, Comparison]:
-    """The larger networks in this machine's precision, against the eager peer that is best in it."""
+    """The larger networks in this machine's precision, against the best eager peer."""
     peer = _torchvision(peers.training, work, *TUNED, keeps_memory=True)
     name = f"lean-large/{work.model}-{'-'.join(TUNED)}"
     return {name: Comparison(_ours(work, TUNED[0]), peer, work)}
