@@ -87,8 +87,11 @@ def test_each_rank_has_a_gpu_of_its_own(machine: Machine) -> None:
         resolve_device("auto", local_rank=2)
 
 
-def test_a_device_is_described_for_a_results_line() -> None:
-    text = f"CPU ({torch.get_num_threads()} threads)"
+@pytest.mark.parametrize(("threads", "text"), [(1, "CPU (1 thread)"), (2, "CPU (2 threads)")])
+def test_a_device_is_described_for_a_results_line(
+    threads: int, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert describe(torch.device("cpu")) == text
     assert describe(torch.device("cpu"), 3) == f"3 x {text}"
 
