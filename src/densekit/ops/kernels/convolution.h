@@ -243,9 +243,9 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
       int vectors = vectors_of(left);
       Index lda = vectors * kLanes;
       auto fetch = [&](const Tiles::Tile& of, Index j) {
-        soon.add(x + of.first * ldx + j, ldx, of.pixels(), std::min(kBlock, c - j));
-        if (asked.d)
-          soon.add(asked.d + of.first * asked.ld + j, asked.ld, of.pixels(), std::min(kBlock, c - j));
+        Index block = std::min(kBlock, c - j);
+        soon.add(x + of.first * ldx + j, ldx, of.pixels(), block);
+        if (asked.d) soon.add(asked.d + of.first * asked.ld + j, asked.ld, of.pixels(), block);
       };
       if (then < c) {
         fetch(tile, then);

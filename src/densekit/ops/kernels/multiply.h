@@ -120,9 +120,9 @@ inline void product(Index k, const Word* a, Index am, Index ak, const Word* b, f
     }
 }
 
-// c = a b, or c + a b. b is `vectors` * kLanes wide; its k are one group behind the other, those of
-// a stand at a + offset + m * am + k * ak. m is rounded up to a multiple of kHeight: what lies there
-// must be readable, and is not used for other rows.
+// c = a b, or c + a b. b is `vectors` * kLanes wide. k of it are multiplied with those of a that
+// stand at a + offset + m * am + k * ak, the next k with those at the next offset. m is rounded up
+// to a multiple of kHeight: what lies there must be readable, and is not used for other rows.
 template <int V = kVectors, class Word>
 void multiply(int vectors, Index m, Index k, const std::vector<Index>& offsets, const Word* a,
               Index am, Index ak, const Word* b, float* c, Index ldc, bool add, Soon& soon) {
