@@ -167,31 +167,31 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 def from_main(make: Callable[[], T]) -> T:
     """What rank 0's `make()` returns, on every rank. Its UserError is raised on every rank."""
-    result: T | None = None
+    made: list[T] = []
     mistake: str | None = None
     if is_main():
         try:
-            result = make()
+            made.append(make())
         except UserError as error:
             mistake = str(error)
-    result, mistake = broadcast_object((result, mistake))
+    made, mistake = broadcast_object((made, mistake))
     if mistake is not None:
         raise UserError(mistake, shared=True)
-    return result  # type: ignore[return-value]
+    return made[0]
 
 
 def on_every_rank(make: Callable[[], T]) -> T:
     """This rank's `make()`. If any rank's raises a UserError, every rank raises them all."""
-    result: T | None = None
+    made: list[T] = []
     mistake: str | None = None
     try:
-        result = make()
+        made.append(make())
     except UserError as error:
         mistake = str(error)
     mistakes = broadcast_object(gather_objects(mistake))
     assert mistakes is not None
     if not any(mistakes):
-        return result  # type: ignore[return-value]
+        return made[0]
     if len(set(mistakes)) == 1:
         raise UserError(str(mistakes[0]), shared=True)
     named = [f"rank {r}: {m}" for r, m in enumerate(mistakes) if m]
