@@ -124,6 +124,8 @@ def test_evaluate_counts_every_image(images: Path, trained: Path) -> None:
     assert np.sum(found["confusion"]) == 12
     people = densekit("evaluate", str(trained), "--data", str(images))
     assert f"{found['top1']:.4f}" in people.stdout
+    assert "preprocessing: " in people.stdout
+    assert "None" not in people.stdout
 
 
 def test_predict_keeps_order_and_exits_1_for_an_unreadable_file(

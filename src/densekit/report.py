@@ -149,8 +149,9 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
         _show("")
         _show(table)
     steps = found["preprocessing"]
+    resized = "" if steps["resize"] is None else f"short side to {steps['resize']}, "
     _show(
-        f"\npreprocessing: short side to {steps['resize']}, centre {steps['crop']}, "
+        f"\npreprocessing: {resized}centre {steps['crop']}, "
         f"{steps['interpolation']}, antialias {str(steps['antialias']).lower()}, "
         f"rounding as {steps['rounding']}'s; "
         f"precision {found['precision']}; all of it with --json"
