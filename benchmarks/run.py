@@ -173,6 +173,7 @@ def _torchvision(
 STARTUP: dict[str, Callable[[Path], float]] = {
     "startup/help": startup.help_text,
     "startup/quickstart-first-step": startup.first_step,
+    "startup/quickstart-first-step-cold": startup.first_step_cold,
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 DENSEKIT = str(Path(sys.executable).with_name("densekit"))
@@ -19,7 +21,7 @@ def help_text(folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def first_step(folder: Path) -> float:
+def first_step(folder: Path, variables: Mapping[str, str] | None = None) -> float:
     """`densekit train -c quickstart`, from the command to the line of step 1 in its log.
 
     A step's line is written once the next step is under way, so this is the longer by one step,
@@ -31,14 +33,25 @@ def first_step(folder: Path) -> float:
         [DENSEKIT, "train", "-c", "quickstart", *(t for o in options for t in ("-o", o))],
         folder,
         run / "log.jsonl",
+        {**os.environ, **(variables or {})},
     )
 
 
-def _until_logged(command: Sequence[str], folder: Path, log: Path) -> float:
+def first_step_cold(folder: Path) -> float:
+    """The same with an empty cache: the kernels are compiled."""
+    with tempfile.TemporaryDirectory() as cache:
+        return first_step(folder, {"DENSEKIT_CACHE": cache})
+
+
+def _until_logged(
+    command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]
+) -> float:
     """Seconds until `log` has a line; the command is ended then."""
     with (folder / "output.txt").open("w+", encoding="utf-8") as output:
         began = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output
+        )
         try:
             while not (log.exists() and log.stat().st_size):
                 waited = time.perf_counter() - began

@@ -374,8 +374,12 @@ def test_the_command_measures_prints_and_keeps(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = {row.name: row for row in rows.read(tmp_path / "results")}
     assert set(found) == {
-        "startup/help", "startup/quickstart-first-step", "train/as-it-comes", "input/tuned"
-    }  # fmt: skip
+        "startup/help",
+        "startup/quickstart-first-step",
+        "startup/quickstart-first-step-cold",
+        "train/as-it-comes",
+        "input/tuned",
+    }
     ours, theirs = found["train/as-it-comes"].sides
     assert (ours.keeps_memory, theirs.keeps_memory) == (sys.platform == "linux", False)
     for row in found.values():
