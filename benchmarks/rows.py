@@ -1,4 +1,7 @@
-"""Rows of benchmarks/results: one measurement each, with all that is needed to judge it."""
+"""Rows of benchmarks/results: one measurement each, with all that is needed to judge it.
+
+tables.py prints them.
+"""
 
 from __future__ import annotations
 
@@ -140,60 +143,3 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 def _read_file(file: Path) -> list[Row]:
     return [Row.model_validate(row) for row in json.loads(file.read_text(encoding="utf-8"))]
-
-
-# Tables -------------------------------------------------------------------------------------
-
-FOOTNOTE = (
-    "Medians over turns and, in brackets, their range; GiB is activation memory. What is measured "
-    "and how: [benchmarks/README.md](benchmarks/README.md).\n"
-)
-COLUMNS = ("Benchmark", "densekit", "Compared with", "Ratio (its range)")
-
-
-def cells(row: Row) -> tuple[str, str, str, str]:
-    """A row of either table, as COLUMNS has it."""
-    one, *others = (_side(side, row.unit) for side in row.sides)
-    return row.name, one, others[0] if others else "-", _ratio(row.ratio)
-
-
-def origin(row: Row) -> str:
-    """What the numbers of a row stand on."""
-    machine, versions, settings = row.machine, row.versions, row.settings
-    where = f"{machine.cpu} ({machine.instructions}), {settings['threads']} threads"
-    return (
-        f"{machine.gpu or where}; torch {versions['torch']}, torchvision "
-        f"{versions['torchvision']}; commit {row.commit}, {row.date}"
-    )
-
-
-def markdown(rows: Iterable[Row]) -> str:
-    """README's table of the newest rows, under what they stand on."""
-    parts: dict[str, list[str]] = {}
-    for row in newest(rows):
-        parts.setdefault(origin(row), []).append("| " + " | ".join(cells(row)) + " |")
-    if not parts:
-        return "No measurements yet: `make bench` makes them.\n"
-    head = "| " + " | ".join(COLUMNS) + " |\n|---|---|---|---|\n"
-    tables = (f"{where}:\n\n{head}" + "\n".join(lines) for where, lines in parts.items())
-    return "\n\n".join([*tables, FOOTNOTE])
-
-
-def _side(side: Result, unit: str) -> str:
-    """`densekit train bf16, lean (native): 15.1 img/s (14.9 - 15.3), 1.9 GiB`."""
-    measured, short = side.measured, "img/s" if unit == "images/s" else unit
-    spread = f"{number(measured.low)} - {number(measured.high)}"
-    memory = f", {side.activation_bytes / 2**30:.2f} GiB" if side.activation_bytes else ""
-    name = side.name if side.op is None else f"{side.name}, {side.op}"
-    return f"{name}: {number(measured.median)} {short} ({spread}){memory}"
-
-
-def _ratio(ratio: Spread | None) -> str:
-    if ratio is None:
-        return "-"
-    return f"{ratio.median:.2f} ({ratio.low:.2f} - {ratio.high:.2f})"
-
-
-def number(value: float) -> str:
-    """Three digits that count."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -28,6 +28,7 @@ from rich.table import Table
 import peers
 import rows
 import startup
+import tables
 from densekit import bench, turns
 from densekit.bench import Workload
 from densekit.config import UserError, nearest
@@ -232,13 +233,13 @@ def sample_list(folder: str) -> str | None:
 def show(measured: Sequence[rows.Row]) -> None:
     """The table, under what it stands on."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
-    for origin in dict.fromkeys(map(rows.origin, measured)):
+    for origin in dict.fromkeys(map(tables.origin, measured)):
         table = Table(box=box.SIMPLE_HEAD)
-        for column in rows.COLUMNS:
-            table.add_column(column, no_wrap=column in (rows.COLUMNS[0], rows.COLUMNS[-1]))
+        for column in tables.COLUMNS:
+            table.add_column(column, no_wrap=column in (tables.COLUMNS[0], tables.COLUMNS[3]))
         for row in measured:
-            if rows.origin(row) == origin:
-                table.add_row(*rows.cells(row))
+            if tables.origin(row) == origin:
+                table.add_row(*tables.cells(row))
         console.print(table, origin, markup=False)
 
 

@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import peers  # noqa: E402 (benchmarks/peers.py, and so on)
 import rows  # noqa: E402
 import run as command  # noqa: E402
+import tables  # noqa: E402
 
 TINY = Workload(model="densenet_bc_10_4", image_size=32, batch_size=2)
 MIB = 1 << 20
@@ -319,28 +320,6 @@ def test_committed_rows_are_by_the_rules() -> None:
         assert row.settings["steps"] >= 7, row.name  # type: ignore[operator]
 
 
-def test_the_readmes_table() -> None:
-    machine = rows.Machine(cpu="CPU X", cores=2, instructions="AVX512 bf16")
-    where = {
-        "machine": machine,
-        "versions": {"torch": "2.9", "torchvision": "0.24"},
-        "commit": "abc",
-        "date": "2026-01-31",
-    }
-    alone = Result(name="densekit", measured=Spread(median=0.3, low=0.25, high=0.4))
-    help_row = rows.row("startup/help", "s", (alone,), None, {"threads": 2})
-    table = rows.markdown([make_row(median=1, **where), help_row.model_copy(update=where),
-                           make_row(**where)])  # fmt: skip
-    assert table == (
-        "CPU X (AVX512 bf16), 2 threads; torch 2.9, torchvision 0.24; commit abc, 2026-01-31:\n\n"
-        "| Benchmark | densekit | Compared with | Ratio (its range) |\n|---|---|---|---|\n"
-        "| train/tuned | densekit train: 15 img/s (14 - 155), 1.50 GiB "
-        "| torchvision: 5.5 img/s (5 - 6) | 2.50 (2.25 - 3.00) |\n"
-        "| startup/help | densekit: 0.3 s (0.25 - 0.4) | - | - |\n\n" + rows.FOOTNOTE
-    )
-    assert "make bench" in rows.markdown([])
-
-
 def test_a_row_of_one_machine_does_not_hide_that_of_another() -> None:
     old, new, other = make_row(median=1), make_row(median=2), make_row(median=3)
     other = other.model_copy(update={"machine": rows.Machine(cpu="Y", cores=4, instructions="A")})
@@ -387,7 +366,7 @@ def test_the_command_measures_prints_and_keeps(tmp_path: Path) -> None:
         assert all(side.measured.median > 0 for side in row.sides)
     assert ours.op is not None
     assert ours.op.startswith(("lean (", "reference"))
-    assert f"densekit train, {ours.op}" in rows.cells(found["train/as-it-comes"])[1]
+    assert f"densekit train, {ours.op}" in tables.cells(found["train/as-it-comes"])[1]
     assert theirs.op is None
 
 

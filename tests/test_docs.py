@@ -40,10 +40,14 @@ def test_the_reference_has_every_option_with_its_default() -> None:
     assert "| `data.crop_scale` | `[0.08, 1.0]` | list: 2 of number |" in text
 
 
-def test_the_readmes_table_goes_between_the_marks() -> None:
-    text = generate.readme("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    assert text.startswith("before\n<!-- results -->\n")
+def test_the_readmes_tables_go_between_the_marks() -> None:
+    marked = "".join(
+        f"before\n<!-- {name} -->\nstale\n<!-- /{name} -->\n" for name in ("lean", "results")
+    )
+    text = generate.readme(marked + "after\n")
+    assert text.startswith("before\n<!-- lean -->\n")
+    assert "<!-- /lean -->\nbefore\n<!-- results -->\n" in text
     assert text.endswith("<!-- /results -->\nafter\n")
-    assert "old" not in text
+    assert "stale" not in text
     with pytest.raises(ValueError, match="lacks the lines"):
         generate.readme("no marks\n")
