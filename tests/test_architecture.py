@@ -20,7 +20,7 @@ ROOMS = {
     "signals": "",
     "options": "",
     "metrics": "",
-    "curves": "",
+    "curves": "files",
     "ops": "files",
     "precision": "",
     "optim": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from densekit.files import write_atomically
 
 TRAIN, EVAL, QUIET = "#8fb3d9", "#d1495b", "#666666"
 
@@ -32,9 +35,9 @@ def draw(lines: Iterable[dict[str, Any]], title: str, file: Path) -> None:
     rate.plot([t["epoch"] for t in train], [t["lr"] for t in train], color=QUIET)
     _dress(rate, "Learning rate")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    temporary = file.with_name(f".{file.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(file)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
+    write_atomically(file, png.getbuffer())
 
 
 def _curves(axes: Axes, by_kind: dict[str, list[dict[str, Any]]], key: str, title: str) -> None:

@@ -17,8 +17,12 @@ NAMED = 8  # files in a message; the kept batch has them all
 
 def files(reading: Reading, examples: Examples) -> list[str]:
     """The files of the step's batch, of all ranks in rank order; on rank 0."""
-    own = [examples.paths[i] for batch in reading.batches for i in batch.indices.tolist()]
+    own = _own_files(reading, examples)
     return [file for names in distributed.gather_objects(own) or [] for file in names]
+
+
+def _own_files(reading: Reading, examples: Examples) -> list[str]:
+    return [examples.paths[i] for batch in reading.batches for i in batch.indices.tolist()]
 
 
 def keep_batch(reading: Reading, examples: Examples, folder: Path) -> Path:
@@ -28,7 +32,7 @@ def keep_batch(reading: Reading, examples: Examples, folder: Path) -> Path:
     content = io.BytesIO()
     images = [batch.images for batch in reading.batches]
     labels = [batch.labels for batch in reading.batches]
-    own = [examples.paths[i] for batch in reading.batches for i in batch.indices.tolist()]
+    own = _own_files(reading, examples)
     torch.save({"images": torch.cat(images), "labels": torch.cat(labels), "files": own}, content)
     if folder.exists():  # other machines need not share it
         write_atomically(target, content.getbuffer())

@@ -182,12 +182,6 @@ def test_drop_last_leaves_the_short_batch_out(examples: Examples) -> None:
     assert [step.images for step in dropping] == [6, 6] * 2
 
 
-def test_a_batchs_files_are_named(examples: Examples) -> None:
-    reading = stream(examples)
-    batch = next(iter(reading)).batches[0]
-    assert reading.files(batch) == [examples.paths[i] for i in batch.indices.tolist()]
-
-
 # Evaluation ---------------------------------------------------------------------------------
 
 

@@ -105,10 +105,6 @@ class TrainStream:
         done = step % self.steps_per_epoch * self.config.batch_size
         return min(self.config.batch_size, len(self.examples) - done)
 
-    def files(self, batch: Batch) -> list[str]:
-        """The files of a batch, each with its line where it comes from a list."""
-        return [self.examples.where(i) for i in batch.indices.tolist()]
-
     def _shares(self, step: int) -> list[slice]:
         return micro_batches(
             self.images(step), self.config.batch_size, self.accumulation, self.rank, self.world

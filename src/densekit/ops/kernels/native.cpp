@@ -236,7 +236,8 @@ void add_line(const T* d, Index ldd, const T* x, Index ldx, const float* line, T
     ahead(d, ldd, c, hi, rows);
     columns(c, [&](auto width, Index j) {
       WIDTH;
-      auto mean = load<W>(line + j), shift = load<W>(line + c + j), slope = load<W>(line + 2 * c + j);
+      auto mean = load<W>(line + j), shift = load<W>(line + c + j);
+      auto slope = load<W>(line + 2 * c + j);
       for (Index r = lo; r < hi; r++) {
         auto v = load<W>(d + r * ldd + j) + shift;
         store<W>(out + r * c + j, v + sloping<W>(slope, load<W>(x + r * ldx + j) - mean));
