@@ -235,7 +235,7 @@ def test_lean_is_compared_with_all_settings_of_the_peer_alike() -> None:
         assert [name for name in lean if name.partition("/")[0] == benchmark] == [
             f"{benchmark}/{model}-{precision}-{layout}"
             for model in ("densenet121", "densenet_bc_100_12")
-            for precision in ("fp32", "bf16")
+            for precision in command.PRECISIONS
             for layout in ("nchw", "channels_last")
         ]
     assert [name for name in lean if name.startswith("lean-large/")] == [
