@@ -1,6 +1,6 @@
 """Rows of benchmarks/results: one measurement each, with all that is needed to judge it.
 
-tables.py prints them.
+row_tables.py prints them.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from rich.progress import track
 from rich.table import Table
 
 import peers
+import row_tables
 import rows
 import startup
-import tables
 from densekit import bench, turns
 from densekit.bench import Workload
 from densekit.config import UserError, nearest
@@ -239,13 +239,15 @@ def sample_list(folder: str) -> str | None:
 def show(measured: Sequence[rows.Row]) -> None:
     """The table, under what it stands on."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
-    for origin in dict.fromkeys(map(tables.origin, measured)):
+    for origin in dict.fromkeys(map(row_tables.origin, measured)):
         table = Table(box=box.SIMPLE_HEAD)
-        for column in tables.COLUMNS:
-            table.add_column(column, no_wrap=column in (tables.COLUMNS[0], tables.COLUMNS[3]))
+        for column in row_tables.COLUMNS:
+            table.add_column(
+                column, no_wrap=column in (row_tables.COLUMNS[0], row_tables.COLUMNS[3])
+            )
         for row in measured:
-            if tables.origin(row) == origin:
-                table.add_row(*tables.cells(row))
+            if row_tables.origin(row) == origin:
+                table.add_row(*row_tables.cells(row))
         console.print(table, origin, markup=False)
 
 

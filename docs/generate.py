@@ -14,8 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import row_tables  # noqa: E402 (benchmarks/row_tables.py)
 import rows  # noqa: E402 (benchmarks/rows.py)
-import tables  # noqa: E402 (benchmarks/tables.py)
 from densekit.config import Section, to_yaml  # noqa: E402
 from densekit.models.densenet import DenseNetConfig  # noqa: E402
 from densekit.paddleclas.keys import KEYS, OPS, PLACES, Key  # noqa: E402
@@ -106,8 +106,8 @@ def _values(schema: dict[str, Any], defs: dict[str, Any]) -> str:
 def readme(text: str) -> str:
     """`text` with the newest rows between the marks. Raises ValueError without them."""
     measured = rows.read()
-    text = _between(text, "lean", tables.lean_markdown(measured))
-    return _between(text, "results", tables.markdown(measured))
+    text = _between(text, "lean", row_tables.lean_markdown(measured))
+    return _between(text, "results", row_tables.markdown(measured))
 
 
 def paddleclas(text: str) -> str:

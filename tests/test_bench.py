@@ -37,9 +37,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import peers  # noqa: E402 (benchmarks/peers.py, and so on)
+import row_tables  # noqa: E402
 import rows  # noqa: E402
 import run as command  # noqa: E402
-import tables  # noqa: E402
 
 TINY = Workload(model="densenet_bc_10_4", image_size=32, batch_size=2)
 MIB = 1 << 20
@@ -366,7 +366,7 @@ def test_the_command_measures_prints_and_keeps(tmp_path: Path) -> None:
         assert all(side.measured.median > 0 for side in row.sides)
     assert ours.op is not None
     assert ours.op.startswith(("lean (", "reference"))
-    assert f"densekit train, {ours.op}" in tables.cells(found["train/as-it-comes"])[1]
+    assert f"densekit train, {ours.op}" in row_tables.cells(found["train/as-it-comes"])[1]
     assert theirs.op is None
 
 

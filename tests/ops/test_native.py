@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -203,6 +204,18 @@ def test_another_compiler_compiles_again(compiler: Compiler, cache: Path, compil
     assert native.reason() is None
     assert compiler.calls == 2
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("machine", "width"), [("x86_64", True), ("aarch64", False)])
+def test_a_compiler_gets_what_its_machine_has(
+    machine: str, width: bool, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GCC for ARM stops at an option that it does not know."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert native.reason() is None
+    (call,) = compiler.log.read_text().splitlines()
+    assert ("-mprefer-vector-width=512" in call.split()) == width
+    assert "-march=native" in call.split()
 
 
 # Not to be had ------------------------------------------------------------------------------

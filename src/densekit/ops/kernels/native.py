@@ -14,6 +14,7 @@ import functools
 import hashlib
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -30,9 +31,10 @@ from densekit.ops.rows import dense
 FOLDER = Path(__file__).parent
 SOURCE, HEADERS = FOLDER / "native.cpp", sorted(FOLDER.glob("*.h"))
 FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
-    "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi",
+    "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",
+    "-fPIC", "-shared", "-Wno-psabi",
 )  # fmt: skip
+X86_FLAGS = ("-mprefer-vector-width=512",)  # other machines' compilers stop at it
 COMPILERS = ("c++", "g++", "clang++")
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -131,14 +133,19 @@ def _key(compiler: str) -> str:
     """Of all that the compiled code depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     cpu = Path("/proc/cpuinfo").read_text()
-    instructions = next((line for line in cpu.splitlines() if line.startswith("flags")), "")
+    named = ("flags", "Features")  # on x86, on ARM
+    instructions = next((line for line in cpu.splitlines() if line.startswith(named)), "")
     parts = [
         *(file.read_text() for file in (SOURCE, *HEADERS)),
         version.stdout,
-        *FLAGS,
+        *_flags(),
         instructions,
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _flags() -> tuple[str, ...]:
+    return (*FLAGS, *X86_FLAGS) if platform.machine() == "x86_64" else FLAGS
 
 
 def _compile(compiler: str, file: Path) -> None:
@@ -147,7 +154,7 @@ def _compile(compiler: str, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         fresh = Path(scratch, file.name)
         done = subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(fresh)],
+            [compiler, *_flags(), str(SOURCE), "-o", str(fresh)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:

@@ -10,8 +10,8 @@ from densekit.turns import Result, Spread
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import row_tables  # noqa: E402
 import rows  # noqa: E402 (benchmarks/rows.py, and so on)
-import tables  # noqa: E402
 
 WHERE = {
     "machine": rows.Machine(cpu="CPU X", cores=2, instructions="AVX512 bf16"),
@@ -40,14 +40,14 @@ def test_the_table_has_the_newest_row_of_each_name() -> None:
     startup = rows.row("startup/help", "s", alone, None, {"threads": 2})
     startup = startup.model_copy(update={**WHERE, "commit": "def"})
     old, new = (against("train/tuned", "torchvision", ratio) for ratio in (9, 2.5))
-    assert tables.markdown([old, startup, new]) == (
+    assert row_tables.markdown([old, startup, new]) == (
         f"{ORIGIN}:\n\n"
         "| Benchmark | densekit | Compared with | Ratio (its range) | Commit, date |\n"
         "|---|---|---|---|---|\n"
         "| train/tuned | densekit train: 15 img/s (14 - 155), 1.50 GiB "
         "| torchvision: 5.5 img/s (5 - 6), 3.00 GiB | 2.50 (2.25 - 3.00) | abc, 2026-01-31 |\n"
         "| startup/help | densekit: 0.3 s (0.25 - 0.4) | - | - | def, 2026-01-31 |\n\n"
-        + tables.FOOTNOTE
+        + row_tables.FOOTNOTE
     )
 
 
@@ -60,7 +60,7 @@ def test_the_summary_takes_the_peer_that_was_fastest() -> None:
         against("lean/densenet121-bf16-nchw", peer.format("NCHW, bf16"), 2),
         against("train/tuned", "torchvision, channels_last, fp32", 1),
     ]
-    head, lines = tables.lean_markdown(known).split("---|\n")
+    head, lines = row_tables.lean_markdown(known).split("---|\n")
     assert head.startswith(f"{ORIGIN}:\n\n| Network | Batch | Precision |")
     assert lines == (
         "| densenet121 | 16 x 224 x 224 | fp32 | 1.25 (1.00 - 1.75) | NCHW, compiled | 3 "
@@ -73,11 +73,11 @@ def test_the_summary_takes_the_peer_that_was_fastest() -> None:
 def test_each_machine_has_a_table_of_its_own() -> None:
     one = against("train/tuned", "torchvision", 2)
     gpu = one.machine.model_copy(update={"gpu": "GPU Y"})
-    text = tables.markdown([one, one.model_copy(update={"machine": gpu})])
+    text = row_tables.markdown([one, one.model_copy(update={"machine": gpu})])
     assert f"{ORIGIN}:\n" in text
     assert "\n\nGPU Y; torch 2.9, torchvision 0.24:\n" in text
 
 
 def test_without_rows_the_tables_say_how_to_make_them() -> None:
-    assert "make bench" in tables.markdown([])
-    assert "make bench" in tables.lean_markdown([])
+    assert "make bench" in row_tables.markdown([])
+    assert "make bench" in row_tables.lean_markdown([])
