@@ -30,7 +30,7 @@ import rows
 from densekit import bench, turns
 from densekit.bench import Workload
 from densekit.config import Section
-from densekit.precision import resolve
+from densekit.precision import Format, resolve
 from densekit.turns import Rule, Side
 
 FIGURE = rows.ROOT / "docs" / "concepts" / "memory.png"
@@ -79,7 +79,7 @@ def points(quick: bool) -> list[Workload]:
     return [*against_batch, *(Workload(model=m, batch_size=BATCH_OF_DEPTHS) for m in DEPTHS[1:])]
 
 
-def side(curve: str, work: Workload, precision: str) -> Side:
+def side(curve: str, work: Workload, precision: Format) -> Side:
     if curve in ("reference", "recompute", "lean"):
         return Side(curve, partial(bench.training, work, precision, curve), keeps_memory=True)
     efficient = curve.endswith("memory_efficient")

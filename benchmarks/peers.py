@@ -19,7 +19,7 @@ from densekit.bench import NUM_CLASSES, Workload
 from densekit.data.examples import Examples
 from densekit.data.sources import open_examples
 from densekit.models.variants import variant
-from densekit.precision import DTYPES, MEMORY_FORMATS, resolve_device
+from densekit.precision import DTYPES, MEMORY_FORMATS, Format, Layout, resolve_device
 
 Step = Callable[[], object]
 Decode = Callable[[str], Image.Image | torch.Tensor]
@@ -27,8 +27,8 @@ Decode = Callable[[str], Image.Image | torch.Tensor]
 
 def training(
     work: Workload,
-    precision: str = "fp32",
-    memory_format: str = "contiguous",
+    precision: Format = "fp32",
+    memory_format: Layout = "contiguous",
     compiled: bool = False,
     memory_efficient: bool = False,
 ) -> Step:
@@ -54,8 +54,8 @@ def training(
 
 def inference(
     work: Workload,
-    precision: str = "fp32",
-    memory_format: str = "contiguous",
+    precision: Format = "fp32",
+    memory_format: Layout = "contiguous",
     compiled: bool = False,
 ) -> Step:
     """The logits of one batch; fp32 and contiguous is torchvision as it comes."""

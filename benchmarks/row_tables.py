@@ -14,13 +14,14 @@ LEAN_COLUMNS = (
     "Precision",
     "Speed (its range)",
     "Torchvision's fastest",
-    "Of settings",
+    "Settings measured",
     "Activation memory",
 )
 FOOTNOTE = (
     "Medians over turns and, in brackets, their range; GiB is activation memory. What is measured "
     "and how: [benchmarks/README.md](benchmarks/README.md).\n"
 )
+NOTHING = "No measurements yet: `make bench` makes them.\n"
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -41,16 +42,13 @@ def origin(row: Row) -> str:
 def markdown(rows: Iterable[Row]) -> str:
     """README's table of the newest rows, under what they stand on."""
     tables = _by_origin(newest(rows), COLUMNS, lambda found: map(cells, found))
-    return "\n".join([*tables, FOOTNOTE]) if tables else _NONE
+    return "\n".join([*tables, FOOTNOTE]) if tables else NOTHING
 
 
 def lean_markdown(rows: Iterable[Row]) -> str:
     """README's summary: lean against whatever was torchvision's fastest setting."""
     lean = [row for row in newest(rows) if row.name.startswith("lean")]
-    return "\n".join(_by_origin(lean, LEAN_COLUMNS, fastest_peers)) or _NONE
-
-
-_NONE = "No measurements yet: `make bench` makes them.\n"
+    return "\n".join(_by_origin(lean, LEAN_COLUMNS, fastest_peers)) or NOTHING
 
 
 def fastest_peers(rows: Iterable[Row]) -> list[tuple[str, ...]]:
@@ -62,7 +60,7 @@ def fastest_peers(rows: Iterable[Row]) -> list[tuple[str, ...]]:
         batch = f"{row.settings['batch_size']} x {size} x {size}"
         groups.setdefault((network, batch, precision), []).append(row)
     found = []
-    for group, known in groups.items():
+    for group, known in sorted(groups.items(), key=lambda item: item[0][0]):
         ratio, (ours, theirs) = min(
             ((row.ratio, row.sides) for row in known if row.ratio is not None),
             key=lambda one: one[0].median,

@@ -1,7 +1,7 @@
 """Speed against torchvision, and how long commands take to start; what `make bench` runs.
 
     python benchmarks/run.py                       everything, two to three hours on 2 cores
-    python benchmarks/run.py train inference/bf16  a benchmark, or one comparison of one
+    python benchmarks/run.py train inference/fp32  a benchmark, or one comparison of one
     python benchmarks/run.py --quick train/tuned   tiny and once: whether it works, no rows
 
 The machine must be otherwise idle. Rows go to benchmarks/results; `make docs` puts the newest
@@ -221,7 +221,8 @@ def select(names: Sequence[str], known: Sequence[str]) -> list[str]:
         if not any(name in (one, one.partition("/")[0]) for one in known):
             raise UserError(
                 f'there is no benchmark "{name}"{nearest(name, known)} (input needs --images LIST, '
-                f"or {SAMPLE}.tar in the folder that DENSEKIT_TEST_DATA names)"
+                f"or {SAMPLE}.tar in the folder that DENSEKIT_TEST_DATA names; bf16 needs a "
+                "processor that has instructions for it)"
             )
     return [n for n in known if not names or n in names or n.partition("/")[0] in names]
 

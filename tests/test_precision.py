@@ -80,6 +80,20 @@ def test_what_the_machine_lacks_is_refused(
         resolve(device, name)
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("gpu",), 'no device "gpu"; known: auto, cpu, cuda, mps'),
+        (("cuda:1",), 'no device "cuda:1".*CUDA_VISIBLE_DEVICES chooses'),
+        (("cpu", "fp99"), 'no precision "fp99"; known: auto, fp32, bf16, fp16'),
+        (("cpu", "fp32", "nhwc"), 'no memory format "nhwc"; known: auto, contiguous, channels'),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(*names)
+
+
 def test_each_rank_has_a_gpu_of_its_own(machine: Machine) -> None:
     machine(cuda=2, cuda_bf16=True)
     assert resolve_device("auto", local_rank=1) == torch.device("cuda", 1)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -57,8 +57,6 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 class CoreLoader(yaml.SafeLoader):
     """YAML 1.2 core-schema scalars (`1e-4` a float, `no` a string); a key given twice fails."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
@@ -88,6 +86,7 @@ _CORE = {
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
+CoreLoader.yaml_implicit_resolvers = {}  # its own, without those of YAML 1.1
 for _tag, _pattern in _CORE.items():
     CoreLoader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}",

@@ -19,9 +19,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,18 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+Name = TypeVar("Name", bound=str)
+Format = Literal["fp32", "bf16", "fp16"]
+Layout = Literal["contiguous", "channels_last"]
+DTYPES: dict[Format, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+MEMORY_FORMATS: dict[Layout, torch.memory_format] = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,8 @@ class Precision:
     """Where and in which formats a network runs; every `auto` is resolved."""
 
     device: torch.device
-    name: Literal["fp32", "bf16", "fp16"] = "fp32"
-    memory_format_name: Literal["contiguous", "channels_last"] = "channels_last"
+    name: Format = "fp32"
+    memory_format_name: Layout = "channels_last"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,7 +79,7 @@ class Precision:
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model, in place, to the device and its weights to the memory format."""
-        return model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        return model.to(self.device).to(memory_format=self.memory_format)
 
 
 def resolve(
@@ -78,22 +89,33 @@ def resolve(
     *,
     local_rank: int = 0,
 ) -> Precision:
-    """The table above. Raises UserError for a device or precision that this machine lacks."""
+    """The table above. Raises UserError for a name that there is not or this machine lacks."""
     where = resolve_device(device, local_rank)
     if where.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-    name = _best_precision(where) if precision == "auto" else precision
+    name = _best_precision(where) if precision == "auto" else _known("precision", precision, DTYPES)
     if name == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("loop.precision=bf16: this GPU has none; use fp16, fp32 or auto")
     if name == "fp16" and where.type == "cpu":
         raise UserError("loop.precision=fp16 is for GPUs; on a CPU use bf16, fp32 or auto")
-    if memory_format == "auto":
-        memory_format = "channels_last"
-    return Precision(where, name, memory_format)  # type: ignore[arg-type]
+    layout = "channels_last" if memory_format == "auto" else memory_format
+    return Precision(where, name, _known("memory format", layout, MEMORY_FORMATS))
+
+
+def _known(kind: str, name: str, table: Mapping[Name, object]) -> Name:
+    for known in table:
+        if known == name:
+            return known
+    raise UserError(f'there is no {kind} "{name}"; known: {", ".join(("auto", *table))}')
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     """`auto` is cuda, else mps, else cpu; a device asked for by name must be there."""
+    if device not in get_args(DeviceName):
+        raise UserError(
+            f'there is no device "{device}"; known: {", ".join(get_args(DeviceName))} '
+            "(CUDA_VISIBLE_DEVICES chooses among GPUs)"
+        )
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
@@ -122,7 +144,7 @@ def describe(device: torch.device, processes: int = 1) -> str:
     return name if processes == 1 else f"{processes} x {name}"
 
 
-def _best_precision(device: torch.device) -> str:
+def _best_precision(device: torch.device) -> Format:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if native else "fp16"

@@ -6,7 +6,7 @@ import contextlib
 import math
 import pickle
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 def _array(record: Record) -> np.ndarray:
     """The array that a record describes; its bytes must be all there."""
+    order: Literal["C", "F"]
     match record.name.rpartition(".")[2], record.args, record.state:
         case "_reconstruct", _, (_, shape, Record() as dtype, bool(fortran), data):
             order = "F" if fortran else "C"
@@ -55,7 +56,7 @@ def _array(record: Record) -> np.ndarray:
         raise UserError("damaged: an array without its shape")
     if math.prod(shape) * kind.itemsize != len(data):
         raise UserError("damaged: an array of another size than what is stored of it")
-    array = np.frombuffer(data, kind).reshape(shape, order=order)  # type: ignore[call-overload]
+    array = np.frombuffer(data, kind).reshape(shape, order=order)
     return array.astype(kind.newbyteorder("="), order="C")
 
 
