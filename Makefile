@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test test-all check format bench parity docs clean
 
-quickstart: .venv/quickstart  ## train on 5,000 real digits, evaluate, predict: 2 to 3 minutes on 2 cores
+quickstart: .venv/quickstart  ## train on 5,000 real digits, evaluate, predict: 2 to 4 minutes on 2 cores
 	@$(BIN)/densekit train -c quickstart && $(BIN)/densekit evaluate runs/quickstart/best && $(BIN)/densekit predict runs/quickstart/best data/mnist5k/val/[0-4]/*00.png
 
 test: .venv/test  ## the tests that take seconds
