@@ -27,11 +27,12 @@ from rich.progress import track
 
 import peers
 import rows
-from densekit import bench, turns
-from densekit.bench import Workload
+from densekit.bench import steps as bench
+from densekit.bench import turns
+from densekit.bench.steps import Workload
+from densekit.bench.turns import Rule, Side
 from densekit.config import Section
 from densekit.precision import Format, resolve
-from densekit.turns import Rule, Side
 
 FIGURE = rows.ROOT / "docs" / "concepts" / "memory.png"
 RULE = Rule(pairs=1, steps=2, warmup=0)

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from densekit.bench import NUM_CLASSES, Workload
-from densekit.data.examples import Examples
-from densekit.data.sources import open_examples
+from densekit.bench.steps import NUM_CLASSES, Workload
+from densekit.data.listing import Examples
+from densekit.data.splits import open_examples
 from densekit.models.variants import variant
 from densekit.precision import DTYPES, MEMORY_FORMATS, Format, Layout, resolve_device
 

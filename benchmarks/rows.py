@@ -17,8 +17,8 @@ import torchvision
 
 import densekit
 from densekit import distributed
+from densekit.bench.turns import Result, Spread
 from densekit.config import Section
-from densekit.turns import Result, Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -29,11 +29,12 @@ import peers
 import row_tables
 import rows
 import startup
-from densekit import bench, turns
-from densekit.bench import Workload
+from densekit.bench import steps as bench
+from densekit.bench import turns
+from densekit.bench.steps import Workload
+from densekit.bench.turns import Result, Rule, Side, Spread
 from densekit.config import UserError, nearest
 from densekit.precision import resolve, resolve_device
-from densekit.turns import Result, Rule, Side, Spread
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
 LOG_WIDTH = 200  # columns of a table that goes to a file

@@ -19,7 +19,7 @@ import rows  # noqa: E402 (benchmarks/rows.py)
 from densekit.config import Section, to_yaml  # noqa: E402
 from densekit.models.densenet import DenseNetConfig  # noqa: E402
 from densekit.paddleclas.keys import KEYS, OPS, PLACES, Key  # noqa: E402
-from densekit.recipe import Recipe  # noqa: E402
+from densekit.training.recipe import Recipe  # noqa: E402
 
 HEAD = """# Recipe options
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from training import DECAY, MOMENTUM
 
-from densekit import optim
 from densekit.models.densenet import DenseNet
 from densekit.paddleclas.translate import load
+from densekit.training import optim
 from densekit.weights import convert, formats
 from run import HERE, python_of
+from training import DECAY, MOMENTUM
 
 sys.path.insert(0, str(HERE.parent / "tests" / "paddleclas"))
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tables import write_docs
-from training import train_rows
 
-from densekit import source
 from densekit.config import to_yaml
+from densekit.infer import model as source
 from densekit.weights.transfer import Options, transfer
+from training import train_rows
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {  # what pip installs in each, and without its dependencies

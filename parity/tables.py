@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from densekit.artifact import commit
+from densekit.models.artifact import commit
 from densekit.weights.published import PUBLISHED
 
 if TYPE_CHECKING:

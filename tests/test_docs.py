@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from densekit.recipe import Recipe
+from densekit.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))

@@ -1,6 +1,6 @@
 """`python -m densekit`, which torchrun starts."""
 
-from densekit.cli import main
+from densekit.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 
 from densekit import distributed
-from densekit.inputs import read_recipe
+from densekit.cli.inputs import read_recipe
+from densekit.infer.classifier import Classifier, load
 from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import ModelConfig
-from densekit.predict import Classifier, load
-from densekit.train import Outcome
-from densekit.train import train as run
+from densekit.training.run_training import Outcome
+from densekit.training.run_training import train as run
 from densekit.weights.convert import start_from
 
 __all__ = ["Classifier", "create_model", "list_models", "load", "train"]

@@ -11,7 +11,7 @@ from densekit.config import Source, UserError, build
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import ImageDataset
-from densekit.data.examples import Examples
+from densekit.data.listing import Examples
 
 PLAIN = {"image_size": 32, "resize": None, "crop": "none", "flip": 0.0}
 ON = {

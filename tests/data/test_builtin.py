@@ -12,7 +12,7 @@ from densekit.config import UserError
 from densekit.data import builtin
 from densekit.data.builtin import mnist5k
 from densekit.data.config import DataConfig
-from densekit.data.sources import check_examples, open_split
+from densekit.data.splits import check_examples, open_split
 
 
 @pytest.fixture

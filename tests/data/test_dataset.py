@@ -10,7 +10,7 @@ import torch
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import ImageDataset, Sample, epoch_order, sample_seed
-from densekit.data.examples import Examples, read_folder
+from densekit.data.listing import Examples, read_folder
 from densekit.data.transforms import UnreadableImage
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from densekit.config import UserError
 from densekit.data.config import DataConfig
-from densekit.data.sources import open_split, open_val
+from densekit.data.splits import open_split, open_val
 
 
 @pytest.fixture

@@ -19,12 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from densekit.config import UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
-from densekit.data.transforms import (
-    Preprocessing,
-    UnreadableImage,
-    decode,
-    from_image,
-)
+from densekit.data.transforms import Preprocessing, UnreadableImage, decode, from_image
 
 
 def picture(width: int = 50, height: int = 40, mode: str = "RGB") -> Image.Image:

@@ -16,7 +16,7 @@ from torch import Tensor
 from densekit.config import UserError
 from densekit.data import workers
 from densekit.data.dataset import ImageDataset
-from densekit.data.examples import Examples, read_folder
+from densekit.data.listing import Examples, read_folder
 from densekit.data.transforms import Preprocessing, UnreadableImage
 from densekit.data.workers import read
 
@@ -102,7 +102,7 @@ def run(script: str, folder: Path) -> subprocess.Popen[str]:
     head = f"""
 import os, time
 from densekit.data.dataset import ImageDataset
-from densekit.data.examples import read_folder
+from densekit.data.listing import read_folder
 from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read
 from pathlib import Path

@@ -12,12 +12,12 @@ from seen import LEAN, SMALL, Seen, images
 from torch import Tensor, nn
 
 import densekit
-from densekit.artifact import Preprocessing
 from densekit.config import UserError
-from densekit.engines import logits_of
+from densekit.infer.engines import logits_of
+from densekit.models.artifact import Preprocessing
 from densekit.models.densenet import DenseNet
 from densekit.ops import choose
-from densekit.ops.kernels import native
+from densekit.ops.lean.kernels import native
 from densekit.precision import Precision
 
 FLOAT32 = torch.float32

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from densekit import optim
 from densekit.config import UserError, build, read_yaml
 from densekit.data.config import DataConfig
 from densekit.paddleclas import flags
 from densekit.paddleclas.translate import ARCHS, as_text, check_device, load, recognises
-from densekit.recipe import Recipe
+from densekit.training import optim
+from densekit.training.recipe import Recipe
 
 EPOCH = 5005  # steps: 1,281,167 images in batches of 256
 

@@ -12,10 +12,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from densekit import artifact
-from densekit.artifact import ArtifactConfig, Described
 from densekit.config import UserError
 from densekit.data.transforms import Preprocessing
+from densekit.models import artifact
+from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import VARIANTS
 from densekit.weights import convert

@@ -13,11 +13,13 @@ import torchvision
 from networks import TINY, densenet121, tiny, write_keras_by_order, write_paddle
 from torch import Tensor
 
-from densekit import artifact, cli, source
-from densekit.artifact import Preprocessing
+from densekit.cli import main as cli
 from densekit.config import UserError
+from densekit.infer import model as source
+from densekit.infer.classifier import load
+from densekit.models import artifact
+from densekit.models.artifact import Preprocessing
 from densekit.models.variants import VARIANTS
-from densekit.predict import load
 from densekit.weights import formats, published
 from densekit.weights.transfer import Options, transfer
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from densekit.config import UserError
-from densekit.display import bar
+from densekit.progress import bar
 
 TRAIN, VAL = 400, 100  # images of each digit
 

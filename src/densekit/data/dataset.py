@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from densekit.data.examples import Examples
+from densekit.data.listing import Examples
 from densekit.data.transforms import UnreadableImage, decode
 
 ORDER, SAMPLE = 1, 2  # what a seed is for, so that no two uses share one

@@ -14,7 +14,7 @@ from densekit.config import UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import Batch, ImageDataset, Key, epoch_order
-from densekit.data.examples import Examples
+from densekit.data.listing import Examples
 from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read
 

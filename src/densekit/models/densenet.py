@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from densekit.config import Section, UserError, nearest
 from densekit.ops.choose import DENSE_BLOCKS, check_name, choose
-from densekit.ops.norm_relu import norm_relu
+from densekit.ops.lean.norm_relu import norm_relu
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 Norm = Callable[[int], nn.BatchNorm2d]

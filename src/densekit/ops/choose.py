@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from densekit.config import UserError, nearest
-from densekit.ops import lean, recompute, reference
-from densekit.ops.kernels import native
+from densekit.ops import recompute, reference
+from densekit.ops.lean import forward as lean
+from densekit.ops.lean.kernels import native
 from densekit.ops.refusals import Parts, refusal
 from densekit.ops.sync_bn import SyncBatchNorm2d
 

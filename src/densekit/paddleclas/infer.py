@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from densekit.data.examples import read_class_names
+from densekit.data.listing import read_class_names
+from densekit.infer.model import Opened
 from densekit.paddleclas.translation import Translation
-from densekit.source import Opened
 
 
 @dataclass(frozen=True)

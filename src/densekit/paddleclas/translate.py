@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 
-from densekit import recipe
 from densekit.config import Source, Tree, UserError, nearest, override, read_yaml, to_yaml
 from densekit.models.variants import VARIANTS
 from densekit.paddleclas.check import check_keys
@@ -22,7 +21,8 @@ from densekit.paddleclas.keys import KEYS
 from densekit.paddleclas.optimizer import translate_optimizer
 from densekit.paddleclas.transforms import EVAL, INFER, translate_mixing, translate_transforms
 from densekit.paddleclas.translation import Translation
-from densekit.recipe import Recipe
+from densekit.training import recipe
+from densekit.training.recipe import Recipe
 
 SECTIONS = {"Global", "Arch", "Loss", "Optimizer", "DataLoader", "Infer", "Metric", "AMP"}
 CARDS = 4  # that their recipes are made for; 8 with AdamW

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from densekit import artifact
 from densekit.config import UserError
+from densekit.models import artifact
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import VARIANTS
 from densekit.weights import published

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from densekit.artifact import Preprocessing, Task
 from densekit.config import UserError, nearest
+from densekit.models.artifact import Preprocessing, Task
 
 XRAY_CLASSES = (
     "Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema",

@@ -9,10 +9,10 @@ from typing import cast, get_args
 import torch
 import torchvision
 
-from densekit import artifact
-from densekit.artifact import ArtifactConfig, Described, Preprocessing, Task
 from densekit.config import UserError, build, nearest, read_yaml
-from densekit.data.examples import read_class_names
+from densekit.data.listing import read_class_names
+from densekit.models import artifact
+from densekit.models.artifact import ArtifactConfig, Described, Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import variant
 from densekit.weights import convert, formats, published

@@ -1,0 +1,230 @@
+"""Processes: start, stop, rank, reduce. One process is the same path with world size 1.
+
+Under `torchrun` every rank runs the same command; the collectives are gloo on CPU, NCCL on GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from densekit.config import UserError
+from densekit.distributed.failures import PeerFailed, Peers, meet
+
+T = TypeVar("T")
+_peers: Peers | None = None  # of the process group, as torch keeps that itself
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start(device: torch.device, timeout: float = 600.0) -> None:
+    """Joins the process group that torchrun describes; nothing to do for a single process.
+
+    A collective that waits longer than `timeout` seconds for a rank fails, and with it the run.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size() == 1 or active():
+        return
+    global _peers
+    wait = timedelta(seconds=timeout)
+    store, own, world = next(dist.rendezvous("env://", timeout=wait))
+    store = dist.PrefixStore(meet(store, own, world, timeout), store)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=wait,
+        store=dist.PrefixStore("collectives", store),
+        rank=own,
+        world_size=world,
+        device_id=device if device.type == "cuda" else None,
+    )
+    _peers = Peers(dist.PrefixStore("peers", store), own, world)
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    global _peers
+    if _peers is not None:
+        _peers.close()
+        _peers = None
+    if active():
+        dist.destroy_process_group()
+
+
+def at_step(step: int) -> None:
+    """Notes where this rank is, for the others if it does not come back."""
+    if _peers is not None:
+        _peers.step = step
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Around a command of several ranks: a failure is told to the others, or learnt from them.
+
+    A collective that broke raises PeerFailed with the rank whose fault it was; that rank keeps
+    its own error. Leaves the process group in any case.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) and _peers is None:
+            error.shared = True  # before the group starts every rank reads the same recipe
+        if _peers is None or getattr(error, "shared", False):
+            raise
+        broken = isinstance(error, dist.DistError) or "gloo" in str(error)
+        culprit = _peers.culprit() if broken else None
+        if culprit is not None:
+            raise PeerFailed(f"rank {rank()} stops: {culprit}") from error
+        _peers.say(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        stop()
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Threads of this process: `threads`, else OMP_NUM_THREADS, else a share of the cores.
+
+    torchrun itself exports OMP_NUM_THREADS=1 when nobody set it, so with several local ranks a 1
+    there is not taken for the user's wish; `loop.threads=1` is.
+    """
+    exported = os.environ.get("OMP_NUM_THREADS", "")
+    if threads is None and exported.isdecimal() and (exported != "1" or local_world_size() == 1):
+        threads = int(exported)
+    threads = threads or max(1, cores() // local_world_size())
+    torch.set_num_threads(threads)
+    return threads
+
+
+def reduce_sum(tensor: Tensor) -> Tensor:
+    """Sums `tensor` over all ranks, in place."""
+    if active():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: T) -> list[T] | None:
+    """Every rank's value in rank order, on rank 0; None elsewhere."""
+    if not active():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if not active():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Gives every rank rank 0's buffers: BatchNorm's running statistics are each rank's own."""
+    if active():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What rank 0's `make()` returns, on every rank. Its UserError is raised on every rank."""
+    made: list[T] = []
+    mistake: str | None = None
+    if is_main():
+        try:
+            made.append(make())
+        except UserError as error:
+            mistake = str(error)
+    made, mistake = broadcast_object((made, mistake))
+    if mistake is not None:
+        raise UserError(mistake, shared=True)
+    return made[0]
+
+
+def on_every_rank(make: Callable[[], T]) -> T:
+    """This rank's `make()`. If any rank's raises a UserError, every rank raises them all."""
+    made: list[T] = []
+    mistake: str | None = None
+    try:
+        made.append(make())
+    except UserError as error:
+        mistake = str(error)
+    mistakes = broadcast_object(gather_objects(mistake))
+    assert mistakes is not None
+    if not any(mistakes):
+        return made[0]
+    if len(set(mistakes)) == 1:
+        raise UserError(str(mistakes[0]), shared=True)
+    named = [f"rank {r}: {m}" for r, m in enumerate(mistakes) if m]
+    raise UserError("\n".join(named), shared=True)
+
+
+def wrap(model: nn.Module, image: Tensor) -> nn.Module:
+    """DistributedDataParallel that sums gradients, in a bucket layout that never changes.
+
+    DDP lays its buckets out anew after the first backward pass, and with three ranks or more
+    another layout sums in another order: a resumed run would begin with the first layout and
+    differ. So one backward pass of `image`, [1, C, H, W], in evaluation mode, is spent on that
+    beforehand; it costs a step of one image and leaves nothing in the model.
+    """
+    if not active():
+        return model
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    ddp = DistributedDataParallel(
+        model,
+        device_ids=[image.device.index] if image.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    # a lambda, since DDP compares a hook's annotations with types and ours are strings
+    ddp.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
+    model.eval()
+    ddp(image).sum().backward()
+    model.train()
+    model.zero_grad(set_to_none=True)
+    return ddp
+
+
+def _sum_gradients(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's communication hook: a sum, where DDP's own takes the mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])

@@ -1,0 +1,187 @@
+"""Classifier: images in, rows out; and the files and formats that `densekit predict` knows.
+
+A row is `{file, topk: [{class, label, prob}], error}`, the same in JSON and CSV. An image that
+cannot be read is a row too, with its error and no answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TextIO, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from densekit.config import UserError
+from densekit.data.listing import SUFFIXES, images_below
+from densekit.data.transforms import UnreadableImage, from_image
+from densekit.infer.engines import logits_of
+from densekit.infer.model import Opened, open_path
+from densekit.precision import Precision, resolve
+
+Input = str | os.PathLike | bytes | Image.Image | np.ndarray
+"""A path, a file's bytes, a PIL image, or a uint8 array [H, W, C] in RGB order."""
+
+Answer = TypedDict("Answer", {"class": int, "label": str, "prob": float})
+
+
+class Row(TypedDict):
+    """One image's prediction."""
+
+    file: str | None
+    """The path as given; None for an image that has none."""
+    topk: list[Answer]
+    """Most probable first."""
+    error: str | None
+
+
+class Classifier:
+    """A network with all that it takes to use it."""
+
+    def __init__(self, opened: Opened, precision: Precision) -> None:
+        self.model = opened.model
+        self.classes = opened.classes
+        self.preprocess = opened.preprocessing
+        self.task = opened.task
+        self._logits = logits_of(opened.model, opened.preprocessing, precision)
+
+    def predict(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> list[Row]:
+        """A row for each image, in order; `topk` answers, or as many as there are classes.
+
+        Probabilities are a softmax over the classes, or each class' own sigmoid for a multilabel
+        network. Raises UserError for what is no image at all, such as an array of floats.
+        """
+        return list(self.rows(images, topk, batch_size))
+
+    def rows(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> Iterator[Row]:
+        """`predict`, a batch at a time: files are read in threads while the network runs."""
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)):
+            raise UserError("predict takes a list of images; for a single one write [image]")
+        if topk < 1 or batch_size < 1:
+            raise UserError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
+        for chunk, squares in self._read(images, batch_size):
+            readable = [square for square in squares if isinstance(square, Tensor)]
+            answers = iter(self._answers(torch.stack(readable), topk) if readable else [])
+            for image, square in zip(chunk, squares, strict=True):
+                yield _row(image, next(answers) if isinstance(square, Tensor) else square)
+
+    def _read(
+        self, images: Sequence[Input], batch_size: int
+    ) -> Iterator[tuple[Sequence[Input], list[Tensor | UnreadableImage]]]:
+        """Batches of images with their uint8 squares, one batch read ahead."""
+        ahead: deque[tuple[Sequence[Input], Iterator[Tensor | UnreadableImage]]] = deque()
+        with ThreadPoolExecutor(thread_name_prefix="densekit-read") as pool:
+            for start in range(0, len(images), batch_size):
+                chunk = images[start : start + batch_size]
+                ahead.append((chunk, pool.map(self._square, chunk)))
+                if len(ahead) == 2:
+                    chunk, squares = ahead.popleft()
+                    yield chunk, list(squares)
+            for chunk, squares in ahead:
+                yield chunk, list(squares)
+
+    def _square(self, image: Input) -> Tensor | UnreadableImage:
+        """uint8 [C, crop, crop]."""
+        source = Path(image) if isinstance(image, os.PathLike) else image
+        try:
+            return self.preprocess(from_image(source, self.preprocess.channels))
+        except UnreadableImage as error:
+            return error
+
+    def _answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
+        """uint8 [n, C, crop, crop] -> each image's answers; none where they are not finite."""
+        logits = self._logits(squares).double()
+        probs = logits.softmax(1) if self.task == "multiclass" else logits.sigmoid()
+        probs, places = (t[:, :topk] for t in probs.sort(dim=1, descending=True, stable=True))
+        return [
+            [self._answer(*pair) for pair in zip(*row, strict=True)] if finite else []
+            for *row, finite in zip(
+                places.tolist(), probs.tolist(), logits.isfinite().all(1).tolist(), strict=True
+            )
+        ]
+
+    def _answer(self, place: int, prob: float) -> Answer:
+        return {"class": place, "label": self.classes[place], "prob": prob}
+
+
+def _row(image: Input, result: list[Answer] | UnreadableImage) -> Row:
+    file = str(image) if isinstance(image, (str, os.PathLike)) else None
+    if isinstance(result, UnreadableImage):
+        return {"file": file, "topk": [], "error": result.reason}
+    error = None if result else "the network's output is not finite"
+    return {"file": file, "topk": result, "error": error}
+
+
+def load(path: str | os.PathLike, device: str = "auto") -> Classifier:
+    """The classifier of an artifact's folder, or of the best one in a run's folder; in fp32.
+
+    Raises UserError.
+    """
+    opened = open_path(os.fspath(path))
+    return Classifier(opened, resolve(device, "fp32"))
+
+
+# Files --------------------------------------------------------------------------------------
+
+
+def expand(paths: Iterable[str]) -> list[str]:
+    """Files as given; for a folder, the images at any depth below it, sorted.
+
+    A file that does not exist stays, and becomes a row with its error. Raises UserError for a
+    folder without images.
+    """
+    files: list[str] = []
+    for path in paths:
+        if not Path(path).is_dir():
+            files.append(path)
+            continue
+        below = list(images_below(Path(path)))
+        if not below:
+            raise UserError(f"{path}: this folder holds no images ({' '.join(SUFFIXES)})")
+        files += below
+    return files
+
+
+# Output -------------------------------------------------------------------------------------
+
+
+def write_json(rows: Iterable[Row], out: TextIO) -> int:
+    """A JSON array with a row on each line, as they come. Returns the rows with an error."""
+    failed, before = 0, "[\n"
+    for row in rows:
+        out.write(before + json.dumps(row))
+        failed, before = failed + (row["error"] is not None), ",\n"
+    out.write("\n]\n" if before != "[\n" else "[]\n")
+    return failed
+
+
+def write_csv(rows: Iterable[Row], out: TextIO, topk: int) -> int:
+    """file, class1, label1, prob1, class2, ..., error. Returns the rows with an error."""
+    failed, fields = 0, ("class", "label", "prob")
+    names = [f"{field}{place}" for place in range(1, topk + 1) for field in fields]
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["file", *names, "error"])
+    for row in rows:
+        cells: list[Any] = [value for answer in row["topk"] for value in answer.values()]
+        cells += [""] * (len(names) - len(cells))
+        table.writerow([row["file"], *cells, row["error"]])
+        failed += row["error"] is not None
+    return failed
+
+
+def write_text(rows: Iterable[Row], out: TextIO) -> int:
+    """A line for people: the file and its answers. Returns the rows with an error."""
+    failed = 0
+    for row in rows:
+        answers = "  ".join(f"{a['label']} {a['prob']:.4f}" for a in row["topk"])
+        out.write(f"{row['file']}  {answers or 'error: ' + str(row['error'])}\n")
+        failed += row["error"] is not None
+    return failed

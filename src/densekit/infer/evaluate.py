@@ -1,0 +1,148 @@
+"""How right a network is: one count over every image, whoever computes the logits.
+
+n images, K classes. Evaluation is split by whole batches: batch b is rank b mod N's, and the
+batches' float64 sums come together in batch order, so no number depends on N.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densekit import distributed
+from densekit.config import Source, UserError, build
+from densekit.data.config import DataConfig
+from densekit.data.listing import Examples
+from densekit.data.loader import Batch, eval_batches, resolve_workers
+from densekit.data.splits import check_examples, open_examples, open_val
+from densekit.infer import metrics
+from densekit.infer.engines import Logits, logits_of
+from densekit.infer.model import Opened
+from densekit.precision import Precision
+from densekit.progress import bar
+
+__all__ = ["Evaluation", "evaluate", "evaluate_source", "logits_of"]
+
+BATCH_SIZE = 64  # where neither the user nor the training has chosen one
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the images' answers come to, on every rank."""
+
+    summary: dict[str, Any]
+    """count, top1, top5, loss: see metrics.summary."""
+    report: dict[str, Any]
+    """ece, balanced_accuracy, per_class, confusion, auroc: see metrics.report; {} if not asked."""
+    ips: float
+    """Images of all ranks per second, from the first file read to the last logit."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One batch's."""
+
+    batch: int
+    sums: Tensor
+    logits: Tensor | None
+    labels: Tensor | None
+
+
+def evaluate(
+    logits: Logits, batches: Iterable[tuple[int, Batch]], num_classes: int | None = None
+) -> Evaluation:
+    """Counts this rank's `batches`, (number, images and labels), with those of all ranks.
+
+    `num_classes` asks for the full report, for which rank 0 holds every logit. Raises UserError,
+    alike on all ranks, for an image that cannot be read.
+    """
+    began, full = time.perf_counter(), num_classes is not None
+    mine = distributed.on_every_rank(lambda: [_answer(logits, *b, full) for b in batches])
+    shares = distributed.gather_objects(mine)
+    seconds = time.perf_counter() - began
+    whole = None
+    if shares is not None:
+        answers = sorted((a for share in shares for a in share), key=lambda a: a.batch)
+        summary = metrics.summary(torch.stack([a.sums for a in answers]))
+        report = _report(answers, num_classes) if num_classes is not None else {}
+        whole = Evaluation(summary, report, ips=summary["count"] / seconds)
+    whole = distributed.broadcast_object(whole)
+    assert whole is not None
+    return whole
+
+
+def _answer(logits: Logits, number: int, batch: Batch, keep: bool) -> Answers:
+    answer = logits(batch.images)
+    sums = metrics.batch_sums(answer, batch.labels)
+    return Answers(number, sums, *((answer, batch.labels) if keep else (None, None)))
+
+
+def _report(answers: list[Answers], num_classes: int) -> dict[str, Any]:
+    logits = torch.cat([a.logits for a in answers if a.logits is not None])
+    labels = torch.cat([a.labels for a in answers if a.labels is not None])
+    return metrics.report(logits, labels, num_classes)
+
+
+# `densekit evaluate` ------------------------------------------------------------------------
+
+
+def evaluate_source(
+    opened: Opened,
+    precision: Precision,
+    data: str | None = None,
+    batch_size: int | None = None,
+    workers: int | str = "auto",
+) -> dict[str, Any]:
+    """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
+
+    `data` is a list file, a folder or builtin:NAME, None for the validation images that the
+    network was trained with; `batch_size` is a rank's, None for the training's own. Raises
+    UserError, alike on all ranks.
+    """
+    if opened.task != "multiclass":
+        raise UserError(f"evaluate counts one class an image, but this network is {opened.task}")
+    examples = distributed.on_every_rank(lambda: _examples(opened, data))
+    batch_size = batch_size or opened.data.get("eval_batch_size") or BATCH_SIZE
+    device, world = precision.device.type, distributed.world_size()
+    workers = resolve_workers(workers, device, distributed.local_world_size())
+    batches = eval_batches(
+        examples, opened.preprocessing, batch_size, workers, distributed.rank(), world,
+        pin_memory=device == "cuda",
+    )  # fmt: skip
+    own = len(range(distributed.rank(), -(-len(examples) // batch_size), world))
+    shown = bar(batches, own, "evaluating")
+    logits = logits_of(opened.model, opened.preprocessing, precision)
+    found = evaluate(logits, shown, num_classes=len(opened.classes))
+    per_class = [
+        {"class": label, "label": name, **row}
+        for label, (name, row) in enumerate(
+            zip(opened.classes, found.report["per_class"], strict=True)
+        )
+    ]
+    return {
+        **found.summary,
+        **found.report,
+        "per_class": per_class,
+        "ips": found.ips,
+        "preprocessing": opened.preprocessing.model_dump(mode="json"),
+        "precision": precision.name,
+    }
+
+
+def _examples(opened: Opened, data: str | None) -> Examples:
+    """The images to count, every label of them one of the network's."""
+    numbered = [str(label) for label in range(len(opened.classes))]
+    if data is not None:
+        known = None if opened.classes == numbered else dict(enumerate(opened.classes))
+        examples = open_examples(data, known=known)
+    elif opened.data:
+        examples = open_val(build(DataConfig, Source(opened.data)))
+    else:
+        raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
+    check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)
+    return examples

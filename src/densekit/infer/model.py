@@ -1,0 +1,142 @@
+"""Opens what evaluate, predict and export take; nothing else builds a network for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from densekit.config import UserError
+from densekit.models import artifact
+from densekit.models.artifact import Preprocessing, Task
+from densekit.models.densenet import DenseNet, DenseNetConfig
+from densekit.models.variants import ModelConfig, architecture
+from densekit.training.recipe import Recipe
+from densekit.weights import convert
+from densekit.weights.formats import READ as WEIGHT_FILES
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network ready to answer: in eval mode, float32, on the CPU, with the reference op."""
+
+    name: str
+    """The variant."""
+    model: DenseNet
+    preprocessing: Preprocessing
+    classes: list[str]
+    task: Task = "multiclass"
+    data: dict[str, Any] = field(default_factory=dict)
+    """The data section it was trained with, where that is known."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was opened."""
+
+
+def open_path(path: str, model: str | None = None, classes: Sequence[str] | None = None) -> Opened:
+    """An artifact's or run's folder; or a weights file of the variant `model`, where `classes`
+    None numbers the classes and preprocessing is ImageNet's.
+
+    Raises UserError for what cannot be opened, and for options that do not apply.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        if model or classes:
+            option = "--model" if model else "--classes"
+            raise UserError(f"{path}: {option} is for files of weights; a folder says it itself")
+        return _open_folder(place)
+    if not place.exists():
+        raise UserError(f"{path}: there is no such file or folder{convert.nearest_sibling(place)}")
+    if place.suffix not in WEIGHT_FILES:
+        raise UserError(
+            f"{path}: neither a folder nor a file of weights ({', '.join(WEIGHT_FILES)})"
+        )
+    if not model:
+        raise UserError(f"{path}: a file of weights does not say what it is of; give --model NAME")
+    return _open_file(place, model, classes)
+
+
+def open_recipe(recipe: Recipe, classes: Sequence[str] | None = None) -> Opened:
+    """The network of a recipe with the weights that its `model.pretrained` names."""
+    pretrained = recipe.model.pretrained
+    if not pretrained:
+        raise UserError("a recipe has no weights of its own: add -o model.pretrained=FILE|FOLDER")
+    model = recipe.model
+    weights = convert.find(pretrained, architecture(model))
+    if model.num_classes is None:
+        model = model.model_copy(update={"num_classes": _size(weights, "classifier.weight", 0)})
+    config = architecture(model)
+    return Opened(
+        name=model.name,
+        model=_loaded(config, weights, f"model.pretrained={pretrained}"),
+        preprocessing=Preprocessing.from_config(recipe.data),
+        classes=_named(classes or _stored_names(pretrained, config), config),
+        data=recipe.data.model_dump(mode="json"),
+    )
+
+
+def _stored_names(pretrained: str, config: DenseNetConfig) -> Sequence[str] | None:
+    """The classes of an artifact that fits the network."""
+    if not Path(pretrained).is_dir():
+        return None
+    classes = artifact.read(artifact.locate(Path(pretrained))).config.classes
+    return classes if len(classes) == config.num_classes else None
+
+
+def _open_folder(folder: Path) -> Opened:
+    place = artifact.locate(folder)
+    stored = artifact.read(place)
+    config = stored.config
+    return Opened(
+        name=config.model.name,
+        model=_loaded(config.model.architecture, stored.state_dict, str(place)),
+        preprocessing=config.preprocessing,
+        classes=list(config.classes),
+        task=config.task,
+        data=config.data,
+        notes=() if place == folder else (f"{folder}: a run's folder; taking {place}",),
+    )
+
+
+def _open_file(file: Path, name: str, classes: Sequence[str] | None) -> Opened:
+    weights = convert.read(file)
+    num_classes = _size(weights, "classifier.weight", 0)
+    config = architecture(ModelConfig(name=name, num_classes=num_classes))
+    channels = _size(weights, "features.conv0.weight", 1) or config.in_channels
+    if channels != config.in_channels:
+        raise UserError(
+            f"{file}: weights for {channels} input channel(s), so it is not ImageNet's "
+            f"preprocessing; say which it is with a recipe: -c RECIPE -o model.pretrained={file}"
+        )
+    side = config.image_size
+    resize = 256 if side == 224 else side
+    return Opened(
+        name=name,
+        model=_loaded(config, weights, str(file)),
+        preprocessing=Preprocessing(resize=resize, crop=side),
+        classes=_named(classes, config),
+        notes=(f"{file}: taken to need ImageNet's preprocessing, {resize} to {side} pixels",),
+    )
+
+
+def _loaded(config: DenseNetConfig, weights: convert.StateDict, origin: str) -> DenseNet:
+    model = DenseNet(config, op="reference")
+    try:
+        convert.load_into(model, weights)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    return model.eval()
+
+
+def _size(weights: convert.StateDict, name: str, axis: int) -> int | None:
+    """Of a tensor's axis; None where there is no such tensor or axis."""
+    return weights[name].shape[axis] if name in weights and weights[name].ndim > axis else None
+
+
+def _named(classes: Sequence[str] | None, config: DenseNetConfig) -> list[str]:
+    """A name for each output."""
+    if classes is None:
+        return [str(label) for label in range(config.num_classes)]
+    if len(classes) != config.num_classes:
+        raise UserError(f"--classes: {len(classes)} names for {config.num_classes} outputs")
+    return list(classes)

@@ -1,0 +1,286 @@
+"""The same kernels in C++ for CPUs, compiled on this machine when they are first needed.
+
+native.cpp includes nothing of torch and is called with pointers, so a compiler takes six seconds
+for it where an extension built on torch's headers takes half a minute, and the result does not
+depend on torch's version or ABI. It is kept in the user's cache under a name made of the source,
+the compiler, its flags and the CPU's instructions. torch's threads are libgomp's, and so are these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from densekit.files import cache_folder
+from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool, Size
+from densekit.ops.lean.rows import dense
+
+FOLDER = Path(__file__).parent
+SOURCE, HEADERS = FOLDER / "native.cpp", sorted(FOLDER.glob("*.h"))
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",
+    "-fPIC", "-shared", "-Wno-psabi",
+)  # fmt: skip
+X86_FLAGS = ("-mprefer-vector-width=512",)  # other machines' compilers stop at it
+COMPILERS = ("c++", "g++", "clang++")
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+PTR, INT, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+ARGUMENTS = {
+    "normalisation": (PTR, INT, REAL, PTR, PTR, REAL, PTR, INT),
+    "correction": (PTR, PTR, REAL, PTR, INT),
+    "norm_relu": (PTR, INT, PTR, PTR, INT, INT),
+    "norm_relu_average": (PTR, INT, PTR, PTR, INT, INT, INT, INT),
+    "norm_relu_max": (PTR, INT, PTR, PTR, PTR, INT, INT, INT, INT),
+    "moments": (PTR, INT, PTR, INT, PTR, INT, INT),
+    "norm_relu_conv": (PTR, INT, PTR, PTR, *[INT] * 5, PTR, INT, PTR, INT, INT, INT),
+    "norm_relu_conv_backward": (
+        *(PTR, INT, PTR, INT, PTR, PTR),
+        *(PTR, INT, PTR),
+        PTR,
+        *[INT] * 5,
+        *(PTR, PTR, PTR, INT, PTR),
+        *(INT, INT, INT),
+    ),
+    "grad_sums": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, INT, INT),
+    "norm_relu_grad": (PTR, INT, PTR, PTR, PTR, INT, INT, PTR, PTR, INT, INT),
+    "add_line": (PTR, INT, PTR, INT, PTR, PTR, INT, INT),
+}  # and the number of threads
+VECTORS = ("normalisation", "correction")  # of channels: in float32 whatever the maps are
+
+
+# Building -----------------------------------------------------------------------------------
+
+
+class Unavailable(Exception):  # noqa: N818 (not a mistake)
+    """Why there are no native kernels here; the message says it in a line."""
+
+
+@functools.cache
+def reason() -> str | None:
+    """Why there are none here, in a line; None where they are ready. Compiles them if need be."""
+    try:
+        _library()
+    except Unavailable as why:
+        return str(why)
+    return None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    if sys.platform != "linux":
+        raise Unavailable(f"native kernels are built on Linux only, not on {sys.platform}")
+    compiler = _compiler()
+    try:
+        key = _key(compiler)
+    except OSError as error:
+        raise Unavailable(f"{compiler} cannot be run: {error}") from error
+    library = _cached(compiler, cache_folder() / "kernels" / f"native-{key}.so")
+    for name, types in ARGUMENTS.items():
+        suffixes = ("f32",) if name in VECTORS else SUFFIX.values()
+        for suffix in suffixes:
+            function = getattr(library, f"{name}_{suffix}")
+            function.argtypes, function.restype = (*types, ctypes.c_int), None
+    return library
+
+
+def _cached(compiler: str, file: Path) -> ctypes.CDLL:
+    """The library from `file`, compiled to it if it is missing or damaged."""
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(str(file))
+    try:
+        _compile(compiler, file)
+        return ctypes.CDLL(str(file))
+    except OSError:  # a home that cannot be written, or whose files cannot be run
+        return _private(compiler)
+
+
+def _private(compiler: str) -> ctypes.CDLL:
+    """The library from a folder that lasts as long as loading it takes."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, "native.so")
+            _compile(compiler, file)
+            return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise Unavailable(f"the compiled kernels cannot be kept or loaded: {error}") from error
+
+
+def _compiler() -> str:
+    asked = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [asked] if asked else COMPILERS)), None)
+    if found is None:
+        raise Unavailable(
+            f"no C++ compiler was found ({asked or ', '.join(COMPILERS)}); install g++"
+        )
+    return found
+
+
+def _key(compiler: str) -> str:
+    """Of all that the compiled code depends on."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    cpu = Path("/proc/cpuinfo").read_text()
+    named = ("flags", "Features")  # on x86, on ARM
+    instructions = next((line for line in cpu.splitlines() if line.startswith(named)), "")
+    parts = [
+        *(file.read_text() for file in (SOURCE, *HEADERS)),
+        version.stdout,
+        *_flags(),
+        instructions,
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _flags() -> tuple[str, ...]:
+    return (*FLAGS, *X86_FLAGS) if platform.machine() == "x86_64" else FLAGS
+
+
+def _compile(compiler: str, file: Path) -> None:
+    """Beside and renamed, so that processes that do it at once cannot disturb one another."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        fresh = Path(scratch, file.name)
+        done = subprocess.run(
+            [compiler, *_flags(), str(SOURCE), "-o", str(fresh)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            said = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr)
+            raise Unavailable(f"{compiler} cannot compile the kernels: {said.strip()}")
+        fresh.replace(file)
+
+
+# Calling; ops/kernels/plain.py says what each computes ---------------------------------------
+
+
+def normalisation(
+    moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, norm: Tensor
+) -> None:
+    gamma, beta = gamma.float(), beta.float()
+    batch, affine = (_rows(moments), moments.stride(0), count.item()), (_whole(gamma), _whole(beta))
+    _call("normalisation", norm, *batch, *affine, eps, _whole(norm), norm.shape[1])
+
+
+def correction(norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None:
+    of = (_whole(norm), _whole(sums), count.item(), _whole(line), norm.shape[1])
+    _call("correction", norm, *of)
+
+
+def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
+    _call("norm_relu", x, _rows(x), x.stride(0), _whole(norm), _whole(out), *x.shape)
+
+
+def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
+    h, w, taken = pool
+    maps = (len(x) // (h * w), h, w, x.shape[1])
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(out))
+    if taken is None:
+        _call("norm_relu_average", x, *pixels, *maps)
+    else:
+        _call("norm_relu_max", x, *pixels, _whole(taken), *maps)
+
+
+def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
+    into = (None, 0) if copy is None else (_rows(copy), copy.stride(0))
+    _call("moments", z, _rows(z), z.stride(0), *into, _whole(found), *z.shape)
+
+
+def norm_relu_conv(
+    x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
+) -> None:
+    weight = dense(weight.float())
+    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight), _rows(z), z.stride(0))
+    _call("norm_relu_conv", x, *pixels, _optional(found), *_maps(x, size))
+
+
+def norm_relu_conv_backward(
+    behind: Corrected | Normed,
+    x: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    size: Size,
+    sums: Tensor | None,
+    grad: Tensor | None,
+    d: Tensor | None = None,
+    to: Tensor | None = None,
+) -> None:
+    weight = dense(weight.float())
+    assert grad is None or (grad.stride() == weight.stride() and grad.dtype == weight.dtype)
+    assert d is None or (to is not None and d.stride(0) == to.stride(0))
+    if isinstance(behind, Corrected):
+        first, second, norm_y = behind.x, behind.d, None
+    else:
+        first, second, norm_y = behind.y, behind.da, behind.norm
+        assert first.is_contiguous()
+        assert second.is_contiguous()
+    dz = (_rows(first), first.stride(0), _rows(second), second.stride(0), _optional(norm_y))
+    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight))
+    into = (_optional(d), _optional(to), 0 if to is None else to.stride(0))
+    found = (_optional(sums), *into, None if grad is None else grad.data_ptr())
+    line = _whole(behind.line)
+    _call("norm_relu_conv_backward", x, *dz, line, *pixels, *found, *_maps(x, size))
+
+
+def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
+    _call("grad_sums", x, *pixels, _whole(sums), *x.shape)
+
+
+def norm_relu_grad(
+    x: Tensor, norm: Tensor, da: Tensor, line: Tensor, out: Tensor, pool: Pool | None = None
+) -> None:
+    pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
+    _call("norm_relu_grad", x, *pixels, _whole(line), _whole(out), *x.shape)
+
+
+def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
+    pixels = (_rows(d), d.stride(0), _rows(x), x.stride(0), _whole(line), _whole(out))
+    _call("add_line", x, *pixels, *x.shape)
+
+
+def _call(name: str, x: Tensor, *arguments: float | None) -> None:
+    function = getattr(_library(), f"{name}_{SUFFIX[x.dtype]}")
+    function(*arguments, torch.get_num_threads())
+
+
+def _rows(x: Tensor) -> int:
+    assert x.stride(1) == 1 or x.shape[1] == 1
+    return x.data_ptr()
+
+
+def _optional(x: Tensor | None) -> int | None:
+    return None if x is None else _rows(x)
+
+
+def _weight(weight: Tensor) -> tuple[int, ...]:
+    """Where it is, k, c, taps, and how far apart two of c and two taps are."""
+    k, c, *window = weight.shape
+    return weight.data_ptr(), k, c, math.prod(window), weight.stride(1), weight.stride(3)
+
+
+def _maps(x: Tensor, size: Size) -> tuple[int, int, int]:
+    return len(x) // math.prod(size), *size
+
+
+def _whole(x: Tensor) -> int:
+    assert x.is_contiguous()
+    return x.data_ptr()
+
+
+def _pool(pool: Pool | None) -> tuple[int | None, int, int]:
+    if pool is None:
+        return None, 0, 0
+    return None if pool.taken is None else _whole(pool.taken), pool.h, pool.w

@@ -1,0 +1,257 @@
+"""The lean ops' elementwise kernels in torch's own operations: for any device and dtype.
+
+Rows are pixels, columns channels: x, z, d are [M, c], their columns contiguous; M = N*H*W. A norm
+is [4, c]: mean, scale = gamma * rstd, shift = beta, rstd, all in at least float32. Sums and moments
+are [2, c] in float64, and what a call finds is added to those that it is given. Under torch.compile
+each function fuses to one or two passes; as it stands it goes over a CPU's memory in pieces, so
+that the wide copies that it makes stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densekit.ops.lean.rows import as_maps, as_rows
+
+PIECE = 1 << 18  # elements
+
+Size = tuple[int, int]  # of a map: height, width
+
+
+class Pool(NamedTuple):
+    """A pool after relu: 2x2 averages, or with `taken` 3x3 maxima of stride 2 and padding 1."""
+
+    h: int
+    w: int
+    """Of the maps before it."""
+    taken: Tensor | None = None
+    """uint8 [M after the pool, c]: which of a window's 9 pixels the maximum is."""
+
+
+class Corrected(NamedTuple):
+    """The gradient behind a convolution: add_line of these."""
+
+    d: Tensor
+    x: Tensor
+    line: Tensor
+
+
+class Normed(NamedTuple):
+    """The gradient behind a convolution before a norm and its relu: norm_relu_grad of these."""
+
+    y: Tensor
+    """What the convolution gave, [M, k] as da."""
+    norm: Tensor
+    da: Tensor
+    line: Tensor
+
+
+def normalisation(
+    moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, norm: Tensor
+) -> None:
+    """Fills in norm from the moments [2, c] of `count` values."""
+    rstd = torch.rsqrt(moments[1] / count + eps)
+    norm.copy_(torch.stack([moments[0], gamma * rstd, beta.double(), rstd]))
+
+
+def correction(norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None:
+    """Fills in line, [2, c]: shift and slope of what BatchNorm's backward subtracts, in float64."""
+    scale, rstd = norm[1].double(), norm[3].double()
+    line.copy_(sums * torch.stack([scale, scale * rstd.square()]) / -count)
+
+
+def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
+    """out = relu((x - mean) * scale + shift)."""
+    for rows in _pieces(x):
+        out[rows] = torch.relu(_normed(x[rows], norm))
+
+
+def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
+    """The same with the pool after it, [M after the pool, c]; fills in which pixels were taken."""
+    a = torch.empty_like(x, memory_format=torch.contiguous_format)
+    norm_relu(x, norm, a)
+    maps = as_maps(a, pool.h, pool.w)
+    if pool.taken is None:
+        pooled = F.avg_pool2d(maps, 2)
+    else:
+        pooled, at = F.max_pool2d(maps, 3, 2, 1, return_indices=True)
+        top = 2 * torch.arange(pooled.shape[2], device=x.device).unsqueeze(1) - 1
+        left = 2 * torch.arange(pooled.shape[3], device=x.device) - 1
+        place = (at // pool.w - top) * 3 + at % pool.w - left
+        pool.taken[:] = place.permute(0, 2, 3, 1).reshape(out.shape)
+    out[:] = pooled.permute(0, 2, 3, 1).reshape(out.shape)
+
+
+def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
+    """`found` becomes each column's mean and sum of squares about it; z goes to `copy` too."""
+    if copy is not None:
+        copy.copy_(z)
+    found.zero_()
+    seen = 0
+    for rows in _pieces(z):
+        piece = _wide(z[rows])
+        var, mean = torch.var_mean(piece, 0, correction=0)
+        own = torch.stack([mean, var * len(piece)]).double()
+        counts = torch.tensor([seen, len(piece)], dtype=torch.float64, device=z.device)
+        found.copy_(merge(torch.stack([found, own]), counts) if seen else own)
+        seen += len(piece)
+
+
+def merge(parts: Tensor, counts: Tensor) -> Tensor:
+    """The moments of all values from those of parts, [p, 2, c], of `counts` values each, [p]."""
+    means, squares = parts.unbind(1)
+    counts = counts.unsqueeze(1)
+    mean = (means * counts).sum(0) / counts.sum()
+    return torch.stack([mean, (squares + counts * (means - mean).square()).sum(0)])
+
+
+def norm_relu_conv(
+    x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
+) -> None:
+    """Half a layer: z = relu(norm(x)) convolved with weight [k, c, 1, 1] or [k, c, 3, 3].
+
+    Maps are `size`, height and width, before and after. `found` becomes z's moments.
+    """
+    weight = _weight(weight, x)
+    for rows in _images(x, size):
+        a = torch.empty_like(x[rows], memory_format=torch.contiguous_format)
+        norm_relu(x[rows], norm, a)
+        z[rows] = as_rows(F.conv2d(as_maps(a, *size), weight, padding=weight.shape[-1] // 2))
+    if found is not None:
+        moments(z, found)
+
+
+def norm_relu_conv_backward(
+    behind: Corrected | Normed,
+    x: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    size: Size,
+    sums: Tensor | None,
+    grad: Tensor | None,
+    d: Tensor | None = None,
+    to: Tensor | None = None,
+) -> None:
+    """From behind its convolution. What is asked for is given:
+
+    sums += what grad_sums finds, grad += the gradient of weight, and with g as in grad_sums
+    to = d + g * scale, or, without d, to = g. `to` may be d; their rows lie alike.
+    """
+    cast, padding = _weight(weight, x), [weight.shape[-1] // 2] * 2
+    for rows in _images(x, size):
+        piece, dz = x[rows], _behind(behind, rows)
+        a = torch.empty_like(piece, memory_format=torch.contiguous_format)
+        norm_relu(piece, norm, a)
+        da, dweight, _ = torch.ops.aten.convolution_backward(
+            as_maps(dz, *size), as_maps(a, *size), cast, None, [1, 1], padding, [1, 1],
+            False, [0, 0], 1, [sums is not None, grad is not None, False],
+        )  # fmt: skip
+        if grad is not None:
+            grad += dweight
+        if sums is None:
+            continue
+        g = _masked(piece, norm, as_rows(da))
+        sums += _sums(g, piece, norm)
+        if d is not None and to is not None:
+            to[rows] = _wide(d[rows]) + g * norm[1]
+        elif to is not None:
+            to[rows] = g
+
+
+def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
+    """sums += those of g and of g * (x - mean), where g is da as far as relu was open."""
+    da = _unpooled(da, pool)
+    for rows in _pieces(x):
+        sums += _sums(_masked(x[rows], norm, da[rows]), x[rows], norm)
+
+
+def norm_relu_grad(
+    x: Tensor, norm: Tensor, da: Tensor, line: Tensor, out: Tensor, pool: Pool | None = None
+) -> None:
+    """out = g * scale + shift + (x - mean) * slope; line is [2, c]: shift, slope. out may be da."""
+    da = _unpooled(da, pool)
+    shift, slope = line
+    for rows in _pieces(x):
+        g = _masked(x[rows], norm, da[rows])
+        out[rows] = g * norm[1] + (shift + _sloping(x[rows], norm[0], slope))
+
+
+def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
+    """out = d + shift + (x - mean) * slope; line is [3, c]: mean, shift, slope."""
+    mean, shift, slope = line
+    for rows in _pieces(x):
+        out[rows] = _wide(d[rows]) + shift + _sloping(x[rows], mean, slope)
+
+
+def _pieces(x: Tensor) -> Iterator[slice]:
+    """Rows that are worked on at once; all of them on a GPU."""
+    rows = max(1, PIECE // x.shape[1]) if x.is_cpu else max(1, len(x))
+    for start in range(0, len(x), rows):
+        yield slice(start, start + rows)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normed(x: Tensor, norm: Tensor) -> Tensor:
+    return (_wide(x) - norm[0]) * norm[1] + norm[2]
+
+
+def _masked(x: Tensor, norm: Tensor, da: Tensor) -> Tensor:
+    return torch.where(_normed(x, norm) <= 0, 0.0, _wide(da))  # NaN passes, as in torch's relu
+
+
+def _sloping(x: Tensor, mean: Tensor, slope: Tensor) -> Tensor:
+    """(x - mean) * slope; 0 without a slope: in eval mode a NaN pixel's gradient is none."""
+    return torch.where(slope == 0, 0.0, (_wide(x) - mean) * slope)
+
+
+def _sums(g: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    return torch.stack([g.sum(0), (g * (_wide(x) - norm[0])).sum(0)]).double()
+
+
+def _images(x: Tensor, size: Size) -> Iterator[slice]:
+    """Rows of the images that are worked on at once; all of them on a GPU."""
+    image = size[0] * size[1]
+    rows = max(1, PIECE // (image * x.shape[1])) * image if x.is_cpu else max(1, len(x))
+    for start in range(0, len(x), rows):
+        yield slice(start, min(start + rows, len(x)))
+
+
+def _weight(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _behind(behind: Corrected | Normed, rows: slice) -> Tensor:
+    whole = behind.d if isinstance(behind, Corrected) else behind.da
+    dz = torch.empty_like(whole[rows], memory_format=torch.contiguous_format)
+    if isinstance(behind, Corrected):
+        add_line(behind.d[rows], behind.x[rows], behind.line, dz)
+    else:
+        norm_relu_grad(behind.y[rows], behind.norm, behind.da[rows], behind.line, dz)
+    return dz
+
+
+def _unpooled(da: Tensor, pool: Pool | None) -> Tensor:
+    """The gradient before the pool, [M, c]; 0 for pixels that no window has."""
+    if pool is None:
+        return da
+    h, w, taken = pool
+    if taken is None:
+        maps = da.view(-1, h // 2, w // 2, da.shape[1]) * 0.25
+        full = maps.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        return F.pad(full, (0, 0, 0, w % 2, 0, h % 2)).view(-1, da.shape[1])
+    ph, pw, c = (h + 1) // 2, (w + 1) // 2, da.shape[1]
+    n = len(da) // (ph * pw)
+    place = taken.view(n, ph, pw, c).long()
+    row = 2 * torch.arange(ph, device=da.device).view(1, ph, 1, 1) - 1 + place // 3
+    column = 2 * torch.arange(pw, device=da.device).view(1, 1, pw, 1) - 1 + place % 3
+    full = torch.zeros(n, h * w, c, dtype=_wide(da[:0]).dtype, device=da.device)
+    at = (row * w + column).view(n, ph * pw, c)
+    return full.scatter_add_(1, at, _wide(da).view(n, ph * pw, c)).view(n * h * w, c)

@@ -1,0 +1,175 @@
+"""A recipe against this machine and these images: every `auto` resolved, every check made."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from densekit import distributed, precision
+from densekit import progress as display
+from densekit.config import UserError
+from densekit.data.listing import Examples
+from densekit.data.loader import micro_batches, resolve_workers, steps_per_epoch
+from densekit.data.splits import check_examples, open_split
+from densekit.models.densenet import DenseNetConfig
+from densekit.models.variants import architecture, last_map
+from densekit.ops.choose import why_not_lean
+from densekit.ops.lean import kernels
+from densekit.precision import Precision
+from densekit.training.recipe import Recipe, check
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before the first step; nothing of it changes later."""
+
+    recipe: Recipe
+    """With every `auto` resolved: what recipe.yaml holds."""
+    architecture: DenseNetConfig
+    train: Examples
+    val: Examples
+    counts: np.ndarray
+    """Training images of each class."""
+    warnings: list[str]
+    precision: Precision
+    eval_precision: Precision
+    threads: int
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.loop.epochs * self.steps_per_epoch
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes' names by label."""
+        names = {**self.val.classes, **self.train.classes}
+        return [names.get(label, str(label)) for label in range(self.architecture.num_classes)]
+
+    @property
+    def digest(self) -> str:
+        """Of both lists; a run goes on only with the images it began with."""
+        return f"{self.train.digest()}-{self.val.digest()}"
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What bit-identity depends on besides the recipe."""
+        cuda = self.precision.device.type == "cuda"
+        device = torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability()
+        return {
+            "torch": str(torch.__version__),
+            "machine": f"{platform.machine()} {device}",
+            "threads": self.threads,
+            "world_size": distributed.world_size(),
+            "op": self.recipe.model.op,
+            "kernels": kernels.named(self.precision.device, self.precision.dtype),
+        }
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Starts the process group and looks at the data. Raises UserError, alike on all ranks."""
+    check(recipe, distributed.world_size())
+    loop = recipe.loop
+    formats = precision.resolve(
+        loop.device,
+        loop.precision,
+        loop.memory_format,
+        local_rank=distributed.local_rank(),
+    )
+    distributed.start(formats.device, loop.rank_timeout)
+    threads = distributed.set_threads(loop.threads)
+    train, val = distributed.on_every_rank(lambda: open_split(recipe.data))
+    num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
+    op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
+    resolved = _resolve(recipe, formats, num_classes, op)
+    counts, warnings = distributed.from_main(lambda: _look_at(train, val, resolved))
+    data = resolved.data
+    _refuse_lone_pixels(resolved, len(train))
+    return Plan(
+        recipe=resolved,
+        architecture=architecture(resolved.model).model_copy(
+            update={"image_size": data.image_size}
+        ),
+        train=train,
+        val=val,
+        counts=counts,
+        warnings=[*warnings, *why],
+        precision=formats,
+        eval_precision=precision.resolve(
+            formats.device.type, loop.eval_precision, local_rank=distributed.local_rank()
+        ),
+        threads=threads,
+        steps_per_epoch=steps_per_epoch(len(train), data.batch_size, data.drop_last),
+    )
+
+
+def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
+    """The op that the run takes, fixed before its first step, and why auto takes no faster one."""
+    if name != "auto":
+        return name, []
+    with display.waiting("compiling kernels (once per machine)"):
+        reason = why_not_lean(formats.device, formats.dtype)
+    if reason is None:
+        return "lean", []
+    return "reference", [f"model.op=auto takes the reference: {reason}"]
+
+
+def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str) -> Recipe:
+    """`recipe` with every `auto` and every null that the data or the machine decides filled in."""
+    model, data, loop = recipe.model, recipe.data, recipe.loop
+    workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
+    updates: dict[str, Any] = {
+        "model": model.model_copy(update={"num_classes": num_classes, "op": op}),
+        "data": data.model_copy(update={"workers": workers}),
+        "loop": loop.model_copy(
+            update={
+                "device": formats.device.type,
+                "precision": formats.name,
+                "memory_format": formats.memory_format_name,
+            }
+        ),
+    }
+    return recipe.model_copy(update=updates)
+
+
+def _refuse_lone_pixels(recipe: Recipe, images: int) -> None:
+    """BatchNorm has no variance where a rank trains one image whose last map is one pixel."""
+    data, world = recipe.data, distributed.world_size()
+    counts = {min(images, data.batch_size)}
+    if images % data.batch_size and not data.drop_last:
+        counts.add(images % data.batch_size)
+    parts = range(1 if recipe.model.sync_bn else world)
+    alone = any(
+        share.stop - share.start == 1
+        for count in counts
+        for rank in parts
+        for share in micro_batches(
+            count, data.batch_size, recipe.loop.accumulation, rank, len(parts)
+        )
+    )
+    if alone and last_map(architecture(recipe.model), data.train_side) == 1:
+        raise UserError(
+            f"{images} training images in batches of data.batch_size={data.batch_size} leave one "
+            f"image alone, and of {data.train_side} x {data.train_side} pixels one is left at the "
+            f"end, for which BatchNorm has no variance; set data.drop_last=true or another "
+            f"data.batch_size"
+        )
+
+
+def _look_at(train: Examples, val: Examples, recipe: Recipe) -> tuple[np.ndarray, list[str]]:
+    """Labels, counts and a sample of the files of both lists."""
+    num_classes, data = recipe.model.num_classes, recipe.data
+    assert num_classes is not None
+    counts, warnings = check_examples(train, num_classes, data.check_files, data.channels)
+    _, val_warnings = check_examples(val, num_classes, data.check_files, data.channels)
+    shared = set(train.paths) & set(val.paths)
+    if shared:
+        raise UserError(
+            f"{len(shared)} files are in both the training and the validation list, such as "
+            f"{min(shared)}: the accuracy would mean nothing; take them out of one list"
+        )
+    return counts, [*warnings, *(f"validation: {text}" for text in val_warnings)]

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densekit.data.transforms import Preprocessing
+from densekit.models import artifact
+from densekit.models.artifact import ArtifactConfig, Described
+from densekit.models.densenet import DenseNet, DenseNetConfig
+
+
+def densekit(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "densekit", *words], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of six 16 x 16 images, and a file that is none."""
+    folder = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir()
+        for i in range(6):
+            pixels = draw.integers(0, 128, (16, 16, 3)) + 100 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact") / "best"
+    config = DenseNetConfig(
+        growth_rate=4, block_config=(1, 1), num_init_features=8, stem="cifar", num_classes=2
+    )
+    torch.manual_seed(0)
+    artifact.write(
+        folder,
+        ArtifactConfig(
+            model=Described(name="densenet121", architecture=config),
+            preprocessing=Preprocessing(resize=None, crop=16),
+            classes=("cat", "dog"),
+        ),
+        DenseNet(config).state_dict(),
+    )
+    return folder
+
+
+def test_help_loads_neither_torch_nor_pydantic() -> None:
+    code = (
+        "import sys; sys.argv = ['densekit', '--help']\n"
+        "from densekit.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'pydantic', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "train" in result.stdout
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "-c", "quickstrat"], 'has this name; did you mean "quickstart"?'),
+        (["train", "-c", "none.yaml"], "none.yaml: there is no such file"),
+        (["train", "-c", "quickstart", "-o", "optim.lrr=1"], 'key "lrr"; did you mean "lr"?'),
+        (["train", "-c", "quickstart", "-o", "optim.lr=fast"], "-o optim.lr=fast: expected"),
+        (["train"], "no training images: set data.train"),
+        (["train", "--data", "none"], "there is no file or folder"),
+        (["evaluate"], "give either SOURCE"),
+        (["evaluate", "none"], "there is no such file or folder"),
+        (["predict", "none", "x.png"], "there is no such file or folder"),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_a_sentence_and_exit_2(
+    words: list[str], sentence: str, tmp_path: Path
+) -> None:
+    result = densekit(*words, cwd=tmp_path)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback_and_exits_3() -> None:
+    code = (
+        "import sys; sys.argv = ['densekit', 'models']\n"
+        "from densekit import cli, report\n"
+        "def broken(as_json): raise ZeroDivisionError('ours')\n"
+        "report.print_models = broken\n"
+        "cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 3
+    assert "Traceback" in result.stderr
+    assert "this is a bug in densekit" in result.stderr
+
+
+def test_models_as_json_has_the_published_sizes() -> None:
+    rows = {row["name"]: row for row in json.loads(densekit("models", "--json").stdout)}
+    assert rows["densenet121"]["parameters"] == 7_978_856
+    assert rows["densenet121"]["multiply_adds"] == pytest.approx(2.83e9, rel=0.01)
+    assert "densenet264" in densekit("models").stdout
+
+
+def test_evaluate_counts_every_image(images: Path, trained: Path) -> None:
+    result = densekit(
+        "evaluate", str(trained), "--data", str(images), "--json", "--batch-size", "5"
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["count"] == 12
+    assert found["precision"] == "fp32"
+    assert [row["count"] for row in found["per_class"]] == [6, 6]
+    assert np.sum(found["confusion"]) == 12
+    people = densekit("evaluate", str(trained), "--data", str(images))
+    assert f"{found['top1']:.4f}" in people.stdout
+    assert "preprocessing: " in people.stdout
+    assert "None" not in people.stdout
+
+
+def test_predict_keeps_order_and_exits_1_for_an_unreadable_file(
+    images: Path, trained: Path
+) -> None:
+    files = [str(images / "dog" / "3.png"), str(images / "none.png"), str(images / "cat")]
+    result = densekit("predict", str(trained), *files, "--json", "--topk", "1")
+    assert result.returncode == 1
+    rows = json.loads(result.stdout)
+    cats = [str(images / "cat" / f"{i}.png") for i in range(6)]
+    assert [row["file"] for row in rows] == [*files[:2], *cats]
+    assert "No such file" in rows[1]["error"]
+    assert all(len(row["topk"]) == 1 for row in rows if row["error"] is None)
+    table = densekit("predict", str(trained), *files, "--csv")
+    assert table.stdout.splitlines()[0] == "file,class1,label1,prob1,class2,label2,prob2,error"
+    assert densekit("predict", str(trained), files[0]).returncode == 0
+
+
+def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path) -> None:
+    result = densekit("train", "--data", str(images), "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "nothing was trained" in result.stdout
+    assert "densenet_bc_100_12" in result.stdout
+    assert "val_fraction=0.2" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    plan = json.loads(
+        densekit("train", "--data", str(images), "--dry-run", "--json", cwd=tmp_path).stdout
+    )
+    assert plan["train"] + plan["val"] == 12
+    assert plan["recipe"]["model"]["num_classes"] == 2

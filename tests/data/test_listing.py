@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+from densekit.config import UserError
+from densekit.data.listing import Examples, read_class_names, read_folder, read_list
+
+
+def listed(tmp_path: Path, content: str | bytes, delimiter: str | None = None) -> Examples:
+    file = tmp_path / "train_list.txt"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_list(file, tmp_path, delimiter)
+
+
+@pytest.mark.parametrize(
+    ("content", "delimiter", "path", "label"),
+    [
+        ("a/1.jpg 3\n", None, "a/1.jpg", 3),
+        ("a/1.jpg\t3", None, "a/1.jpg", 3),
+        ("a/my cat  one.jpg \t 12\n", None, "a/my cat  one.jpg", 12),
+        ("  a/1.jpg 3  \r\n", None, "a/1.jpg", 3),
+        ("a/1, 2.jpg,3\n", ",", "a/1, 2.jpg", 3),
+        ("a/my cat.jpg\t3\n", "\t", "a/my cat.jpg", 3),
+        ("a/1.jpg  3\n", " ", "a/1.jpg", 3),
+        (b"\xef\xbb\xbfa/1.jpg 3\r\n", None, "a/1.jpg", 3),
+        ("\n\n a/\u00e9\u2028t\u00e9.jpg 3\n\n", None, "a/\u00e9\u2028t\u00e9.jpg", 3),
+    ],
+)
+def test_a_line_is_a_path_and_the_label_after_the_last_delimiter(
+    tmp_path: Path, content: str | bytes, delimiter: str | None, path: str, label: int
+) -> None:
+    examples = listed(tmp_path, content, delimiter)
+    assert examples.paths == [f"{tmp_path}{os.sep}{path}"]
+    assert examples.labels.tolist() == [label]
+    assert examples.labels.dtype == np.int64
+    assert examples.relative(0) == path
+
+
+@pytest.mark.parametrize(
+    ("content", "delimiter", "message"),
+    [
+        ("a.jpg 0\n\nb.jpg\n", None, ":3: expected a path, whitespace and a label.*'b.jpg'"),
+        ("a.jpg 0\nb.jpg x\n", None, ":2: .*'b.jpg x'"),
+        ("a.jpg 0\nb.jpg -1\n", None, ":2: .*from 0 on.*'b.jpg -1'"),
+        ("a.jpg 1.0\n", None, ":1: "),
+        ("a.jpg 1_0\n", None, ":1: "),
+        ("a.jpg 99999999999999999999\n", None, ":1: "),
+        ("7\n", None, ":1: "),
+        ("a.jpg 0\nmy b.jpg,1\n", None, ':2: .*data.delimiter=","'),
+        ("a.jpg 0\n", ",", ":1: expected a path, ',' and a label"),
+        (b"a.jpg 0\n\xff\xfeb 1\n", None, ":2: is not UTF-8"),
+        ("\n \r\n", None, "lists no images"),
+        ("", None, "lists no images"),
+    ],
+)
+def test_a_malformed_line_is_named(
+    tmp_path: Path, content: str | bytes, delimiter: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=r"train_list\.txt" + ".*" + message):
+        listed(tmp_path, content, delimiter)
+
+
+def test_where_counts_blank_lines(tmp_path: Path) -> None:
+    examples = listed(tmp_path, "a.jpg 0\n\n\nb.jpg 1\n")
+    assert examples.where(1) == f"{tmp_path / 'train_list.txt'}:4"
+    assert examples.subset([1]).where(0) == examples.where(1)
+
+
+def test_a_missing_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.txt: cannot be read: No such file"):
+        read_list(tmp_path / "none.txt", tmp_path)
+
+
+def test_classes_stand_beside_the_list(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("0 n01440764 tench\n\n2\tgreat white shark\r\n")
+    examples = listed(tmp_path, "a.jpg 0\n")
+    assert examples.classes == {0: "n01440764 tench", 2: "great white shark"}
+    assert examples.num_classes == 3
+    assert listed(tmp_path, "a.jpg 5\n").num_classes == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\n", ":1: expected `label name`"),
+        ("0 a\n1\n", ":2: exp"),
+        ("0 a\n0 b\n", ":2: .*twice"),
+    ],
+)
+def test_malformed_classes_are_named(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"classes\.txt" + message):
+        read_class_names(file)
+
+
+def test_the_digest_is_of_relative_paths_labels_and_their_order(tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    one = listed(tmp_path, "a.jpg 0\nb.jpg 1\n").digest()
+    assert listed(tmp_path / "moved", "\na.jpg\t0\nb.jpg 1").digest() == one
+    others = ["b.jpg 1\na.jpg 0\n", "a.jpg 1\nb.jpg 1\n", "a.jpg 0\n", "a.jpg 0\nc.jpg 1\n"]
+    assert len({one, *(listed(tmp_path, text).digest() for text in others)}) == 5
+
+
+def test_subset_takes_what_it_is_told_in_that_order(tmp_path: Path) -> None:
+    examples = listed(tmp_path, "a.jpg 0\nb.jpg 1\nc.jpg 2\n").subset(np.array([2, 0]))
+    assert [Path(path).name for path in examples.paths] == ["c.jpg", "a.jpg"]
+    assert examples.labels.tolist() == [2, 0]
+    assert len(examples) == 2
+
+
+# Folders ------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_read_as_torchvision_reads_it(
+    tmp_path: Path, write_folder, write_image
+) -> None:
+    write_folder(tmp_path, {"dog": 3, "Cat": 2, "a-b": 1, "a b": 1})
+    write_image(tmp_path / "a-b/x/y/deep.JPG")
+    write_image(tmp_path / "a-b/x-y/deep.JPEG")
+    write_image(tmp_path / "stray.png")
+    (tmp_path / "dog/notes.txt").write_text("no image")
+    ours, theirs = read_folder(tmp_path), ImageFolder(str(tmp_path))
+    assert list(zip(ours.paths, ours.labels.tolist(), strict=True)) == theirs.samples
+    assert ours.classes == dict(enumerate(theirs.classes))
+    assert ours.lines is None
+    assert ours.where(3) == ours.paths[3]
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path: Path, write_folder, write_image) -> None:
+    write_folder(tmp_path, {"cat": 1, "dog": 1, ".ipynb_checkpoints": 1})
+    write_image(tmp_path / "cat/.ipynb_checkpoints/0.png")
+    (tmp_path / "dog/._000.png").write_bytes(b"a Mac's resource fork")
+    assert read_folder(tmp_path).labels.tolist() == [0, 1]
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 1})
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(UserError, match=r"dog: this class folder holds no images"):
+        read_folder(tmp_path)
+
+
+def test_a_folder_without_class_folders_is_refused(tmp_path: Path, write_image) -> None:
+    with pytest.raises(UserError, match="holds no images and no class folders"):
+        read_folder(tmp_path)
+    write_image(tmp_path / "1.png")
+    with pytest.raises(UserError, match=r"images such as 1\.png, but no class folders; make one"):
+        read_folder(tmp_path)
+
+
+def test_known_classes_fix_the_labels(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"dog": 1, "cat": 2})
+    known = {0: "ant", 1: "cat", 2: "cow", 3: "dog"}
+    examples = read_folder(tmp_path, known)
+    assert examples.labels.tolist() == [1, 1, 3]
+    assert examples.classes == {1: "cat", 3: "dog"}
+    # names of another kind, but as many: ImageFolder's order
+    assert read_folder(tmp_path, {0: "0", 1: "1"}).labels.tolist() == [0, 0, 1]
+    with pytest.raises(UserError, match="'dog' is none of the 2 known classes"):
+        read_folder(tmp_path, {0: "cat", 1: "cow"})
+    shutil.rmtree(tmp_path / "cat")
+    with pytest.raises(UserError, match="'dog' is none of the 2 known classes"):
+        read_folder(tmp_path, {0: "x", 1: "y"})

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densekit.config import UserError
+from densekit.data import builtin
+from densekit.data.config import DataConfig
+from densekit.data.listing import Examples
+from densekit.data.splits import check_examples, find_part, hold_out, open_examples, open_split
+from densekit.data.transforms import decode
+
+
+def names(examples: Examples) -> list[str]:
+    return [examples.relative(i) for i in range(len(examples))]
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, write_folder) -> Path:
+    """A data set as PaddleClas has it: lists, and folders train/ and val/."""
+    write_folder(tmp_path / "train", {"cat": 3, "dog": 2})
+    write_folder(tmp_path / "val", {"cat": 1, "dog": 1})
+    (tmp_path / "train_list.txt").write_text(
+        "".join(f"train/cat/00{i}.png 0\n" for i in range(3)) + "train/dog/000.png 1\n"
+    )
+    (tmp_path / "val_list.txt").write_text("val/dog/000.png 1\nval/cat/000.png 0\n")
+    (tmp_path / "classes.txt").write_text("0 cat\n1 dog\n")
+    return tmp_path
+
+
+# Which files are meant ----------------------------------------------------------------------
+
+
+def test_a_root_alone_is_a_whole_data_set(imagenet: Path) -> None:
+    train, val = open_split(DataConfig(root=str(imagenet)))
+    assert (len(train), len(val)) == (4, 2)
+    assert train.origin == str(imagenet / "train_list.txt")
+    assert train.classes == val.classes == {0: "cat", 1: "dog"}
+    assert all(Path(path).is_file() for path in train.paths + val.paths)
+    for data in DataConfig(train=str(imagenet)), DataConfig(root="/nowhere", train=str(imagenet)):
+        assert [e.paths for e in open_split(data)] == [train.paths, val.paths]
+
+
+def test_subfolders_serve_where_there_are_no_lists(imagenet: Path) -> None:
+    (imagenet / "train_list.txt").unlink()
+    (imagenet / "val_list.txt").unlink()
+    train, val = open_split(DataConfig(root=str(imagenet)))
+    assert (len(train), len(val)) == (5, 2)
+    assert names(val) == ["cat/000.png", "dog/000.png"]
+    (imagenet / "val").rename(imagenet / "valid")
+    assert open_split(DataConfig(root=str(imagenet)))[1].origin == str(imagenet / "valid")
+
+
+def test_names_are_looked_up_under_the_root_then_here(
+    imagenet: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(here)
+    (here / "mine.txt").write_text("train/cat/000.png 0\n")
+    data = DataConfig(root=str(imagenet), train="mine.txt", val="val_list.txt")
+    train, val = open_split(data)
+    assert train.paths == [str(imagenet / "train/cat/000.png")]
+    assert len(val) == 2
+    with pytest.raises(UserError, match=r"no file or folder .*/none\.txt nor none\.txt"):
+        open_examples("none.txt", root=str(imagenet))
+
+
+def test_a_list_starts_from_its_own_folder_without_a_root(imagenet: Path) -> None:
+    examples = open_examples(str(imagenet / "val_list.txt"))
+    assert examples.paths[0] == str(imagenet / "val/dog/000.png")
+    assert open_examples(str(imagenet)).paths == examples.paths
+    assert len(open_examples(str(imagenet), split="train")) == 4
+    assert names(open_examples(str(imagenet / "train"))) == [
+        "cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png"
+    ]  # fmt: skip
+
+
+def test_a_class_may_be_called_train(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"bus": 1, "train": 1})
+    assert find_part(tmp_path, "train") is None
+    assert open_examples(str(tmp_path)).classes == {0: "bus", 1: "train"}
+
+
+def test_a_data_set_with_one_part_is_not_taken_for_class_folders(imagenet: Path) -> None:
+    (imagenet / "train_list.txt").unlink()
+    (imagenet / "train").rename(imagenet / ".hidden")
+    with pytest.raises(UserError, match=r"has val_list\.txt but neither train_list\.txt nor"):
+        open_split(DataConfig(root=str(imagenet)))
+
+
+def test_validation_folders_get_the_training_labels(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path / "train", {"ant": 1, "bee": 1, "cow": 1})
+    write_folder(tmp_path / "val", {"bee": 1, "cow": 2})
+    _, val = open_split(DataConfig(root=str(tmp_path)))
+    assert val.labels.tolist() == [1, 2, 2]
+
+
+def test_a_label_means_the_same_in_both(imagenet: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "list.txt").write_text("val/cat/000.png 0\n")
+    (other / "classes.txt").write_text("0 dog\n1 cat\n")
+    data = DataConfig(root=str(imagenet), train="train_list.txt", val=str(other / "list.txt"))
+    with pytest.raises(UserError, match=r"label 0 is 'cat' in .*train_list\.txt and 'dog' in"):
+        open_split(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "no training images: set data.train"),
+        ({"train": "train"}, "no validation images for .*train: set data.val, or .*val_fraction"),
+        ({"train": "train", "val": "val", "val_fraction": 0.5}, "also data.val=val; set .*=0"),
+        ({"train": ".", "val_fraction": 0.5}, "also .*val_list.txt; set data.val_fraction=0"),
+        ({"train": "builtin:mnist"}, 'builtin:mnist: there is no.*did you mean "mnist5k"'),
+    ],
+)
+def test_what_is_missing_or_too_much_is_said(
+    imagenet: Path, monkeypatch: pytest.MonkeyPatch, data: dict, message: str
+) -> None:
+    monkeypatch.chdir(imagenet)
+    with pytest.raises(UserError, match=message):
+        open_split(DataConfig(**data))
+
+
+def test_the_builtin_has_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def write(root: Path) -> Path:
+        written.append(root)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "train_list.txt").write_text("a.png 0\nb.png 1\n")
+        (root / "val_list.txt").write_text("c.png 1\n")
+        return root
+
+    monkeypatch.setitem(builtin.WRITERS, "mnist5k", write)
+    monkeypatch.chdir(tmp_path)
+    train, val = open_split(DataConfig(train="builtin:mnist5k"))
+    assert (len(train), len(val)) == (2, 1)
+    assert len(open_examples("builtin:mnist5k")) == 1
+    assert open_split(DataConfig(train="builtin:mnist5k", root="x"))[0].paths[0] == "x/a.png"
+    assert written == [Path("data/mnist5k")] * 2 + [Path("x")]
+
+
+# Holding out --------------------------------------------------------------------------------
+
+
+def many(labels: list[int], root: str = "/data") -> Examples:
+    paths = [f"{root}/{label}/{i}.png" for i, label in enumerate(labels)]
+    lines = list(range(1, len(labels) + 1))
+    return Examples(paths, np.array(labels, np.int64), {}, root, f"{root}/list.txt", lines)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 99),
+)
+def test_held_out_files_depend_on_nothing_but_the_files(
+    labels: list[int], fraction: float, seed: int
+) -> None:
+    examples = many(labels)
+    if max(np.bincount(labels)) < 2:
+        with pytest.raises(UserError, match="no class of two images"):
+            hold_out(examples, fraction)
+        return
+    train, val = hold_out(examples, fraction)
+    assert sorted(train.paths + val.paths) == sorted(examples.paths)
+    assert train.paths == [p for p in examples.paths if p in set(train.paths)]  # order kept
+    for label, count in enumerate(np.bincount(labels)):
+        held = int((val.labels == label).sum())
+        if count >= 2:
+            assert 1 <= held < count
+        assert held == 0 or abs(held - fraction * count) <= 1
+    order = list(range(len(labels)))
+    random.Random(seed).shuffle(order)
+    moved = many(labels, "/elsewhere/data").subset(order)
+    assert sorted(names(hold_out(moved, fraction)[1])) == sorted(names(val))
+
+
+def test_all_lines_of_a_file_go_the_same_way() -> None:
+    once = many([0] * 10)
+    twice = once.subset([i for i in range(10) for _ in range(3)])
+    train, val = hold_out(twice, 0.3)
+    assert not set(train.paths) & set(val.paths)
+    assert len(val) == 9
+
+
+def test_val_fraction_holds_out_of_a_folder(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 10, "dog": 5})
+    train, val = open_split(DataConfig(train=str(tmp_path), val_fraction=0.2))
+    assert np.bincount(train.labels).tolist() == [8, 4]
+    assert np.bincount(val.labels).tolist() == [2, 1]
+    assert val.classes == train.classes == {0: "cat", 1: "dog"}
+
+
+# Looking at the data ------------------------------------------------------------------------
+
+
+def test_counts_and_empty_classes(imagenet: Path) -> None:
+    train, _ = open_split(DataConfig(root=str(imagenet)))
+    counts, warnings = check_examples(train, 4, 64, 3)
+    assert counts.tolist() == [3, 1, 0, 0]
+    assert warnings == ["2 of 4 classes have no images: 2, 3"]
+    assert check_examples(train, 2, 64, 3)[1] == []
+
+
+def test_a_label_that_is_no_class_is_named(imagenet: Path) -> None:
+    (imagenet / "train_list.txt").write_text("train/cat/000.png 0\ntrain/dog/000.png 7\n")
+    train = open_examples(str(imagenet), split="train")
+    with pytest.raises(UserError, match=r"train_list.txt:2: label 7, but .*=2 .*num_classes=8"):
+        check_examples(train, 2, 0, 3)
+
+
+def test_files_that_cannot_be_read_are_named_with_their_lines(imagenet: Path) -> None:
+    (imagenet / "train/cat/001.png").write_bytes(b"")
+    (imagenet / "train/cat/002.png").write_bytes(b"no image")
+    (imagenet / "train/dog/000.png").unlink()
+    train = open_examples(str(imagenet), split="train")
+    with pytest.raises(UserError) as error:
+        check_examples(train, 2, 64, 3)
+    text = str(error.value)
+    assert text.startswith("3 of 4 files looked at cannot be read:")
+    assert f"train_list.txt:2: {imagenet}/train/cat/001.png: is empty" in text
+    assert f"train_list.txt:3: {imagenet}/train/cat/002.png: is not an image" in text
+    assert f"train_list.txt:4: {imagenet}/train/dog/000.png: cannot be read: No such file" in text
+    assert f"paths start from {imagenet}: set data.root" in text
+    assert check_examples(train, 2, 0, 3)[0].tolist() == [3, 1]  # none looked at
+    assert check_examples(train, 2, 1, 3)[0].tolist() == [3, 1]  # the first is sound
+
+
+def test_at_most_five_are_listed() -> None:
+    with pytest.raises(UserError) as error:
+        check_examples(many([0] * 40), 1, 20, 3)
+    assert str(error.value).startswith("20 of 20 files")
+    assert str(error.value).count("No such file") == 5
+    assert "39.png" not in str(error.value)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 200), sample=st.integers(1, 80))
+def test_the_sample_is_spread_over_all(n: int, sample: int) -> None:
+    with pytest.raises(UserError, match=f"^{min(n, sample)} of {min(n, sample)} files"):
+        check_examples(many([0] * n), 1, sample, 3)
+
+
+# The real ones ------------------------------------------------------------------------------
+
+
+def test_500_imagenet_files_decode(
+    test_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("imagenet")
+    with tarfile.open(test_data / "imagenet-sample.tar") as tar:
+        tar.extractall(root, filter="data")
+    examples = open_examples(str(root / "imagenet-sample"))
+    assert len(examples) == 500
+    assert examples.num_classes == 1000
+    assert examples.classes[examples.labels[1]] == "n01484850 great white shark"
+    counts, warnings = check_examples(examples, 1000, 16, 3)
+    assert counts.sum() == 500
+    assert warnings[0].startswith("500 of 1000 classes have no images: n01443537 goldfish, ")
+    for path in examples.paths:
+        image = decode(path, 3)
+        assert image.shape[0] == 3
+        assert min(image.shape[1:]) >= 30

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from densekit.config import UserError
+from densekit.data.splits import open_split
+from densekit.data.suggest import suggest
+from densekit.training.recipe import load
+
+
+def settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """What the whole recipe says, and the sentences."""
+    tree, said = suggest(folder)
+    recipe = load(suggested=tree)
+    return recipe.model_dump(), "\n".join(said)
+
+
+def test_photographs_get_imagenets_way(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 6, "dog": 4}, suffix=".jpg", size=(320, 240))
+    recipe, said = settings(tmp_path)
+    data = recipe["data"]
+    assert data["train"] == str(tmp_path)
+    assert (data["image_size"], data["resize"], data["crop"]) == (224, 256, "random_resized")
+    assert (data["channels"], data["flip"], data["val_fraction"]) == (3, 0.5, 0.2)
+    assert recipe["model"]["name"] == "densenet121"
+    assert recipe["optim"]["schedule"] == "cosine"
+    assert f"10 images of 2 classes in {tmp_path}" in said
+    assert "short side is 240 pixels (median): data.image_size=224" in said
+    assert "data.val_fraction=0.2 of each class is held out" in said
+    assert "8 training images: data.batch_size=32, loop.epochs=200" in said
+    train, val = open_split(load(suggested=suggest(tmp_path)[0]).data)
+    assert (len(train), len(val)) == (8, 2)
+
+
+def test_small_images_stay_as_they_are(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 3, "dog": 3}, size=(32, 32))
+    recipe, said = settings(tmp_path)
+    data = recipe["data"]
+    assert (data["image_size"], data["resize"], data["crop"]) == (32, None, "pad")
+    assert recipe["model"]["name"] == "densenet_bc_100_12"
+    assert "data.image_size=32" in said
+    write_folder(tmp_path, {"cow": 2}, size=(48, 40))
+    assert settings(tmp_path)[0]["data"]["resize"] == 32
+
+
+@pytest.mark.parametrize(
+    ("side", "image_size", "resize"),
+    [(28, 28, None), (63, 63, None), (64, 64, 73), (96, 96, 110), (130, 128, 146), (160, 224, 256)],
+)
+def test_sizes_follow_the_table(
+    tmp_path: Path, write_folder, side: int, image_size: int, resize: int | None
+) -> None:
+    write_folder(tmp_path, {"cat": 1, "dog": 1}, size=(side + 9, side))
+    data = settings(tmp_path)[0]["data"]
+    assert (data["image_size"], data["resize"]) == (image_size, resize)
+
+
+def test_grey_files_need_one_channel(tmp_path: Path, write_folder, write_image) -> None:
+    write_folder(tmp_path, {"cat": 2, "dog": 2}, mode="L")
+    recipe, said = settings(tmp_path)
+    assert (recipe["data"]["channels"], recipe["model"]["in_channels"]) == (1, 1)
+    assert (recipe["data"]["mean"], recipe["data"]["std"]) == ((0.5,), (0.5,))
+    assert "the files are grey: data.channels=1" in said
+    write_image(tmp_path / "cat/colour.png")
+    assert settings(tmp_path)[0]["model"]["in_channels"] == 3
+
+
+def test_characters_are_not_mirrored(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"3": 2, "E": 2})
+    recipe, said = settings(tmp_path)
+    assert recipe["data"]["flip"] == 0
+    assert "data.flip=0" in said
+
+
+def test_a_whole_data_set_keeps_its_validation_images(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path / "train", {"cat": 2, "dog": 2})
+    write_folder(tmp_path / "val", {"cat": 1, "dog": 1})
+    recipe, said = settings(tmp_path)
+    assert recipe["data"]["val_fraction"] == 0
+    assert "held out" not in said
+    assert "4 training images" in said
+    train, val = open_split(load(suggested=suggest(tmp_path)[0]).data)
+    assert (len(train), len(val)) == (4, 2)
+
+
+def test_a_list_file_will_do(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 5, "dog": 5})
+    names = [f"{c}/{i:03d}.png" for c in ("cat", "dog") for i in range(5)]
+    file = tmp_path / "all.txt"
+    file.write_text("".join(f"{name} {int('dog' in name)}\n" for name in names))
+    tree, _ = suggest(file)
+    train, val = open_split(load(suggested=tree).data)
+    assert (len(train), len(val)) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"),
+    [(10, 32, 200), (1000, 32, 190), (4000, 64, 100), (20000, 256, 80), (10**5, 256, 30)],
+)
+def test_batch_and_epochs_follow_the_number_of_images(
+    tmp_path: Path, write_folder, images: int, batch: int, epochs: int
+) -> None:
+    write_folder(tmp_path / "val", {"cat": 1, "dog": 1})
+    (tmp_path / "val_list.txt").write_text("val/cat/000.png 0\n")
+    lines = ["val/cat/000.png 0\n", "val/dog/000.png 1\n"]
+    (tmp_path / "train_list.txt").write_text("".join(lines) * (images // 2))
+    recipe, _ = settings(tmp_path)
+    assert (recipe["data"]["batch_size"], recipe["loop"]["epochs"]) == (batch, epochs)
+
+
+def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, write_folder) -> None:
+    with pytest.raises(UserError, match=r"there is no file or folder .*none"):
+        suggest(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no images and no class folders"):
+        suggest(tmp_path)
+    write_folder(tmp_path / "images", {"cat": 1})
+    with pytest.raises(UserError, match="all images are of one class; give a folder with"):
+        suggest(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        (tmp_path / "bad" / name / "1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cat/1\.png: cannot be read as an image"):
+        suggest(tmp_path / "bad")

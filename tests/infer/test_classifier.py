@@ -1,0 +1,298 @@
+"""predict.py: rows for images of every kind, in order, whole in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densekit.config import UserError
+from densekit.data.transforms import Preprocessing, decode
+from densekit.infer.classifier import (
+    Classifier,
+    Row,
+    expand,
+    load,
+    write_csv,
+    write_json,
+    write_text,
+)
+from densekit.models import artifact
+from densekit.models.artifact import ArtifactConfig, Described, Task
+from densekit.models.densenet import DenseNet, DenseNetConfig
+
+TINY = DenseNetConfig(
+    growth_rate=4, block_config=(1, 2), num_init_features=8, stem="cifar", num_classes=7,
+    image_size=24,
+)  # fmt: skip
+PREPROCESSING = Preprocessing(resize=28, crop=24)
+CLASSES = ("ant", "bee", "cat", 'dog, "big"', "égret", "fox", "gnu")
+
+
+def network() -> DenseNet:
+    torch.manual_seed(3)
+    model = DenseNet(TINY)
+    model.classifier.weight.data *= 20  # probabilities that differ
+    model(torch.randn(8, 3, 24, 24))
+    return model.eval()
+
+
+def write(folder: Path, task: Task = "multiclass") -> Path:
+    config = ArtifactConfig(
+        task=task,
+        model=Described(name="tiny", architecture=TINY),
+        preprocessing=PREPROCESSING,
+        classes=CLASSES,
+    )
+    artifact.write(folder, config, network().state_dict())
+    return folder
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Classifier:
+    return load(write(tmp_path / "best"), device="cpu")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Eleven images of noise around a colour, of several sizes and kinds."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator, names = np.random.default_rng(0), []
+    for i in range(11):
+        colour = generator.integers(0, 200, 3)
+        pixels = (colour + generator.integers(0, 56, (30 + 3 * i, 45 - i, 3))).astype(np.uint8)
+        names.append(str(folder / f"{i:02d}.{('png', 'jpg', 'bmp')[i % 3]}"))
+        Image.fromarray(pixels).save(names[-1])
+    return names
+
+
+def logits(file: str) -> np.ndarray:
+    """By the network alone, one image at a time."""
+    square = PREPROCESSING(decode(file, 3))
+    with torch.inference_mode():
+        return network()(PREPROCESSING.normalize(square[None]))[0].numpy().astype(np.float64)
+
+
+def test_a_row_is_the_networks_answer(classifier: Classifier, files: list[str]) -> None:
+    rows = classifier.predict(files, topk=3)
+    assert [row["file"] for row in rows] == files
+    winners = set()
+    for row in rows:
+        assert row["error"] is None
+        assert list(row) == ["file", "topk", "error"]
+        values = logits(str(row["file"]))
+        probs = np.exp(values - values.max())
+        probs /= probs.sum()
+        order = np.argsort(-probs)[:3]
+        assert [answer["class"] for answer in row["topk"]] == order.tolist()
+        assert [answer["label"] for answer in row["topk"]] == [CLASSES[i] for i in order]
+        assert [answer["prob"] for answer in row["topk"]] == pytest.approx(
+            probs[order].tolist(), rel=1e-4
+        )
+        winners.add(row["topk"][0]["class"])
+    assert len(winners) > 1, "a network that always answers the same shows nothing"
+
+
+def test_rows_do_not_depend_on_the_batch(classifier: Classifier, files: list[str]) -> None:
+    whole = classifier.predict(files, topk=7, batch_size=11)
+    for batch_size in (1, 2, 4, 5, 64):
+        rows = classifier.predict(files, topk=7, batch_size=batch_size)
+        assert [row["file"] for row in rows] == files
+        for row, other in zip(rows, whole, strict=True):
+            probs = {a["class"]: a["prob"] for a in row["topk"]}
+            others = {a["class"]: a["prob"] for a in other["topk"]}
+            assert probs == pytest.approx(others, rel=1e-4)
+
+
+def test_every_kind_of_input_gives_the_same_answer(
+    classifier: Classifier, files: list[str]
+) -> None:
+    path = Path(files[0])  # a PNG
+    image = Image.open(path)
+    inputs = [str(path), path, path.read_bytes(), image, np.array(image)]
+    rows = classifier.predict(inputs, batch_size=5)
+    assert [row["file"] for row in rows] == [str(path), str(path), None, None, None]
+    for row in rows:
+        probs = [
+            (answer["class"], pytest.approx(answer["prob"], rel=1e-4)) for answer in row["topk"]
+        ]
+        assert [(answer["class"], answer["prob"]) for answer in rows[0]["topk"]] == probs
+    squares = [classifier._square(image) for image in inputs]
+    assert all(torch.equal(square, squares[0]) for square in squares)  # type: ignore[arg-type]
+
+
+def test_topk_is_at_most_the_classes(classifier: Classifier, files: list[str]) -> None:
+    (row,) = classifier.predict(files[:1], topk=100)
+    assert len(row["topk"]) == 7
+    assert sum(answer["prob"] for answer in row["topk"]) == pytest.approx(1)
+    assert len(classifier.predict(files[:1])[0]["topk"]) == 5
+    assert classifier.predict([]) == []
+
+
+def test_multilabel_is_a_sigmoid_each(tmp_path: Path, files: list[str]) -> None:
+    (row,) = load(write(tmp_path / "many", "multilabel"), "cpu").predict(files[:1], topk=7)
+    values = logits(files[0])
+    expected = 1 / (1 + np.exp(-values))
+    for answer in row["topk"]:
+        assert answer["prob"] == pytest.approx(expected[answer["class"]], rel=1e-4)
+    probs = [answer["prob"] for answer in row["topk"]]
+    assert probs == sorted(probs, reverse=True)
+    assert sum(probs) != pytest.approx(1)
+
+
+def test_what_a_notebook_holds(classifier: Classifier) -> None:
+    assert isinstance(classifier.model, DenseNet)
+    assert not classifier.model.training
+    assert classifier.classes == list(CLASSES)
+    assert classifier.preprocess == PREPROCESSING
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_answers_alike(classifier: Classifier, files: list[str], tmp_path: Path) -> None:
+    gpu = load(tmp_path / "best", device="cuda")
+    assert gpu.model.classifier.weight.is_cuda
+    rows = zip(gpu.predict(files), classifier.predict(files), strict=True)
+    for row, other in rows:
+        assert row["topk"][0]["prob"] == pytest.approx(other["topk"][0]["prob"], abs=0.02)
+
+
+# What goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_file_that_cannot_be_read_is_a_row(
+    classifier: Classifier, files: list[str], tmp_path: Path, batch_size: int
+) -> None:
+    empty, text, half = tmp_path / "empty.jpg", tmp_path / "text.png", tmp_path / "half.jpg"
+    empty.write_bytes(b"")
+    text.write_text("hello")
+    half.write_bytes(Path(files[1]).read_bytes()[:300])
+    bad = {
+        1: (str(empty), "is empty"),
+        3: (str(tmp_path / "gone.png"), "No such file"),
+        4: (str(text), "is not an image"),
+        9: (str(half), "cannot be read as an image"),
+    }
+    mixed = list(files)
+    for place, (name, _) in bad.items():
+        mixed.insert(place, name)
+
+    rows = classifier.predict(mixed, batch_size=batch_size)
+
+    assert [row["file"] for row in rows] == mixed
+    good = classifier.predict(files)
+    assert [r["topk"][0]["class"] for r in rows if not r["error"]] == [
+        r["topk"][0]["class"] for r in good
+    ]
+    for place, row in enumerate(rows):
+        assert (row["error"] is not None) == (place in bad)
+        if place in bad:
+            assert row["topk"] == []
+            assert bad[place][1] in str(row["error"])
+
+
+def test_only_unreadable_files(classifier: Classifier, tmp_path: Path) -> None:
+    rows = classifier.predict([str(tmp_path / "a.png"), b"not an image"])
+    assert [row["file"] for row in rows] == [str(tmp_path / "a.png"), None]
+    assert all(row["error"] and not row["topk"] for row in rows)
+
+
+def test_answers_that_are_not_finite_are_errors(classifier: Classifier, files: list[str]) -> None:
+    classifier.model.classifier.bias.data[2] = float("nan")
+    (row,) = classifier.predict(files[:1])
+    assert row["topk"] == []
+    assert row["error"] == "the network's output is not finite"
+
+
+def test_mistakes_of_the_caller(classifier: Classifier, files: list[str]) -> None:
+    with pytest.raises(UserError, match="takes a list"):
+        classifier.predict(files[0])
+    with pytest.raises(UserError, match="uint8 array"):
+        classifier.predict([np.zeros((8, 8, 3))])
+    with pytest.raises(UserError, match="at least 1"):
+        classifier.predict(files, topk=0)
+
+
+# Files --------------------------------------------------------------------------------------
+
+
+def test_expand_keeps_files_and_walks_folders(tmp_path: Path) -> None:
+    names = ["b/2.png", "b/1.JPG", "a/deep/3.jpeg", "notes.txt", ".hidden.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    gone = str(tmp_path / "gone.png")
+    text = str(tmp_path / "notes.txt")
+    found = expand([gone, str(tmp_path), text])
+    assert found[0] == gone
+    assert found[-1] == text, "what is named is taken, whatever its suffix"
+    walked = [str(Path(file).relative_to(tmp_path)) for file in found[1:-1]]
+    assert walked == ["a/deep/3.jpeg", "b/1.JPG", "b/2.png"]
+
+
+def test_expand_refuses_a_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="no images"):
+        expand([str(tmp_path)])
+
+
+# Output -------------------------------------------------------------------------------------
+
+ROWS: list[Row] = [
+    {
+        "file": "a,b.png",
+        "topk": [
+            {"class": 3, "label": 'dog, "big"', "prob": 0.1 + 0.2},
+            {"class": 4, "label": "égret", "prob": 1e-20},
+        ],
+        "error": None,
+    },
+    {"file": "bad.png", "topk": [], "error": "is empty"},
+    {"file": None, "topk": [{"class": 0, "label": "ant", "prob": 1.0}], "error": None},
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], []])
+def test_json_reads_back(rows: list[Row]) -> None:
+    out = io.StringIO()
+    assert write_json(iter(rows), out) == len(rows[1:2])
+    assert json.loads(out.getvalue()) == rows
+    assert len(out.getvalue().splitlines()) == (len(rows) + 2 if rows else 1)
+
+
+def test_csv_reads_back() -> None:
+    out = io.StringIO()
+    assert write_csv(iter(ROWS), out, topk=2) == 1
+    header, *lines = csv.reader(io.StringIO(out.getvalue()))
+    assert header == ["file", "class1", "label1", "prob1", "class2", "label2", "prob2", "error"]
+    assert lines[0] == [
+        "a,b.png", "3", 'dog, "big"', "0.30000000000000004", "4", "égret", "1e-20", "",
+    ]  # fmt: skip
+    assert lines[1] == ["bad.png", *[""] * 6, "is empty"]
+    assert lines[2] == ["", "0", "ant", "1.0", "", "", "", ""]
+
+
+def test_text_is_a_line_each() -> None:
+    out = io.StringIO()
+    assert write_text(iter(ROWS[:2]), out) == 1
+    assert out.getvalue().splitlines() == [
+        'a,b.png  dog, "big" 0.3000  égret 0.0000',
+        "bad.png  error: is empty",
+    ]
+
+
+def test_rows_come_before_the_last_file_is_read(classifier: Classifier, files: list[str]) -> None:
+    """A folder of a million images is not held in memory."""
+    read: list[str] = []
+    square = classifier._square
+    classifier._square = lambda image: (read.append(str(image)), square(image))[1]  # type: ignore
+    first = next(classifier.rows(files, batch_size=2))
+    assert first["file"] == files[0]
+    assert len(read) <= 4

@@ -1,0 +1,273 @@
+"""artifact.py: what is written is read; a write that is cut short changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from densekit.config import UserError
+from densekit.data.transforms import Preprocessing
+from densekit.files import temporary
+from densekit.models import artifact
+from densekit.models.artifact import ArtifactConfig, Described
+from densekit.models.densenet import DenseNet, DenseNetConfig
+
+TINY = DenseNetConfig(
+    growth_rate=4, block_config=(1, 1), num_init_features=8, stem="cifar", num_classes=3
+)
+
+
+def config(**fields: object) -> ArtifactConfig:
+    return ArtifactConfig(
+        model=Described(name="densenet_bc_40_12", architecture=TINY),
+        preprocessing=Preprocessing(crop=8, resize=None),
+        classes=("cat", "dog", "füchsin"),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def weights(seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return DenseNet(TINY).state_dict()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "best"
+    written = config(
+        metrics={"count": 3, "top1": 1 / 3, "loss": 0.1 + 0.2},
+        data={"val": "val_list.txt"},
+        provenance=artifact.provenance({"loop": {"seed": 1}}),
+    )
+    artifact.write(folder, written, weights())
+    found = artifact.read(folder)
+    assert found.config == written
+    assert same(found.state_dict, weights())
+    assert sorted(f.name for f in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_files_are_plain(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(metrics={"top1": 0.5}), weights())
+    tree = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert list(tree) == [
+        "format", "task", "model", "preprocessing", "classes", "metrics", "data", "provenance",
+    ]  # fmt: skip
+    assert tree["format"] == 1
+    assert tree["task"] == "multiclass"
+    assert tree["model"]["architecture"] == TINY.model_dump(mode="json")
+    assert tree["metrics"] == {"top1": 0.5}
+    assert same(load_file(tmp_path / "model.safetensors"), weights())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes_stay(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = DenseNet(TINY).to(dtype)
+    artifact.write(tmp_path, config(), model.state_dict())
+    assert same(artifact.read(tmp_path).state_dict, model.state_dict())
+
+
+def test_channels_last_is_stored_contiguous(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DenseNet(TINY).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    artifact.write(tmp_path, config(), model.state_dict())
+    found = artifact.read(tmp_path).state_dict
+    assert same(found, weights())
+    assert all(tensor.is_contiguous() for tensor in found.values())
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(metrics={"loss": float("nan")}), weights())
+    assert artifact.read(tmp_path).config.metrics == {"loss": None}
+
+
+# Cut short, edited, damaged -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_write_that_is_cut_short_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The process dies at the `at`-th rename: before the weights', or before config.json's."""
+    artifact.write(tmp_path, config(metrics={"top1": 0.1}), weights(0))
+    renames, replace = [], Path.replace
+
+    def dying(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) == at:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        artifact.write(tmp_path, config(metrics={"top1": 0.9}), weights(1))
+    monkeypatch.undo()
+
+    found = artifact.read(tmp_path)
+    new = at == 2
+    assert found.config.metrics == {"top1": 0.9 if new else 0.1}
+    assert same(found.state_dict, weights(1 if new else 0))
+    artifact.write(tmp_path, config(metrics={"top1": 0.5}), weights(2))
+    assert artifact.read(tmp_path).config.metrics == {"top1": 0.5}
+
+
+def test_a_first_write_that_was_cut_short_is_no_obstacle(tmp_path: Path) -> None:
+    temporary(tmp_path / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="no artifact"):
+        artifact.read(tmp_path)
+    artifact.write(tmp_path, config(), weights())
+    assert artifact.read(tmp_path).config == config()
+
+
+@pytest.mark.parametrize("copy", [None, "", "{}", '{"format": 1, "classes": ["x"]}', b"\xff"])
+def test_config_json_is_mended(tmp_path: Path, copy: str | bytes | None) -> None:
+    artifact.write(tmp_path, config(), weights())
+    file = tmp_path / "config.json"
+    text = file.read_bytes()
+    file.unlink()
+    if copy is not None:
+        file.write_bytes(copy if isinstance(copy, bytes) else copy.encode())
+    assert artifact.read(tmp_path).config == config()
+    assert file.read_bytes() == text
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_read_only_disk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact.write(tmp_path, config(), weights())
+    (tmp_path / "config.json").write_text("edited")
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode="r", *rest, **more: refuse()
+                        if "w" in mode else opened(self, mode, *rest, **more))  # fmt: skip
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert artifact.read(tmp_path).config == config()
+    assert (tmp_path / "config.json").read_text() == "edited"
+    with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+        artifact.write(tmp_path, config(), weights())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(metrics={"top1": 0.1}), weights(0))
+    temporary(tmp_path / "model.safetensors").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        artifact.write(tmp_path, config(metrics={"top1": 0.9}), weights(1))
+    assert artifact.read(tmp_path).config.metrics == {"top1": 0.1}
+    assert same(artifact.read(tmp_path).state_dict, weights(0))
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_weights_that_are_cut_short_are_refused(tmp_path: Path, length: int) -> None:
+    artifact.write(tmp_path, config(), weights())
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"model.safetensors: damaged or cut short"):
+        artifact.read(tmp_path)
+    artifact.write(tmp_path, config(), weights())  # config.json says that it was one of ours
+    assert artifact.read(tmp_path).config == config()
+
+
+def write_with(folder: Path, **changes: object) -> None:
+    """An artifact whose config has these keys besides or instead of the right ones."""
+    tree = json.loads(config().model_dump_json()) | changes
+    save_file(weights(), folder / "model.safetensors", {"densekit": json.dumps(tree)})
+
+
+def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+    write_with(tmp_path, format=2, unheard_of=True)
+    with pytest.raises(UserError, match=r"artifact format 2, but densekit .* reads format 1"):
+        artifact.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": "one"}, "no format number"),
+        ({"clases": ["a"]}, 'unknown key "clases"; did you mean "classes"'),
+        ({"classes": ["a"]}, "1 names in classes for 3 outputs"),
+        ({"task": "regression"}, "task"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    write_with(tmp_path, **changes)
+    with pytest.raises(UserError, match=words) as refusal:
+        artifact.read(tmp_path)
+    assert "model.safetensors" in str(refusal.value)
+
+
+def test_channels_must_agree() -> None:
+    grey = TINY.model_copy(update={"in_channels": 1})
+    with pytest.raises(ValueError, match="3 channels, the model takes 1"):
+        ArtifactConfig(
+            model=Described(name="x", architecture=grey),
+            preprocessing=Preprocessing(),
+            classes=("a", "b", "c"),
+        )
+
+
+def test_multilabel_is_readable(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(task="multilabel"), weights())
+    assert artifact.read(tmp_path).config.task == "multilabel"
+
+
+# Folders of something else ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "model.safetensors"])
+def test_a_foreign_folder_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / name
+    if name == "model.safetensors":
+        save_file({"a": torch.ones(1)}, foreign)
+    else:
+        foreign.write_text('{"theirs": 1}')
+    before = foreign.read_bytes()
+    with pytest.raises(UserError, match="something else"):
+        artifact.write(tmp_path, config(), weights())
+    assert foreign.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == [name]
+
+
+def test_what_lies_beside_an_artifact_stays(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(), weights(0))
+    (tmp_path / "README.md").write_text("mine")
+    artifact.write(tmp_path, config(), weights(1))
+    assert same(artifact.read(tmp_path).state_dict, weights(1))
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_bare_weights_name_the_way_on(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="--model NAME"):
+        artifact.read(tmp_path)
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "best").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        artifact.write(tmp_path / "best", config(), weights())
+
+
+def test_locate_takes_best_before_last(tmp_path: Path) -> None:
+    assert artifact.locate(tmp_path) == tmp_path
+    artifact.write(tmp_path / "last", config(), weights())
+    assert artifact.locate(tmp_path) == tmp_path / "last"
+    artifact.write(tmp_path / "best", config(), weights())
+    assert artifact.locate(tmp_path) == tmp_path / "best"
+    assert artifact.locate(tmp_path / "last") == tmp_path / "last"

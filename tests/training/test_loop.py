@@ -1,0 +1,185 @@
+"""A run from its first step to its last, within this process."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from densekit.config import UserError, build, read_yaml
+from densekit.infer.evaluate import evaluate_source
+from densekit.infer.model import open_path
+from densekit.models import artifact
+from densekit.precision import resolve
+from densekit.training import loop as run
+from densekit.training.optim import lr_factor
+from densekit.training.recipe import Recipe, load
+from densekit.training.run_training import Outcome, train
+from densekit.training.state import step_of
+from runs import EPOCHS, OPTIONS, STEPS, STEPS_PER_EPOCH, VAL, Options, Runs, lines, states, weights
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def recipe(runs: Runs, folder: Path, options: Options | None = None) -> Recipe:
+    own = {"data.root": runs.data, "loop.output_dir": folder}
+    return load(None, [f"{k}={v}" for k, v in {**OPTIONS, **own, **(options or {})}.items()])
+
+
+@pytest.fixture(scope="module")
+def outcome(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    before = torch.get_num_threads()
+    found = train(recipe(runs, tmp_path_factory.mktemp("train") / "a" / "run"))
+    torch.set_num_threads(before)
+    return found
+
+
+def test_a_run_leaves_its_folder(outcome: Outcome) -> None:
+    names = {f.name for f in outcome.folder.iterdir() if not f.name.startswith(".")}
+    assert names == {"recipe.yaml", "log.jsonl", "curves.png", "state", "best", "last"}
+    assert not list(outcome.folder.rglob(".*.tmp"))
+    assert [step_of(file) for file in states(outcome.folder)][-1] == STEPS
+    assert len(states(outcome.folder)) == 2
+    assert build(Recipe, read_yaml(outcome.folder / "recipe.yaml")) == outcome.plan.recipe
+
+
+def test_what_came_of_it(outcome: Outcome) -> None:
+    progress = outcome.progress
+    assert (progress.step, progress.epochs) == (STEPS, EPOCHS)
+    assert not outcome.stopped
+    assert not outcome.already_finished
+    assert outcome.ips == progress.images / progress.seconds > 0
+    evaluations = [line for line in lines(outcome.folder) if line["kind"] == "eval"]
+    assert progress.last["loss"] == evaluations[-1]["loss"]
+    assert progress.best["top1"] == max(line["top1"] for line in evaluations)
+
+
+def test_the_logged_rate_is_the_schedules(outcome: Outcome) -> None:
+    optim = outcome.plan.recipe.optim
+    for line in lines(outcome.folder):
+        if line["kind"] in ("train", "eval"):
+            factor = lr_factor(optim, line["step"] - 1, STEPS_PER_EPOCH, STEPS)
+            assert line["lr"] == optim.lr * factor
+
+
+def test_every_image_is_counted_once_an_epoch(runs: Runs, tmp_path: Path) -> None:
+    """The lines' means and images give the epoch's mean back, whatever log_every is."""
+    every = train(recipe(runs, tmp_path / "1"))
+    rare = train(recipe(runs, tmp_path / "4", {"loop.log_every": 4}))
+    sizes = [24] * 5 + [10]
+    losses = [line["loss"] for line in lines(every.folder) if line["kind"] == "train"]
+    rows = [line for line in lines(rare.folder) if line["kind"] == "train"]
+    assert [row["step"] for row in rows] == [4, 6, 8, 12], "and at each epoch's end"
+    begin = 0
+    for row in rows:
+        part = range(begin, row["step"])
+        mean = math.fsum(losses[i] * sizes[i % 6] for i in part) / sum(sizes[i % 6] for i in part)
+        assert row["loss"] == pytest.approx(mean, rel=1e-12)
+        begin = row["step"]
+
+
+def test_the_artifacts_metrics_are_what_evaluate_gives(outcome: Outcome) -> None:
+    """Of the EMA weights, to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for which in ("best", "last"):
+        folder = outcome.folder / which
+        own = artifact.read(folder).config.metrics
+        opened = open_path(str(folder))
+        found = evaluate_source(opened, resolve("cpu", "fp32"), workers=0)
+        assert {key: found[key] for key in ("count", "top1", "top5", "loss")} == own
+        assert own["count"] == VAL
+    torch.set_num_threads(threads)
+    state = torch.load(states(outcome.folder)[-1])
+    average = {
+        name.removeprefix("module."): value
+        for name, value in state["learner"]["ema"].items()
+        if name != "n_averaged"
+    }
+    last = weights(outcome.folder, "last")
+    assert all(torch.equal(last[name], value) for name, value in average.items())
+    assert any(not torch.equal(last[n], v) for n, v in state["learner"]["model"].items())
+
+
+def test_the_best_is_the_first_of_the_best(runs: Runs, tmp_path: Path) -> None:
+    found = train(recipe(runs, tmp_path / "run", {"loop.epochs": 4, "optim.lr": 0.01}))
+    evaluations = [line for line in lines(tmp_path / "run") if line["kind"] == "eval"]
+    first = max(evaluations, key=lambda line: line["top1"])
+    assert found.progress.best["epoch"] == first["epoch"]
+    assert artifact.read(tmp_path / "run" / "best").config.metrics["loss"] == first["loss"]
+
+
+def test_states_by_the_minute(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is the test's: 25 seconds go by whenever somebody looks."""
+    hands = SimpleNamespace(now=0.0)
+
+    def monotonic() -> float:
+        hands.now += 25.0
+        return hands.now
+
+    clock = SimpleNamespace(monotonic=monotonic, perf_counter=time.perf_counter)
+    monkeypatch.setattr(run, "time", clock)
+    options = {"loop.save_every": "2 minutes", "loop.keep": 100}
+    train(recipe(runs, tmp_path / "run", options))
+    saved = {step_of(file) for file in states(tmp_path / "run")}
+    assert {0, STEPS_PER_EPOCH, STEPS} < saved, "the epochs' ends, and some between"
+    assert len(saved) < STEPS, "not every step"
+
+
+def test_drop_last_leaves_the_short_batch_out(runs: Runs, tmp_path: Path) -> None:
+    found = train(recipe(runs, tmp_path / "run", {"data.drop_last": "true"}))
+    assert found.progress.step == EPOCHS * (STEPS_PER_EPOCH - 1)
+    assert found.progress.images == EPOCHS * (STEPS_PER_EPOCH - 1) * 24
+
+
+def test_a_finished_run_is_not_trained_again(runs: Runs, outcome: Outcome) -> None:
+    before = (outcome.folder / "last" / "model.safetensors").read_bytes()
+    again = train(recipe(runs, outcome.folder))
+    assert again.already_finished
+    assert again.progress == outcome.progress
+    assert (outcome.folder / "last" / "model.safetensors").read_bytes() == before
+
+
+def test_an_unreadable_image_stops_the_run_and_lets_the_folder_go(
+    runs: Runs, tmp_path: Path
+) -> None:
+    copy = tmp_path / "digits"
+    copy.mkdir()
+    for file in runs.data.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    name = (copy / "train_list.txt").read_text().split()[40]
+    good = (copy / name).read_bytes()
+    (copy / name).write_bytes(b"not an image")
+    own = recipe(runs, tmp_path / "run", {"data.root": copy, "data.check_files": 0})
+    with pytest.raises(UserError, match=rf"{name}: is not an image"):
+        train(own)
+    (copy / name).write_bytes(good)
+    assert train(own).progress.epochs == EPOCHS, "mended, the same command goes on"
+
+
+def test_one_image_left_over_for_a_map_of_one_pixel_is_a_users_mistake(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """BatchNorm cannot train on one value per channel; torch's own error names no option."""
+    options = {
+        "data.batch_size": 43,  # 130 = 3 * 43 + 1
+        "model.overrides": "{growth_rate: 4, block_config: [1, 1, 1], num_init_features: 8}",
+    }
+    with pytest.raises(UserError, match=r"data\.drop_last"):
+        train(recipe(runs, tmp_path / "run", options))
+
+
+def test_the_log_is_strict_json(outcome: Outcome) -> None:
+    for text in (outcome.folder / "log.jsonl").read_text().splitlines():
+        json.dumps(json.loads(text), allow_nan=False)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from densekit.config import UserError, build, read_yaml
+from densekit.training import run_folder
+from densekit.training.recipe import Recipe, load
+from densekit.training.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.2)
+
+
+def opened(path: Path, recipe: Recipe) -> RunFolder:
+    folder = RunFolder(path, keep=2)
+    folder.open_(recipe)
+    return folder
+
+
+def test_the_recipe_is_written_first_and_read_back_the_same(tmp_path: Path) -> None:
+    recipe = load("quickstart", ["optim.lr=1e-3", "loop.output_dir=somewhere"])
+    opened(tmp_path / "a" / "run", recipe)
+    assert build(Recipe, read_yaml(tmp_path / "a" / "run" / "recipe.yaml")) == recipe
+
+
+def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    folder = opened(tmp_path / "run", load("quickstart"))
+    folder.close()
+    changed = load("quickstart", ["optim.lr=0.2", "data.workers=3", "loop.save_every=7"])
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path / "run", changed)
+    assert "optim.lr: 0.1 -> 0.2" in str(caught.value)
+    assert "workers" not in str(caught.value)
+    assert "save_every" not in str(caught.value)
+
+
+def test_fields_that_change_no_number_may_differ(tmp_path: Path) -> None:
+    opened(tmp_path / "run", load("quickstart")).close()
+    opened(tmp_path / "run", load("quickstart", ["data.workers=3", "loop.log_every=1"]))
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("words")
+    with pytest.raises(UserError, match=r"not a run's \(thesis.txt"):
+        opened(tmp_path, Recipe())
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        opened(tmp_path / "thesis.txt", Recipe())
+
+
+def test_resume_never_refuses_a_folder_with_a_run(tmp_path: Path) -> None:
+    opened(tmp_path / "run", Recipe()).close()
+    with pytest.raises(UserError, match="already holds a run"):
+        opened(tmp_path / "run", load(None, ["loop.resume=never"]))
+
+
+def test_left_over_temporary_files_go(tmp_path: Path) -> None:
+    opened(tmp_path / "run", Recipe()).close()
+    leftover = tmp_path / "run" / "state" / ".step-00000001-0123456789abcdef.pt.tmp"
+    leftover.write_bytes(b"half")
+    opened(tmp_path / "run", Recipe())
+    assert not leftover.exists()
+
+
+def _hold(path: Path, rank: int) -> None:
+    folder = RunFolder(path, keep=1)
+    if rank:
+        folder.hold(rank)
+    else:
+        folder.open_(Recipe())
+    (path / f"held-{rank}").touch()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_folder_is_held_by_each_rank_until_its_process_ends(tmp_path: Path, rank: int) -> None:
+    """An orphaned rank of a run whose rank 0 is dead still writes nowhere a new run may."""
+    path = tmp_path / "run"
+    opened(path, Recipe()).close()
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(path, rank))
+    process.start()
+    try:
+        while not (path / f"held-{rank}").exists():
+            time.sleep(0.05)
+            assert process.is_alive()
+        with pytest.raises(UserError, match="another run holds this folder"):
+            opened(path, Recipe())
+    finally:
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    opened(path, Recipe())
+
+
+def test_the_log_is_cut_back_and_a_torn_line_dropped(tmp_path: Path) -> None:
+    folder = opened(tmp_path / "run", Recipe())
+    for step in (1, 2, 3):
+        folder.log({"kind": "train", "step": step})
+    folder.log_file.write_text(folder.log_file.read_text() + '{"kind": "tra')
+    folder.cut_log(2)
+    assert [line["step"] for line in folder.lines()] == [1, 2]
+    assert folder.log_file.read_text().endswith("\n")
+    folder.log({"kind": "train", "step": 3})
+    assert [line["step"] for line in folder.lines()] == [1, 2, 3]
