@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 
 from densekit import distributed
-from densekit.cli.inputs import read_recipe
 from densekit.infer.classifier import Classifier, load
 from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import ModelConfig
+from densekit.paddleclas.open import open_recipe
 from densekit.training.run_training import Outcome
 from densekit.training.run_training import train as run
 from densekit.weights.convert import start_from
@@ -58,8 +58,7 @@ def train(config: str | None = None, *options: str) -> Outcome:
     `densekit train -c ... -o ...`.
     """
     with distributed.session():
-        asked = read_recipe(config, options)
-        for note in asked.notes:
+        opened = open_recipe(config, options)
+        for note in opened.notes:
             warnings.warn(note, stacklevel=2)
-        assert asked.recipe is not None
-        return run(asked.recipe)
+        return run(opened.recipe)

@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_loads_neither_torch_nor_pydantic() -> None:
     code = (
         "import sys; sys.argv = ['densekit', '--help']\n"
-        "from densekit.cli import main\n"
+        "from densekit.cli.main import main\n"
         "try: main()\n"
         "finally: print([m for m in ('torch', 'pydantic', 'numpy') if m in sys.modules])"
     )
@@ -94,7 +94,7 @@ def test_a_users_mistake_is_a_sentence_and_exit_2(
 def test_a_bug_keeps_its_traceback_and_exits_3() -> None:
     code = (
         "import sys; sys.argv = ['densekit', 'models']\n"
-        "from densekit import cli, report\n"
+        "from densekit.cli import main as cli, report\n"
         "def broken(as_json): raise ZeroDivisionError('ours')\n"
         "report.print_models = broken\n"
         "cli.main()"

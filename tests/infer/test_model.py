@@ -17,7 +17,6 @@ from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig
-from densekit.training.recipe import Recipe
 
 TINY = DenseNetConfig(
     growth_rate=4, block_config=(1, 1), num_init_features=8, stem="cifar", in_channels=1,
@@ -179,28 +178,28 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
 # Recipes ------------------------------------------------------------------------------------
 
 
-def recipe(**model: object) -> Recipe:
-    return Recipe(
-        model=ModelConfig.model_validate({"name": "densenet_bc_10_4", "in_channels": 1, **model}),
-        data=DataConfig(channels=1, image_size=28, resize=32, mean=(0.5,), std=(0.25,)),
+def recipe(**model: object) -> tuple[ModelConfig, DataConfig]:
+    return (
+        ModelConfig.model_validate({"name": "densenet_bc_10_4", "in_channels": 1, **model}),
+        DataConfig(channels=1, image_size=28, resize=32, mean=(0.5,), std=(0.25,)),
     )
 
 
 def test_a_recipe_with_pretrained_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = source.architecture(recipe(num_classes=4).model)
+    config = source.architecture(recipe(num_classes=4)[0])
     state = DenseNet(config).state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    opened = source.open_recipe(recipe(pretrained=str(tmp_path / "w.safetensors")))
+    opened = source.open_configured(*recipe(pretrained=str(tmp_path / "w.safetensors")))
     assert opened.preprocessing == Preprocessing(
         channels=1, resize=32, crop=28, mean=(0.5,), std=(0.25,)
     )
     assert opened.classes == ["0", "1", "2", "3"]
     assert torch.equal(opened.model.classifier.weight, state["classifier.weight"])
     with pytest.raises(UserError, match=r"these weights are for model\.num_classes=4"):
-        source.open_recipe(recipe(num_classes=5, pretrained=str(tmp_path / "w.safetensors")))
+        source.open_configured(*recipe(num_classes=5, pretrained=str(tmp_path / "w.safetensors")))
 
 
 def test_a_recipe_without_weights() -> None:
     with pytest.raises(UserError, match=r"add -o model\.pretrained"):
-        source.open_recipe(recipe())
+        source.open_configured(*recipe())

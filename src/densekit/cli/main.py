@@ -80,8 +80,8 @@ def train(
     """
     from densekit import distributed
     from densekit.cli import report
-    from densekit.cli.inputs import read_recipe
     from densekit.data.suggest import suggest
+    from densekit.paddleclas.open import open_recipe
     from densekit.training.run_training import train as run
     from densekit.training.setup import make_plan
 
@@ -93,8 +93,7 @@ def train(
         if data is not None:
             suggested, reasons = suggest(Path(data).expanduser())
             report.print_notes(reasons)
-        asked = read_recipe(config, options, "train", suggested)
-        assert asked.recipe is not None
+        asked = open_recipe(config, options, "train", suggested)
         report.print_notes(asked.notes)
         if dry_run:
             report.print_plan(make_plan(asked.recipe), as_json=json)
@@ -281,11 +280,10 @@ def bench(
     """
     from densekit.bench import compare as bench_ops
     from densekit.cli import report
-    from densekit.cli.inputs import read_recipe
+    from densekit.paddleclas.open import open_recipe
 
     options = [*(option or []), *bench_ops.as_options(model, image_size, batch_size)]
-    names, asked = bench_ops.parse_ops(ops), read_recipe(config, options)
-    assert asked.recipe is not None
+    names, asked = bench_ops.parse_ops(ops), open_recipe(config, options)
     report.print_notes(asked.notes)
     report.print_bench(bench_ops.measure(asked.recipe, names, steps), as_json=json)
 

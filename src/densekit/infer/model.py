@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from densekit.config import UserError
+from densekit.data.config import DataConfig
 from densekit.models import artifact
 from densekit.models.artifact import Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig, architecture
-from densekit.training.recipe import Recipe
 from densekit.weights import convert
 from densekit.weights.formats import READ as WEIGHT_FILES
 
@@ -56,12 +56,13 @@ def open_path(path: str, model: str | None = None, classes: Sequence[str] | None
     return _open_file(place, model, classes)
 
 
-def open_recipe(recipe: Recipe, classes: Sequence[str] | None = None) -> Opened:
-    """The network of a recipe with the weights that its `model.pretrained` names."""
-    pretrained = recipe.model.pretrained
+def open_configured(
+    model: ModelConfig, data: DataConfig, classes: Sequence[str] | None = None
+) -> Opened:
+    """A recipe's network with the weights that its `model.pretrained` names. Raises UserError."""
+    pretrained = model.pretrained
     if not pretrained:
         raise UserError("a recipe has no weights of its own: add -o model.pretrained=FILE|FOLDER")
-    model = recipe.model
     weights = convert.find(pretrained, architecture(model))
     if model.num_classes is None:
         model = model.model_copy(update={"num_classes": _size(weights, "classifier.weight", 0)})
@@ -69,9 +70,9 @@ def open_recipe(recipe: Recipe, classes: Sequence[str] | None = None) -> Opened:
     return Opened(
         name=model.name,
         model=_loaded(config, weights, f"model.pretrained={pretrained}"),
-        preprocessing=Preprocessing.from_config(recipe.data),
+        preprocessing=Preprocessing.from_config(data),
         classes=_named(classes or _stored_names(pretrained, config), config),
-        data=recipe.data.model_dump(mode="json"),
+        data=data.model_dump(mode="json"),
     )
 
 
