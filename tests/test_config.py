@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densekit.config import (
+    ConfigSource,
     Section,
-    Source,
     UserError,
     build,
     merge,
@@ -31,7 +31,7 @@ class Outer(Section):
     inner: Inner = Inner()
 
 
-def yaml(text: str) -> Source:
+def yaml(text: str) -> ConfigSource:
     return read_yaml(Path("r.yaml"), text)
 
 
@@ -77,11 +77,11 @@ def test_nothing_is_evaluated_or_constructed() -> None:
 @given(st.text())
 def test_any_option_is_read_or_refused_in_a_sentence(text: str) -> None:
     with contextlib.suppress(UserError):
-        override(Source(Outer().model_dump()), [text])
+        override(ConfigSource(Outer().model_dump()), [text])
 
 
 def test_an_override_addresses_list_items_and_leaves_its_source_alone() -> None:
-    source = Source(Outer().model_dump())
+    source = ConfigSource(Outer().model_dump())
     changed = build(Outer, override(source, ["inner.sizes.1=9", "name=a=b"]))
     assert changed.inner.sizes == (1, 9, 3)
     assert changed.name == "a=b"
@@ -94,7 +94,7 @@ def test_an_override_addresses_list_items_and_leaves_its_source_alone() -> None:
 
 def test_an_unknown_key_names_the_option_and_the_nearest_key() -> None:
     with pytest.raises(UserError) as caught:
-        build(Outer, override(Source({}), ["inner.rat=1"]))
+        build(Outer, override(ConfigSource({}), ["inner.rat=1"]))
     assert str(caught.value) == '-o inner.rat=1: unknown key "rat"; did you mean "rate"?'
 
 
@@ -110,7 +110,7 @@ def test_mistakes_in_a_file_name_its_line_all_of_them() -> None:
 
 def test_a_value_of_no_type_of_a_union_gets_one_sentence() -> None:
     with pytest.raises(UserError) as caught:
-        build(Outer, override(Source({}), ["inner.workers=[1]"]))
+        build(Outer, override(ConfigSource({}), ["inner.workers=[1]"]))
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).startswith("-o inner.workers=[1]: ")
 
@@ -140,6 +140,12 @@ def test_merge_goes_into_mappings_and_replaces_lists() -> None:
     base = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
     assert merge(base, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}, "d": 1}
     assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+
+
+def test_numbers_are_finite() -> None:
+    for value in (".inf", "-.inf", ".nan"):
+        with pytest.raises(UserError, match=f"-o inner.rate={value}: expected a finite number"):
+            build(Outer, override(ConfigSource({}), [f"inner.rate={value}"]))
 
 
 def test_sections_are_frozen() -> None:

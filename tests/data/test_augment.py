@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from densekit.config import Source, UserError, build
+from densekit.config import ConfigSource, UserError, build
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import ImageDataset
@@ -132,4 +132,4 @@ def test_draws_do_not_depend_on_who_reads(tmp_path) -> None:  # type: ignore[no-
 )
 def test_options_that_do_not_go_together(tree: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        build(DataConfig, Source(tree))
+        build(DataConfig, ConfigSource(tree))

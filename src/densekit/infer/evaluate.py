@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from densekit import distributed
-from densekit.config import Source, UserError, build
+from densekit.config import ConfigSource, UserError, build
 from densekit.data.config import DataConfig
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
@@ -141,7 +141,7 @@ def _examples(opened: Opened, data: str | None) -> Examples:
         known = None if opened.classes == numbered else dict(enumerate(opened.classes))
         examples = open_examples(data, known=known)
     elif opened.data:
-        examples = open_val(build(DataConfig, Source(opened.data)))
+        examples = open_val(build(DataConfig, ConfigSource(opened.data)))
     else:
         raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
     check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)

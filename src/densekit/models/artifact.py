@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import densekit
-from densekit.config import Section, Source, UserError, build
+from densekit.config import ConfigSource, Section, UserError, build
 from densekit.data.transforms import Preprocessing
 from densekit.files import make_folder, write_atomically
 from densekit.models.densenet import DenseNetConfig
@@ -146,7 +146,7 @@ def parse(text: str, file: Path) -> ArtifactConfig:
             f"{file}: artifact format {tree['format']}, but densekit {densekit.__version__} reads "
             f"format {FORMAT}; install a newer densekit"
         )
-    return build(ArtifactConfig, Source(tree, {(): str(file)}))
+    return build(ArtifactConfig, ConfigSource(tree, {(): str(file)}))
 
 
 def locate(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode
 
-from densekit.config import Key, Section, Source, UserError, build, nearest
+from densekit.config import ConfigSource, PathKey, Section, UserError, build, nearest
 from densekit.models.densenet import DenseNet, DenseNetConfig
 
 
@@ -114,8 +114,8 @@ def architecture(config: ModelConfig) -> DenseNetConfig:
     if twice:
         raise UserError(f"model.overrides: {twice[0]} has its own option, model.{twice[0]}")
     tree = {**named.model_dump(), **config.overrides, **own}
-    places: dict[tuple[Key, ...], str] = {(key,): "model.overrides" for key in config.overrides}
-    return build(DenseNetConfig, Source(tree, places))
+    places: dict[tuple[PathKey, ...], str] = {(key,): "model.overrides" for key in config.overrides}
+    return build(DenseNetConfig, ConfigSource(tree, places))
 
 
 def create(config: ModelConfig) -> DenseNet:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from densekit.config import Key as Step
-from densekit.config import nearest
+from densekit.config import PathKey, nearest
 from densekit.paddleclas.keys import KEYS, below
 from densekit.paddleclas.translation import Translation, dotted
 
@@ -15,7 +14,7 @@ def check_keys(translation: Translation) -> None:
     _check(translation, translation.source.tree, ())
 
 
-def _check(translation: Translation, node: Any, path: tuple[Step, ...]) -> None:
+def _check(translation: Translation, node: Any, path: tuple[PathKey, ...]) -> None:
     pattern = dotted("*" if isinstance(step, int) else step for step in path)
     row = KEYS.get(pattern)
     if row is not None:
@@ -36,7 +35,7 @@ def _check(translation: Translation, node: Any, path: tuple[Step, ...]) -> None:
 
 
 def _check_names(
-    translation: Translation, node: dict[str, Any], path: tuple[Step, ...], known: list[str]
+    translation: Translation, node: dict[str, Any], path: tuple[PathKey, ...], known: list[str]
 ) -> None:
     for key in node:
         if str(key) not in known:
@@ -44,7 +43,7 @@ def _check_names(
             translation.fail(inner, f'unknown key "{key}"{nearest(str(key), known)}')
 
 
-def _check_item(translation: Translation, item: Any, path: tuple[Step, ...]) -> None:
+def _check_item(translation: Translation, item: Any, path: tuple[PathKey, ...]) -> None:
     """Of a list of operations, losses or metrics: one name, with its parameters below it."""
     if not isinstance(item, dict) or len(item) != 1:
         names = " and ".join(map(str, item)) if isinstance(item, dict) else repr(item)

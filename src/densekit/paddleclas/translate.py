@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from densekit.config import Source, Tree, UserError, nearest, override, read_yaml, to_yaml
+from densekit.config import ConfigSource, Tree, UserError, nearest, override, read_yaml, to_yaml
 from densekit.models.variants import VARIANTS
 from densekit.paddleclas.check import check_keys
 from densekit.paddleclas.infer import Infer, read_infer
@@ -84,7 +84,7 @@ def load(config: str, options: Iterable[str], processes: int, use: Use = "train"
     translate_transforms(t, INFER if use == "predict" and t.value(INFER) else EVAL)
     translate_mixing(t)
     translate_optimizer(t)
-    whole = override(Source(t.tree, t.places), own)
+    whole = override(ConfigSource(t.tree, t.places), own)
     built = recipe.assemble(whole, (), {"name": Path(config).stem})
     if not built.optim.scale_lr:
         del t.notes["optim.reference_batch"]

@@ -6,21 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from densekit.config import Key, Source, Tree, UserError
+from densekit.config import ConfigSource, PathKey, Tree, UserError
 
 
 @dataclass
 class Translation:
     """What is read of `source` and what is set of the recipe."""
 
-    source: Source
+    source: ConfigSource
     processes: int
     """Cards, in their words."""
     tree: Tree = field(default_factory=dict)
     """The recipe: sections of keys."""
     notes: dict[str, str] = field(default_factory=dict)
     """By densekit's dotted key: what is otherwise than there, and why."""
-    places: dict[tuple[Key, ...], str] = field(default_factory=dict)
+    places: dict[tuple[PathKey, ...], str] = field(default_factory=dict)
     """By densekit's key: where its value stands in their file."""
 
     def value(self, path: str, default: Any = None) -> Any:
@@ -92,9 +92,9 @@ class Translation:
         raise UserError(f"{self.named(path)}: {text}", shared=True)
 
 
-def as_path(path: str) -> tuple[Key, ...]:
+def as_path(path: str) -> tuple[PathKey, ...]:
     return tuple(int(part) if part.isdecimal() else part for part in path.split("."))
 
 
-def dotted(path: Iterable[Key]) -> str:
+def dotted(path: Iterable[PathKey]) -> str:
     return ".".join(map(str, path))

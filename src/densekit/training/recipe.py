@@ -7,7 +7,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from densekit.config import Section, Source, Tree, UserError, build, merge, nearest, override
+from densekit.config import (
+    ConfigSource,
+    Section,
+    Tree,
+    UserError,
+    build_effective,
+    merge,
+    nearest,
+    override,
+)
 from densekit.config import read_yaml as read_yaml_file
 from densekit.data.config import DataConfig
 from densekit.models.variants import ModelConfig
@@ -62,14 +71,17 @@ def load(
     Raises UserError that names file:line or the option as typed for every mistake.
     """
     path = find(name) if name else None
-    source = read_yaml_file(path) if path else Source({})
+    source = read_yaml_file(path) if path else ConfigSource({})
     return assemble(source, options, suggested or ({"name": path.stem} if path else {}))
 
 
-def assemble(source: Source, options: Iterable[str] = (), suggested: Tree | None = None) -> Recipe:
+def assemble(
+    source: ConfigSource, options: Iterable[str] = (), suggested: Tree | None = None
+) -> Recipe:
     """Defaults, then `suggested`, then `source`, then `-o` options. Raises UserError."""
     tree = merge(merge(Recipe().model_dump(), suggested or {}), source.tree)
-    return build(Recipe, override(Source(tree, source.places), options))
+    whole = override(ConfigSource(tree, source.places), options)
+    return build_effective(Recipe, whole, source.tree)
 
 
 def check(recipe: Recipe, world_size: int) -> None:

@@ -1,0 +1,28 @@
+"""How what a user writes becomes typed, frozen values: sections, YAML files, dotted overrides."""
+
+from densekit.config.applies import OFF, ON, build_effective, when
+from densekit.config.build import build
+from densekit.config.overrides import merge, override, parse_override
+from densekit.config.paths import PathText
+from densekit.config.section import Section, UserError, nearest
+from densekit.config.yaml_file import ConfigSource, PathKey, Tree, read_yaml, to_yaml
+
+__all__ = [
+    "OFF",
+    "ON",
+    "ConfigSource",
+    "PathKey",
+    "PathText",
+    "Section",
+    "Tree",
+    "UserError",
+    "build",
+    "build_effective",
+    "merge",
+    "nearest",
+    "override",
+    "parse_override",
+    "read_yaml",
+    "to_yaml",
+    "when",
+]

@@ -1,0 +1,29 @@
+"""The type of an option that names a file or folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+LONGEST = 4096  # bytes, Linux' PATH_MAX: a longer one is something else, pasted
+
+
+def expand(text: str) -> str:
+    """`text` with a leading ~ as the home folder. Raises ValueError for what no path can be."""
+    if "\0" in text:
+        raise ValueError(f"a path cannot hold a NUL character, got {text!r}")
+    if len(os.fsencode(text)) > LONGEST:
+        raise ValueError(f"a path of {len(text)} characters is too long: {text[:40]!r}...")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"there is no home folder for {text!r}; a name is ./{text}") from error
+
+
+PathText = Annotated[str, AfterValidator(expand)]
+"""A path as text, so that names such as `builtin:mnist5k` and URLs may stand in its place."""

@@ -1,0 +1,46 @@
+"""What every config section is, and the error that a user's mistake is.
+
+A section is declared beside the code that reads it; this room knows none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+
+class UserError(ValueError):
+    """A mistake of the user's: what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits 2; any other exception is a bug of
+    ours, keeps its traceback and exits 3. `shared` says that every rank raises the same one, so
+    that one of them prints it.
+    """
+
+    def __init__(self, message: str, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared
+
+
+class Section(BaseModel):
+    """Base of every config section: frozen, no unknown keys, finite numbers; a field's docstring
+    is its help."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean "x"?` for the choice nearest to `word`, else the choices."""
+    choices = [str(choice) for choice in choices]
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f'; did you mean "{close[0]}"?'
+    return f"; known: {', '.join(choices)}" if choices else ""
