@@ -24,7 +24,7 @@ from tables import write_docs
 
 from densekit.config import to_yaml
 from densekit.infer import model as source
-from densekit.weights.transfer import Options, transfer
+from densekit.weights.convert import Options, convert
 from training import train_rows
 
 HERE = Path(__file__).parent
@@ -120,7 +120,7 @@ def compare(library: str, depth: int, folder: Path) -> tuple[list[Row], str]:
     theirs = np.load(folder / "logits.npy")
     for file in peer.made:
         artifact = folder / file.replace(".", "_")
-        transfer(str(folder / file), str(artifact), _options(folder, peer))
+        convert(str(folder / file), str(artifact), _options(folder, peer))
         opened = source.open_path(str(artifact))
         assert opened.name == model, f"{file} of {model} was taken for {opened.name}"
         with torch.inference_mode():
@@ -128,7 +128,7 @@ def compare(library: str, depth: int, folder: Path) -> tuple[list[Row], str]:
         rows.append(_row(library, model, file, "in", ours, theirs))
     for suffix in peer.taken:
         back = folder / f"back{suffix}"
-        transfer(str(artifact), str(back), Options())
+        convert(str(artifact), str(back), Options())
         run_peer(library, "check", str(depth), str(back), str(folder))
         again = np.load(folder / "again.npy")
         rows.append(_row(library, model, back.name, "out", again, theirs))

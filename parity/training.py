@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from densekit.models.densenet import DenseNet
 from densekit.training import optim
 from densekit.training.optim import OptimConfig
-from densekit.weights import convert, formats, keymaps
+from densekit.weights import keymaps, pretrained, weights_file
 
 # Paddle hands these to its kernels as float32 whatever the weights are, so here they are rounded
 MOMENTUM, DECAY = float(np.float32(0.9)), float(np.float32(1e-4))
@@ -20,17 +20,17 @@ MOMENTUM, DECAY = float(np.float32(0.9)), float(np.float32(1e-4))
 
 def train_rows(depth: int, folder: Path) -> list[tuple[str, float, float]]:
     """(what, the largest relative difference, its bound), from what peer_paddle.py left."""
-    data, theirs = np.load(folder / "train.npz"), formats.read(folder / "before.pdparams")
-    _, config = formats.identify(theirs)
+    data, theirs = np.load(folder / "train.npz"), weights_file.read(folder / "before.pdparams")
+    _, config = weights_file.identify(theirs)
     model = DenseNet(config, op="reference").double().train()
-    convert.load_into(model, theirs.tensors)
+    pretrained.load_into(model, theirs.tensors)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     sizes = _watch(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1 - MOMENTUM  # Paddle's is the share that stays
     losses, gradients = _train(model, data["images"], data["labels"])
-    after = formats.read(folder / "after.pdparams").tensors
+    after = weights_file.read(folder / "after.pdparams").tensors
     own = model.state_dict()
     steps = len(losses)
     unbiased = {}

@@ -12,7 +12,7 @@ from densekit.models.variants import ModelConfig
 from densekit.paddleclas.open import open_recipe
 from densekit.training.run_training import Outcome
 from densekit.training.run_training import train as run
-from densekit.weights.convert import start_from
+from densekit.weights.pretrained import start_from
 
 __all__ = ["Classifier", "create_model", "list_models", "load", "train"]
 

@@ -1,226 +1,286 @@
-"""weights/convert.py: all tensors into a network, or none."""
+"""weights/convert.py: `densekit convert`, complete or failing with a list."""
 
 from __future__ import annotations
 
-import re
+import itertools
+import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from networks import TINY, densenet121, tiny, write_keras_by_order, write_paddle
 from torch import Tensor
 
+from densekit.cli import main as cli
 from densekit.config import UserError
-from densekit.data.transforms import Preprocessing
+from densekit.infer import model as source
+from densekit.infer.classifier import load
 from densekit.models import artifact
-from densekit.models.artifact import ArtifactConfig, Described
-from densekit.models.densenet import DenseNet, DenseNetConfig
+from densekit.models.artifact import Preprocessing
 from densekit.models.variants import VARIANTS
-from densekit.weights import convert
-
-TINY = DenseNetConfig(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=5)
-
-
-def torchvision_tiny() -> torchvision.models.DenseNet:
-    torch.manual_seed(7)
-    model = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=5)
-    model(torch.randn(4, 3, 32, 32))  # running statistics that are not the initial ones
-    return model.eval()
+from densekit.weights import published, weights_file
+from densekit.weights.convert import Options, convert
 
 
-def weights() -> dict[str, Tensor]:
-    return torchvision_tiny().state_dict()
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return densenet121()
 
 
-def ours(**changes: object) -> DenseNet:
-    torch.manual_seed(0)
-    return DenseNet(TINY.model_copy(update=changes)).eval()
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """What a file of weights cannot say."""
+    classes = tmp_path_factory.mktemp("known") / "classes.txt"
+    classes.write_text("".join(f"{i} {name}\n" for i, name in enumerate("abcde")))
+    return Options(preprocessing="imagenet", classes=str(classes))
 
 
-# Files that are not weights -----------------------------------------------------------------
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-class Harm:
-    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
-        return (Path.touch, (Path("harmed"),))  # type: ignore[return-value]
-
-
-def test_code_in_a_pth_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Harm()}, "weights.pth")
-    with pytest.raises(UserError, match="could run code"):
-        convert.read(Path("weights.pth"))
-    assert not Path("harmed").exists()
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-@pytest.mark.parametrize("content", ["empty", "text", "half"])
-def test_damaged_files_are_refused(tmp_path: Path, name: str, content: str) -> None:
-    file = tmp_path / name
-    if name.endswith("pth"):
-        torch.save(weights(), file)
-    else:
-        save_file(weights(), file)
-    whole = file.read_bytes()
-    file.write_bytes({"empty": b"", "text": b"hello\n" * 9, "half": whole[: len(whole) // 2]}[
-        content])  # fmt: skip
-    with pytest.raises(UserError, match=re.escape(str(file))):
-        convert.read(file)
-
-
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
-    torch.save([torch.ones(1)], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="no state_dict"):
-        convert.read(tmp_path / "list.pth")
-
-
-def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
-    torch.save(weights(), tmp_path / "densenet.pth")
-    with pytest.raises(UserError, match=r'did you mean "densenet\.pth"'):
-        convert.read(tmp_path / "densnet.pth")
-
-
-# Complete or failing ------------------------------------------------------------------------
-
-
-def refusal(model: DenseNet, state: dict[str, Tensor], new_head: bool = False) -> str:
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UserError) as caught:
-        convert.load_into(model, state, new_head)
-    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "half loaded"
-    return str(caught.value)
-
-
-def test_missing_unknown_and_misshapen_tensors_are_named() -> None:
-    state = weights()
-    del state["features.transition1.conv.weight"]
-    state["head.weight"] = torch.ones(1)
-    state["features.norm5.bias"] = torch.ones(3)
-    text = refusal(ours(), state)
-    assert "missing: features.transition1.conv.weight" in text
-    assert "unknown: head.weight" in text
-    assert "features.norm5.bias [3] instead of [16]" in text
-
-
-def test_long_lists_are_cut() -> None:
-    text = refusal(ours(), {})
-    named = [name for name in weights() if "num_batches_tracked" not in name]
-    assert f"and {len(named) - 5} more" in text
-    assert len(text) < 500
-
-
-def test_running_statistics_may_not_be_missing() -> None:
-    state = weights()
-    del state["features.norm5.running_var"]
-    assert "missing: features.norm5.running_var" in refusal(ours(), state)
-
-
-def test_batch_counters_may_be_missing() -> None:
-    state = {n: t for n, t in weights().items() if not n.endswith("num_batches_tracked")}
-    model = ours()
-    convert.load_into(model, state)
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
-
-
-def test_input_channels_must_agree() -> None:
-    text = refusal(ours(in_channels=1), weights(), new_head=True)
-    assert "features.conv0.weight [8, 3, 7, 7] instead of [8, 1, 7, 7]" in text
-    assert "these weights are for model.in_channels=3" in text
-
-
-def test_a_new_head_is_made_only_when_asked_for() -> None:
-    text = refusal(ours(num_classes=2), weights())
-    assert "these weights are for model.num_classes=5" in text
-
-    model = ours(num_classes=2)
-    head = model.classifier.weight.clone()
-    assert convert.load_into(model, weights(), new_head=True) == list(convert.HEAD)
-    assert torch.equal(model.classifier.weight, head)
-    assert torch.equal(model.features.conv0.weight, weights()["features.conv0.weight"])
-
-
-def test_a_head_that_fits_is_loaded() -> None:
-    model = ours()
-    assert convert.load_into(model, weights(), new_head=True) == []
-    assert torch.equal(model.classifier.weight, weights()["classifier.weight"])
-
-
-def test_dtype_and_memory_format_stay_the_models() -> None:
-    model = ours().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in weights().items()}
-    convert.load_into(model, half)
-    kernel = model.features.conv0.weight
-    assert kernel.dtype == torch.float32
-    assert kernel.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(kernel, half["features.conv0.weight"].float())
-
-
-# model.pretrained ---------------------------------------------------------------------------
-
-
-def test_start_from_a_file_says_when_the_head_is_new(tmp_path: Path) -> None:
-    file = tmp_path / "weights.pth"
-    torch.save(weights(), file)
-    assert convert.start_from(ours(), str(file)) == []
-    (said,) = convert.start_from(ours(num_classes=2), str(file))
-    assert "a new head of 2 classes" in said
-    assert "5" in said
-
-
-def test_start_from_an_artifact_or_a_runs_folder(tmp_path: Path) -> None:
-    config = ArtifactConfig(
-        model=Described(name="tiny", architecture=TINY),
-        preprocessing=Preprocessing(),
-        classes=tuple("abcde"),
-    )
-    artifact.write(tmp_path / "best", config, weights())
-    for folder in (tmp_path, tmp_path / "best"):
-        model = ours()
-        assert convert.start_from(model, str(folder)) == []
-        assert torch.equal(model.classifier.weight, weights()["classifier.weight"])
-
-
-def test_another_epsilon_is_folded(tmp_path: Path) -> None:
-    config = ArtifactConfig(
-        model=Described(name="tiny", architecture=TINY.model_copy(update={"bn_eps": 1e-3})),
-        preprocessing=Preprocessing(),
-        classes=tuple("abcde"),
-    )
-    artifact.write(tmp_path, config, weights())
-    model = ours()
-    assert convert.start_from(model, str(tmp_path)) == []
-    var = "features.norm5.running_var"
-    torch.testing.assert_close(model.state_dict()[var], weights()[var] + 1e-3 - 1e-5)
-
-
-# Sources of the published table -------------------------------------------------------------
-
-
-def test_a_source_is_fetched_for_the_networks_variant(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(convert, "fetch", lambda url, checksum: asked.append((url, checksum)))
-    for name in ("densenet121", "densenet264"):
-        config = VARIANTS[name].model_copy(update={"num_classes": 7, "drop_rate": 0.1})
-        convert.locate("paddle", config)
-    convert.locate("torchvision", VARIANTS["densenet121"])
-    convert.locate("hf-hub:org/name")
-    convert.locate("https://download.pytorch.org/models/densenet121-a639ec97.pth")
-    assert [url.rsplit("/")[-1] for url, _ in asked] == [
-        "DenseNet121_pretrained.pdparams",
-        "DenseNet264_pretrained.pdparams",
-        "densenet121-a639ec97.pth",
-        "name",
-        "densenet121-a639ec97.pth",
+def test_there_and_back_again(state: dict[str, Tensor], known: Options, tmp_path: Path) -> None:
+    """Paddle -> torchvision -> an artifact -> Paddle -> safetensors, every value the same."""
+    places = [
+        tmp_path / name for name in ("w.pdparams", "w.pth", "a", "2.pdparams", "3.safetensors")
     ]
-    assert [checksum for _, checksum in asked] == [
-        None, None, "sha256:a639ec97", None, "sha256:a639ec97"
+    write_paddle(places[0], state)
+    for src, dst in itertools.pairwise(places):
+        said = convert(str(src), str(dst), known if dst.suffix == "" else Options())
+        assert "densenet121" in said[0]
+        assert str(dst) in said[-1]
+    for place in (places[1], places[4]):
+        assert same(weights_file.read(place).tensors, state)
+    stored = artifact.read(tmp_path / "a")
+    assert same(stored.state_dict, state)
+    assert stored.config.classes == tuple("abcde")
+    assert stored.config.model.architecture == VARIANTS["densenet121"].model_copy(
+        update={"num_classes": 5}
+    )
+    model = torchvision.models.densenet121(num_classes=5).eval()
+    model.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        logits = source.open_path(str(tmp_path / "a")).model(images)
+        assert torch.equal(logits, model(images))
+
+
+def test_kerass_epsilon_is_kept(state: dict[str, Tensor], known: Options, tmp_path: Path) -> None:
+    write_keras_by_order(tmp_path / "w.weights.h5", state)
+    convert(str(tmp_path / "w.weights.h5"), str(tmp_path / "a"), known)
+    stored = artifact.read(tmp_path / "a")
+    assert stored.config.model.architecture.bn_eps == 1.001e-5
+    assert torch.equal(stored.state_dict["classifier.weight"], state["classifier.weight"])
+    said = convert(str(tmp_path / "a"), str(tmp_path / "w.pth"), Options())
+    assert any("running_var is moved" in line for line in said)
+
+
+def test_provenance(state: dict[str, Tensor], known: Options, tmp_path: Path) -> None:
+    write_paddle(tmp_path / "w.pdparams", state)
+    convert(str(tmp_path / "w.pdparams"), str(tmp_path / "a"), known)
+    tree = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert tree["provenance"]["source"] == {
+        "file": "w.pdparams",
+        "sha256": weights_file.read(tmp_path / "w.pdparams").sha256,
+        "names": "paddle",
+    }
+
+
+# Complete -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    torch.save(tiny().state_dict(), tmp_path / "tiny.pth")
+    return tmp_path / "tiny.pth"
+
+
+def test_the_patterns_names_are_found(file: Path, known: Options) -> None:
+    assert "densenet_bc_16_12" in convert(str(file), str(file.with_suffix("")), known)[0]
+
+
+def test_all_that_does_not_fit_is_listed(file: Path, tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    missing = [name for name in state if "denseblock2.denselayer1" in name]
+    for name in missing:
+        del state[name]
+    state["features.norm5.bias"] = torch.ones(3)
+    state["extra"] = torch.ones(1)
+    torch.save(state, file)
+    with pytest.raises(UserError) as caught:
+        convert(str(file), str(tmp_path / "a"), Options(model="densenet_bc_16_12"))
+    text = str(caught.value)
+    assert all(name in text for name in missing if "num_batches" not in name)
+    assert "unknown: extra" in text
+    assert "features.norm5.bias [3] instead of" in text
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_class_count_is_a_new_head(file: Path, tmp_path: Path) -> None:
+    said = convert(str(file), str(tmp_path / "a"), Options(new_head=3, preprocessing="imagenet"))
+    assert any("the head is new, 3 classes" in line for line in said)
+    stored = artifact.read(tmp_path / "a")
+    assert stored.config.classes == ("0", "1", "2")
+    assert stored.state_dict["classifier.weight"].shape[0] == 3
+    body = [name for name in stored.state_dict if not name.startswith("classifier")]
+    assert all(torch.equal(stored.state_dict[n], tiny().state_dict()[n]) for n in body)
+
+
+def test_a_new_head_is_the_same_every_time(file: Path, tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth"):
+        torch.rand(1)
+        convert(str(file), str(tmp_path / name), Options(new_head=3))
+    one, other = (weights_file.read(tmp_path / name).tensors for name in ("a.pth", "b.pth"))
+    assert same(one, other)
+
+
+# On the command line ------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["densekit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+def test_the_command(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "convert", file, tmp_path / "w.safetensors") == 0
+    assert "read back the same" in capsys.readouterr().out
+    assert run(monkeypatch, "convert", file, tmp_path / "2.pth", "--model", "densenet121") == 2
+    said = capsys.readouterr()
+    assert "features.denseblock4.denselayer16.conv2.weight" in said.err
+    assert said.out == ""
+    (tmp_path / "bad.pdparams").write_bytes(b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    assert run(monkeypatch, "convert", tmp_path / "bad.pdparams", tmp_path / "3.pth") == 2
+    assert "names posix.system" in capsys.readouterr().err
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "bad.pdparams", "tiny.pth", "w.safetensors"
     ]  # fmt: skip
 
 
-def test_a_source_has_only_its_variants() -> None:
-    with pytest.raises(UserError, match=r"torchvision has weights for .*densenet201 only"):
-        convert.locate("torchvision", VARIANTS["densenet264"])
-    with pytest.raises(UserError, match="give --model NAME"):
-        convert.locate("timm")
+# How it is used -----------------------------------------------------------------------------
+
+
+def test_what_a_file_does_not_say_must_be_given(file: Path, known: Options) -> None:
+    with pytest.raises(UserError, match=r"--preprocessing imagenet\|.*paddleclas"):
+        convert(str(file), str(file.with_suffix("")), Options())
+    with pytest.raises(UserError, match=r"name its 5 classes; give --classes imagenet\|"):
+        convert(str(file), str(file.with_suffix("")), Options(preprocessing="imagenet"))
+    with pytest.raises(UserError, match="--classes imagenet: 1000 names for 5 outputs"):
+        convert(
+            str(file),
+            str(file.with_suffix("")),
+            Options(preprocessing="imagenet", classes="imagenet"),
+        )
+    assert not file.with_suffix("").exists()
+
+
+def test_a_published_checksum_says_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(tiny(num_classes=1000).state_dict(), file)
+    row = published.Published(
+        "x",
+        "densenet121",
+        "u",
+        f"sha256:{weights_file.read(file).sha256[:8]}",
+        preprocessing="timm",
+    )
+    monkeypatch.setattr(published, "PUBLISHED", (row,))
+    convert(str(file), str(tmp_path / "a"), Options())
+    config = artifact.read(tmp_path / "a").config
+    assert config.preprocessing == published.PREPROCESSINGS["timm"]
+    assert config.classes[0] == "tench"
+
+
+def test_a_file_of_preprocessing(file: Path, known: Options, tmp_path: Path) -> None:
+    yaml = tmp_path / "own.yaml"
+    yaml.write_text("resize: 40\ncrop: 32\nmean: [0.5]\nstd: [0.25]\n")
+    convert(str(file), str(tmp_path / "a"), Options(None, None, str(yaml), known.classes))
+    assert artifact.read(tmp_path / "a").config.preprocessing == Preprocessing(
+        resize=40, crop=32, mean=(0.5,), std=(0.25,)
+    )
+    yaml.write_text("resise: 40\n")
+    with pytest.raises(UserError, match=r'own\.yaml:1.*resise.*"resize"'):
+        convert(str(file), str(tmp_path / "a"), Options(None, None, str(yaml), known.classes))
+
+
+def test_xrays_are_multilabel(tmp_path: Path) -> None:
+    grey = tiny(num_classes=18, in_channels=1)
+    torch.save(grey.state_dict(), tmp_path / "x.pth")
+    options = Options(preprocessing="torchxrayvision", classes="torchxrayvision")
+    convert(str(tmp_path / "x.pth"), str(tmp_path / "x"), options)
+    classifier = load(tmp_path / "x", device="cpu")
+    assert classifier.task == "multilabel"
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
+    (row,) = classifier.predict([pixels], topk=18)
+    scaled = (2 * (torch.from_numpy(pixels) / 255) - 1) * 1024  # torchxrayvision's own words
+    with torch.inference_mode():
+        wanted = grey(scaled[None, None]).sigmoid()[0]
+    found = torch.zeros(18)
+    for answer in row["topk"]:
+        found[answer["class"]] = answer["prob"]
+        assert answer["label"] == published.XRAY_CLASSES[answer["class"]]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_options_that_do_not_apply(file: Path, known: Options, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--preprocessing: goes with an artifact"):
+        convert(str(file), str(tmp_path / "w.safetensors"), known)
+    with pytest.raises(UserError, match=r"not a format that densekit writes.*\.pdparams"):
+        convert(str(file), str(tmp_path / "w.onnx"), Options())
+    with pytest.raises(UserError, match="--task both: expected multiclass or multilabel"):
+        convert(str(file), str(tmp_path / "a"), Options(task="both"))
+    with pytest.raises(UserError, match="gives 1 channels, and these weights take 3"):
+        convert(
+            str(file),
+            str(tmp_path / "a"),
+            Options(preprocessing="torchxrayvision", classes=known.classes),
+        )
+    with pytest.raises(UserError, match=r"--preprocessing imagnet.*\"imagenet\""):
+        convert(str(file), str(tmp_path / "a"), Options(preprocessing="imagnet"))
+    convert(str(file), str(tmp_path / "a"), known)
+    with pytest.raises(UserError, match="--model is for files"):
+        convert(str(tmp_path / "a"), str(tmp_path / "b"), Options(model="densenet121"))
+
+
+def test_half_precision_is_widened(file: Path, tmp_path: Path) -> None:
+    half = {n: t.half() if t.is_floating_point() else t for n, t in tiny().state_dict().items()}
+    torch.save(half, file)
+    convert(str(file), str(tmp_path / "w.safetensors"), Options())
+    tensors = weights_file.read(tmp_path / "w.safetensors").tensors
+    assert tensors["classifier.weight"].dtype == torch.float32
+    assert torch.equal(tensors["classifier.weight"], half["classifier.weight"].float())
+
+
+# Paddle's own -------------------------------------------------------------------------------
+
+
+def test_real_paddle_weights_give_paddles_logits(test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "paddle"
+    options = Options(preprocessing="paddleclas", classes="imagenet")
+    convert(str(folder / "DenseNet121_random.pdparams"), str(tmp_path / "a"), options)
+    recorded = np.load(folder / "DenseNet121_random_io.npz")
+    with torch.inference_mode():
+        model = source.open_path(str(tmp_path / "a")).model
+        logits = model(torch.from_numpy(recorded["images"])).numpy()
+    scale = np.abs(recorded["logits"]).max()
+    assert scale > 1
+    assert np.abs(logits - recorded["logits"]).max() < 2e-5 * scale
+    convert(str(tmp_path / "a"), str(tmp_path / "back.pdparams"), Options())
+    one = weights_file.read(folder / "DenseNet121_random.pdparams").tensors
+    assert same(one, weights_file.read(tmp_path / "back.pdparams").tensors)
+
+
+def test_tiny_is_what_its_name_says() -> None:
+    from densekit.models.variants import variant
+
+    assert variant("densenet_bc_16_12").model_copy(update={"num_classes": 5}) == TINY

@@ -19,7 +19,7 @@ from densekit import api
 from densekit.config import UserError
 from densekit.files import cache_folder
 from densekit.models.densenet import DenseNet
-from densekit.weights import convert, fetch
+from densekit.weights import fetch, pretrained
 
 CONTENT = bytes(range(256)) * 4096  # a megabyte
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -272,4 +272,4 @@ def test_create_model_with_weights_from_the_network(server: Server, pretrained: 
 
 def test_what_is_no_weights_is_named(server: Server) -> None:
     with pytest.raises(UserError, match=r"-w\.pth: .*no file of weights"):
-        convert.find(f"{server.url}/w.pth", DenseNet(TINY).config)
+        pretrained.find(f"{server.url}/w.pth", DenseNet(TINY).config)

@@ -254,10 +254,10 @@ def convert(
       densekit convert model.weights.h5 my-model --preprocessing imagenet --classes classes.txt
       densekit convert runs/pets/best pets.pdparams
     """
-    from densekit.weights import transfer
+    from densekit.weights import convert as conversion
 
-    options = transfer.Options(model, new_head, preprocessing, classes, task)
-    for line in transfer.transfer(src, dst, options):
+    options = conversion.Options(model, new_head, preprocessing, classes, task)
+    for line in conversion.convert(src, dst, options):
         typer.echo(line)
 
 

@@ -13,8 +13,9 @@ from densekit.models import artifact
 from densekit.models.artifact import Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig, architecture
-from densekit.weights import convert
-from densekit.weights.formats import READ as WEIGHT_FILES
+from densekit.weights.pretrained import StateDict, find, load_into, nearest_sibling
+from densekit.weights.pretrained import read as read_weights
+from densekit.weights.weights_file import READ as WEIGHT_FILES
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def open_path(path: str, model: str | None = None, classes: Sequence[str] | None
             raise UserError(f"{path}: {option} is for files of weights; a folder says it itself")
         return _open_folder(place)
     if not place.exists():
-        raise UserError(f"{path}: there is no such file or folder{convert.nearest_sibling(place)}")
+        raise UserError(f"{path}: there is no such file or folder{nearest_sibling(place)}")
     if place.suffix not in WEIGHT_FILES:
         raise UserError(
             f"{path}: neither a folder nor a file of weights ({', '.join(WEIGHT_FILES)})"
@@ -63,7 +64,7 @@ def open_configured(
     pretrained = model.pretrained
     if not pretrained:
         raise UserError("a recipe has no weights of its own: add -o model.pretrained=FILE|FOLDER")
-    weights = convert.find(pretrained, architecture(model))
+    weights = find(pretrained, architecture(model))
     if model.num_classes is None:
         model = model.model_copy(update={"num_classes": _size(weights, "classifier.weight", 0)})
     config = architecture(model)
@@ -100,7 +101,7 @@ def _open_folder(folder: Path) -> Opened:
 
 
 def _open_file(file: Path, name: str, classes: Sequence[str] | None) -> Opened:
-    weights = convert.read(file)
+    weights = read_weights(file)
     num_classes = _size(weights, "classifier.weight", 0)
     config = architecture(ModelConfig(name=name, num_classes=num_classes))
     channels = _size(weights, "features.conv0.weight", 1) or config.in_channels
@@ -120,16 +121,16 @@ def _open_file(file: Path, name: str, classes: Sequence[str] | None) -> Opened:
     )
 
 
-def _loaded(config: DenseNetConfig, weights: convert.StateDict, origin: str) -> DenseNet:
+def _loaded(config: DenseNetConfig, weights: StateDict, origin: str) -> DenseNet:
     model = DenseNet(config, op="reference")
     try:
-        convert.load_into(model, weights)
+        load_into(model, weights)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
     return model.eval()
 
 
-def _size(weights: convert.StateDict, name: str, axis: int) -> int | None:
+def _size(weights: StateDict, name: str, axis: int) -> int | None:
     """Of a tensor's axis; None where there is no such tensor or axis."""
     return weights[name].shape[axis] if name in weights and weights[name].ndim > axis else None
 

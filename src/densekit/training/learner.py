@@ -15,7 +15,7 @@ from densekit.training import optim
 from densekit.training.setup import Plan
 from densekit.training.state import State
 from densekit.training.step import Learner
-from densekit.weights.convert import start_from
+from densekit.weights.pretrained import start_from
 
 
 def create_learner(plan: Plan) -> tuple[Learner, list[str]]:

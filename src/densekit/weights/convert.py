@@ -1,138 +1,226 @@
-"""Weights into a network, whole or not at all; and where `pretrained` finds them."""
+"""`densekit convert SRC DST`: weights from any format here to an artifact or another format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
-from densekit.config import UserError
+import torch
+import torchvision
+
+from densekit.config import UserError, build, nearest, read_yaml
+from densekit.data.listing import read_class_names
 from densekit.models import artifact
+from densekit.models.artifact import ArtifactConfig, Described, Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
-from densekit.models.variants import VARIANTS
-from densekit.weights import published
-from densekit.weights.fetch import fetch
-from densekit.weights.formats import BODY, StateDict, at_eps
-from densekit.weights.formats import nearest_sibling as nearest_sibling
-from densekit.weights.formats import read as read_file
+from densekit.models.variants import variant
+from densekit.weights import pretrained, published, weights_file
+from densekit.weights.fetch import digest
+from densekit.weights.published import Published
 
-HEAD = ("classifier.weight", "classifier.bias")
+CLASSES = ("imagenet", "torchxrayvision")
 
 
-def start_from(model: DenseNet, pretrained: str) -> list[str]:
-    """Loads what `model.pretrained` names into a network that is to be trained.
+@dataclass(frozen=True)
+class Options:
+    """The command's options, as typed; None: not given."""
 
-    Another class count makes a new head. Returns what a person should know. Raises UserError.
-    """
-    weights = find(pretrained, model.config)
-    if not load_into(model, weights, new_head=True):
-        return []
-    return [
-        f"model.pretrained={pretrained}: a new head of {model.config.num_classes} classes; the "
-        f"weights' own has {len(weights[HEAD[0]])}"
-    ]
+    model: str | None = None
+    new_head: int | None = None
+    preprocessing: str | None = None
+    classes: str | None = None
+    task: str | None = None
 
 
-def find(pretrained: str, config: DenseNetConfig) -> StateDict:
-    """The tensors of an artifact, a run's best/, a weights file, a URL, hf-hub:org/name, or a
-    source in the published table for `config`; for the network's own BatchNorm epsilon.
+@dataclass(frozen=True)
+class Origin:
+    """What SRC holds, and what is known of its use."""
 
-    Raises UserError.
-    """
-    place = locate(pretrained, config)
-    if not place.is_dir():
-        return read_file(place).at_eps(config.bn_eps)
-    stored = artifact.read(artifact.locate(place))
-    return at_eps(stored.state_dict, stored.config.model.architecture.bn_eps, config.bn_eps)
-
-
-def read(file: Path) -> StateDict:
-    """Tensors by our names of a file of any format that `formats` reads, for epsilon 1e-5.
-
-    Raises UserError.
-    """
-    return read_file(file).at_eps(1e-5)
+    name: str
+    config: DenseNetConfig
+    tensors: weights_file.StateDict
+    what: str
+    """The format or library, for people."""
+    source: dict[str, str]
+    """For the provenance."""
+    known: ArtifactConfig | None = None
+    """An artifact's."""
+    row: Published | None = None
+    """The published row that has this file's checksum."""
 
 
-def locate(pretrained: str, config: DenseNetConfig | None = None) -> Path:
-    """The file or folder that `pretrained` names, fetched if need be; `config` picks a source's.
-
-    Raises UserError.
-    """
-    if pretrained in published.SOURCES:
-        if config is None:
-            raise UserError(f"{pretrained}: has several DenseNets; give --model NAME")
-        row = published.find(pretrained, _variant_of(config, pretrained))
-        return fetch(row.url, row.checksum)
-    if pretrained.startswith(("http://", "https://", "hf-hub:")):
-        known = {row.url: row.checksum for row in published.PUBLISHED}
-        return fetch(pretrained, known.get(pretrained))
-    return Path(pretrained).expanduser()
-
-
-def load_into(
-    model: DenseNet, weights: StateDict, new_head: bool = False, shown: int | None = 5
-) -> list[str]:
-    """Copies every tensor into `model`, in the model's dtypes and memory format, or none.
-
-    With `new_head` a classifier of another class count is left as it was initialised. Returns the
-    names of the tensors so left. num_batches_tracked may be missing. Raises UserError that lists
-    the tensors that are missing, unknown or of another shape: the first `shown` of each, or all.
-    """
-    own = model.state_dict()
-    left = [name for name in HEAD if new_head and _differs(name, own, weights)]
-    weights = {name: t for name, t in weights.items() if name not in left}
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    problems = [
-        *_listed("missing", own.keys() - weights.keys() - counters - set(left), shown),
-        *_listed("unknown", weights.keys() - own.keys(), shown),
-        *_listed("of another shape", _misshapen(own, weights), shown),
-        *_remedies(own, weights),
-    ]
-    if problems:
-        raise UserError("the weights do not fit the model:\n  " + "\n  ".join(problems))
-    model.load_state_dict(own | weights)
-    return left
+def convert(src: str, dst: str, options: Options) -> list[str]:
+    """Converts, or raises UserError with all that does not fit. Returns what a person should
+    know, in lines."""
+    if options.task not in (None, *get_args(Task)):
+        raise UserError(f"--task {options.task}: expected {' or '.join(get_args(Task))}")
+    target = Path(dst).expanduser()
+    if target.suffix and target.suffix not in weights_file.WRITTEN:
+        raise UserError(
+            f"{dst}: not a format that densekit writes: give a file ending in "
+            f"{', '.join(weights_file.WRITTEN)}, or a name without a suffix for an artifact"
+        )
+    origin = _open(src, options.model)
+    config = origin.config
+    if options.new_head is not None:
+        config = config.model_copy(update={"num_classes": options.new_head})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a new head's weights
+        model = DenseNet(config, op="reference")
+    try:
+        left = pretrained.load_into(
+            model, origin.tensors, new_head=options.new_head is not None, shown=None
+        )
+    except UserError as error:
+        raise UserError(f"{src} as {origin.name}: {error}") from error
+    said = [f"{src}: {origin.name}, {origin.what}, {len(origin.tensors)} tensors, all of them used"]
+    if left:
+        said.append(
+            f"{dst}: the head is new, {config.num_classes} classes with random weights: train it "
+            f"before use"
+        )
+    if target.suffix:
+        return [*said, *_to_file(target, model, options)]
+    return [*said, _to_artifact(target, model, origin, options, bool(left))]
 
 
-def _variant_of(config: DenseNetConfig, source: str) -> str:
-    """The published variant whose body `config` has. Raises UserError."""
-    names = [row.model for row in published.PUBLISHED if row.source == source]
-    for name in names:
-        if all(getattr(VARIANTS[name], key) == getattr(config, key) for key in BODY):
-            return name
-    raise UserError(
-        f"{source} has weights for {', '.join(names)} only; give a file, or one of these as "
-        f"model.name"
+def _to_file(target: Path, model: DenseNet, options: Options) -> list[str]:
+    for name in ("preprocessing", "classes", "task"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: goes with an artifact; {target} holds weights alone")
+    said = weights_file.write(target, model.state_dict(), model.config)
+    return [*said, f"{target}: written, and read back the same"]
+
+
+def _to_artifact(
+    target: Path, model: DenseNet, origin: Origin, options: Options, new_head: bool
+) -> str:
+    preprocessing, task = _use(origin, options)
+    config = ArtifactConfig(
+        task=cast(Task, options.task or task),
+        model=Described(name=origin.name, architecture=model.config),
+        preprocessing=_fitting(preprocessing, model.config),
+        classes=_classes(model.config, origin, options, new_head),
+        provenance=artifact.provenance().model_copy(update={"source": origin.source}),
+    )
+    artifact.write(target, config, model.state_dict())
+    stored = artifact.read(target)
+    same = all(torch.equal(stored.state_dict[n], t) for n, t in model.state_dict().items())
+    assert same, f"{target} does not read back as what was written"
+    return (
+        f"{target}: an artifact, {config.task}, {len(config.classes)} classes, images to "
+        f"{config.preprocessing.crop} pixels; try: densekit predict {target} IMAGE"
     )
 
 
-def _differs(name: str, own: StateDict, weights: StateDict) -> bool:
-    return name in weights and own[name].shape != weights[name].shape
+# Where it comes from ------------------------------------------------------------------------
 
 
-def _misshapen(own: StateDict, weights: StateDict) -> list[str]:
-    return [
-        f"{name} {list(weights[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if _differs(name, own, weights)
-    ]
+def _open(src: str, model: str | None) -> Origin:
+    named = variant(model) if model else None
+    place = pretrained.locate(src, named)
+    if place.is_dir():
+        return _open_folder(place, model)
+    weights = weights_file.read(place)
+    try:
+        name, config = weights_file.identify(weights, model)
+    except UserError as error:
+        raise UserError(f"{src}: {error}") from error
+    row = published.of_digest(weights.sha256, digest(place, "md5"))
+    return Origin(
+        name=name,
+        config=config,
+        tensors=weights.tensors,
+        what=f"{weights.keymap.name}'s names",
+        source={"file": src if "://" in src else place.name, "sha256": weights.sha256,
+                "names": weights.keymap.name},
+        row=row,
+    )  # fmt: skip
 
 
-def _listed(problem: str, names: Iterable[str], shown: int | None) -> list[str]:
-    """One line for all of `names`: the first ones, and how many more."""
-    names = sorted(names)
-    more = f" and {len(names) - shown} more" if shown and len(names) > shown else ""
-    return [f"{problem}: {', '.join(names[:shown])}{more}"] if names else []
+def _open_folder(folder: Path, model: str | None) -> Origin:
+    if model:
+        raise UserError(f"{folder}: --model is for files of weights; an artifact says it itself")
+    place = artifact.locate(folder)
+    stored = artifact.read(place)
+    described = stored.config.model
+    return Origin(
+        name=described.name,
+        config=described.architecture,
+        tensors=stored.state_dict,
+        what="an artifact",
+        source={"artifact": place.name, "sha256": digest(place / artifact.WEIGHTS, "sha256")},
+        known=stored.config,
+    )
 
 
-def _remedies(own: StateDict, weights: StateDict) -> list[str]:
-    """What to set where the two ends are all that may differ."""
-    found = []
-    for name, axis, key in (
-        ("features.conv0.weight", 1, "in_channels"),
-        (HEAD[0], 0, "num_classes"),
-    ):
-        theirs = weights.get(name, own[name]).shape
-        if len(theirs) > axis and theirs[axis] != own[name].shape[axis]:
-            found.append(f"these weights are for model.{key}={theirs[axis]}")
-    return found
+# How it is used -----------------------------------------------------------------------------
+
+
+def _use(origin: Origin, options: Options) -> tuple[Preprocessing, Task]:
+    """What is given; else what the artifact or the published table says."""
+    name = options.preprocessing
+    if name is None and origin.known:
+        return origin.known.preprocessing, origin.known.task
+    if name is None and origin.row:
+        name = origin.row.preprocessing
+    if name is None:
+        raise UserError(
+            f"{origin.source['file']}: a file of weights does not say how its images were scaled, "
+            f"nor does the table of published weights by its checksum; give --preprocessing "
+            f"{'|'.join(published.PREPROCESSINGS)}, or a YAML file of resize, crop, mean, std, ..."
+        )
+    if name in published.PREPROCESSINGS:
+        return published.PREPROCESSINGS[name], published.task_of(name)
+    if not Path(name).is_file():
+        raise UserError(
+            f"--preprocessing {name}: neither a file nor a name"
+            f"{nearest(name, published.PREPROCESSINGS)}"
+        )
+    return build(Preprocessing, read_yaml(Path(name))), "multiclass"
+
+
+def _fitting(preprocessing: Preprocessing, config: DenseNetConfig) -> Preprocessing:
+    if preprocessing.channels != config.in_channels:
+        raise UserError(
+            f"--preprocessing: gives {preprocessing.channels} channels, and these weights take "
+            f"{config.in_channels}"
+        )
+    return preprocessing
+
+
+def _classes(
+    config: DenseNetConfig, origin: Origin, options: Options, new_head: bool
+) -> tuple[str, ...]:
+    """A name for each output; a new head's are numbers until they are named."""
+    count, given = config.num_classes, options.classes
+    if given is None and new_head:
+        return tuple(map(str, range(count)))
+    if given is None and origin.known:
+        return origin.known.classes
+    if given is None and origin.row and origin.row.num_classes == 1000:
+        given = "imagenet"
+    if given is None:
+        raise UserError(
+            f"{origin.source['file']}: a file of weights does not name its {count} classes; give "
+            f"--classes {'|'.join(CLASSES)}, or a file of `label name` lines"
+        )
+    names = _names(given)
+    if len(names) != count:
+        raise UserError(f"--classes {given}: {len(names)} names for {count} outputs")
+    return names
+
+
+def _names(given: str) -> tuple[str, ...]:
+    if given == "torchxrayvision":
+        return published.XRAY_CLASSES
+    if given == "imagenet":
+        weights = torchvision.models.get_model_weights("densenet121")
+        return tuple(weights["IMAGENET1K_V1"].meta["categories"])
+    if not Path(given).is_file():
+        raise UserError(f"--classes {given}: neither a file nor a name{nearest(given, CLASSES)}")
+    names = read_class_names(Path(given))
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"--classes {given}: its labels must be 0 to {len(names) - 1}, each once")
+    return tuple(names[label] for label in range(len(names)))

@@ -1,4 +1,4 @@
-"""weights/formats.py: every library's files, read whole and by our names; and written."""
+"""weights/weights_file.py: every library's files, read whole and by our names; and written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from densekit.config import UserError
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import VARIANTS, variant
-from densekit.weights import formats, keymaps
+from densekit.weights import keymaps, weights_file
 
 State = dict[str, Tensor]
 
@@ -94,7 +94,7 @@ FORMS: dict[str, Callable[[Path, State], object]] = {
 @pytest.mark.parametrize("name", FORMS)
 def test_every_tensor_of_every_form(name: str, state: State, tmp_path: Path) -> None:
     FORMS[name](tmp_path / name, state)
-    found = formats.read(tmp_path / name)
+    found = weights_file.read(tmp_path / name)
     wanted = {n: t for n, t in state.items() if "num_batches" not in n or n in found.tensors}
     assert found.tensors.keys() == wanted.keys()
     assert all(torch.equal(found.tensors[n], tensor) for n, tensor in wanted.items())
@@ -112,13 +112,16 @@ def test_the_variant_is_found_by_shapes(name: str) -> None:
     config = variant(name).model_copy(update={"num_classes": 3, "in_channels": 1})
     with torch.device("meta"):
         tensors = DenseNet(config).state_dict()
-    assert formats.identify(formats.Weights(tensors, keymaps.TORCHVISION, "")) == (name, config)
+    assert weights_file.identify(weights_file.Weights(tensors, keymaps.TORCHVISION, "")) == (
+        name,
+        config,
+    )
 
 
 def test_an_unknown_network_is_described(tmp_path: Path) -> None:
     torch.save(tiny(block_config=(1, 2)).state_dict(), tmp_path / "own.pth")
     with pytest.raises(UserError, match=r"blocks of \[1, 2\] layers, growth rate 12.*--model NAME"):
-        formats.identify(formats.read(tmp_path / "own.pth"))
+        weights_file.identify(weights_file.read(tmp_path / "own.pth"))
 
 
 def test_an_epsilon_is_folded_into_the_variance() -> None:
@@ -133,24 +136,24 @@ def test_an_epsilon_is_folded_into_the_variance() -> None:
     with torch.inference_mode():
         own.load_state_dict(keras.state_dict())
         assert not torch.allclose(own(images), keras(images), rtol=1e-6, atol=0)
-        own.load_state_dict(formats.at_eps(keras.state_dict(), 1.001e-5, 1e-5))
+        own.load_state_dict(weights_file.at_eps(keras.state_dict(), 1.001e-5, 1e-5))
         torch.testing.assert_close(own(images), keras(images), rtol=1e-9, atol=1e-9)
 
 
 # Written ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", formats.WRITTEN)
+@pytest.mark.parametrize("suffix", weights_file.WRITTEN)
 def test_what_is_written_is_read(suffix: str, state: State, tmp_path: Path) -> None:
-    assert formats.write(tmp_path / f"w{suffix}", state, VARIANTS["densenet121"]) == []
-    found = formats.read(tmp_path / f"w{suffix}").tensors
+    assert weights_file.write(tmp_path / f"w{suffix}", state, VARIANTS["densenet121"]) == []
+    found = weights_file.read(tmp_path / f"w{suffix}").tensors
     counters = {n for n in state if n.endswith("num_batches_tracked")}
     assert found.keys() == (state.keys() - counters if suffix == ".pdparams" else state.keys())
     assert all(torch.equal(state[name], tensor) for name, tensor in found.items())
 
 
 def test_paddles_file_is_what_paddle_writes(state: State, tmp_path: Path) -> None:
-    formats.write(tmp_path / "w.pdparams", state, VARIANTS["densenet121"])
+    weights_file.write(tmp_path / "w.pdparams", state, VARIANTS["densenet121"])
     written = pickle.loads((tmp_path / "w.pdparams").read_bytes())
     wanted = named_by(keymaps.PADDLE, state)
     assert written.keys() == wanted.keys()
@@ -159,26 +162,26 @@ def test_paddles_file_is_what_paddle_writes(state: State, tmp_path: Path) -> Non
 
 
 def test_torch_loads_what_is_written(state: State, tmp_path: Path) -> None:
-    formats.write(tmp_path / "w.pth", state, VARIANTS["densenet121"])
+    weights_file.write(tmp_path / "w.pth", state, VARIANTS["densenet121"])
     model = torchvision.models.DenseNet(4, (2, 3, 2, 2), 8, num_classes=5)
     model.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True))
 
 
 def test_another_epsilon_is_said(tmp_path: Path) -> None:
     model = tiny(bn_eps=1e-3)
-    (said,) = formats.write(tmp_path / "w.pth", model.state_dict(), model.config)
+    (said,) = weights_file.write(tmp_path / "w.pth", model.state_dict(), model.config)
     assert "running_var is moved" in said
     var = "features.norm5.running_var"
-    found = formats.read(tmp_path / "w.pth").tensors[var]
+    found = weights_file.read(tmp_path / "w.pth").tensors[var]
     torch.testing.assert_close(found, model.state_dict()[var] + 1e-3 - 1e-5)
 
 
 def test_paddle_has_no_such_network(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"PaddleClas has densenet121, .* only"):
-        formats.write(tmp_path / "w.pdparams", tiny().state_dict(), TINY)
+        weights_file.write(tmp_path / "w.pdparams", tiny().state_dict(), TINY)
     grey = VARIANTS["densenet121"].model_copy(update={"in_channels": 1})
     with pytest.raises(UserError, match="take 3 channels, this 1"):
-        formats.write(tmp_path / "w.pdparams", small(), grey)
+        weights_file.write(tmp_path / "w.pdparams", small(), grey)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,13 +193,13 @@ def test_tensors_given_twice_are_refused(tmp_path: Path) -> None:
     arrays["classifier.bias"] = arrays["out.bias"]
     (tmp_path / "w.pdparams").write_bytes(pickle.dumps(arrays))
     with pytest.raises(UserError, match=r"holds classifier\.bias twice"):
-        formats.read(tmp_path / "w.pdparams")
+        weights_file.read(tmp_path / "w.pdparams")
 
 
 def test_volumes_are_refused(tmp_path: Path) -> None:
     torch.save({"features.conv0.weight": torch.ones(8, 1, 7, 7, 7)}, tmp_path / "3d.pth")
     with pytest.raises(UserError, match="kernel over volumes"):
-        formats.read(tmp_path / "3d.pth")
+        weights_file.read(tmp_path / "3d.pth")
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -208,7 +211,7 @@ def test_files_that_are_cut_short_are_refused(name: str, tmp_path: Path) -> None
     for share in (0.0, 0.001, 0.5, 0.999):
         file.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(UserError, match=name):
-            formats.read(file)
+            weights_file.read(file)
 
 
 SMALL = ("torchvision.pth", "legacy.pth", "timm.safetensors", "module.pt")
@@ -227,7 +230,7 @@ def test_damaged_files_are_read_or_refused(
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(damaged)
     try:
-        found = formats.read(file)
+        found = weights_file.read(file)
     except UserError:
         return
     assert all(t.numel() <= len(damaged) for t in found.tensors.values())
@@ -250,7 +253,7 @@ def test_a_tensor_that_claims_more_than_is_stored(tmp_path: Path) -> None:
         file, lambda name, content: content.replace(b"KM", claims) if "pkl" in name else content
     )
     with pytest.raises(UserError, match=r"larger than what is stored|should have 65535"):
-        formats.read(file)
+        weights_file.read(file)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
@@ -259,21 +262,21 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     rewrite(file, lambda _, content: content, compression=zipfile.ZIP_DEFLATED)
     assert file.stat().st_size < 10_000
     with pytest.raises(UserError, match="claim more than the file has"):
-        formats.read(file)
+        weights_file.read(file)
 
 
 def test_one_storage_for_many_tensors(tmp_path: Path) -> None:
     values = torch.zeros(1000)
     torch.save({f"{i}": values.expand(1, 1000) for i in range(50)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="larger than what is stored"):
-        formats.read(tmp_path / "w.pth")
+        weights_file.read(tmp_path / "w.pth")
     torch.save({"a": torch.zeros(1).expand(1 << 50)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="larger than what is stored"):
-        formats.read(tmp_path / "w.pth")
+        weights_file.read(tmp_path / "w.pth")
     array = np.zeros(1000)
     (tmp_path / "w.pdparams").write_bytes(pickle.dumps({f"{i}": array for i in range(50)}))
     with pytest.raises(UserError, match="larger than what is stored"):
-        formats.read(tmp_path / "w.pdparams")
+        weights_file.read(tmp_path / "w.pdparams")
 
 
 def test_an_empty_data_set_can_claim_any_size(tmp_path: Path) -> None:
@@ -281,7 +284,7 @@ def test_an_empty_data_set_can_claim_any_size(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as h5:
         h5.create_dataset("bn/bn/gamma", shape=(1 << 40,), dtype="f4", chunks=(1 << 20,))
     with pytest.raises(UserError, match="not all there"):
-        formats.read(tmp_path / "w.h5")
+        weights_file.read(tmp_path / "w.h5")
 
 
 def test_links_to_other_files_are_not_followed(tmp_path: Path) -> None:
@@ -290,7 +293,7 @@ def test_links_to_other_files_are_not_followed(tmp_path: Path) -> None:
         h5["gamma"] = np.ones(3)
     with h5py.File(tmp_path / "w.h5", "w") as h5:
         h5["bn/bn/gamma"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "gamma")
-    assert formats.read(tmp_path / "w.h5").tensors == {}
+    assert weights_file.read(tmp_path / "w.h5").tensors == {}
 
 
 def test_shaken_networks_really_differ_from_fresh_ones() -> None:
