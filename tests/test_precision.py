@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from densekit import precision
 from densekit.config import UserError
 from densekit.precision import Precision, describe, resolve, resolve_device
+from runs import forked
 
 Machine = Callable[..., None]
 
@@ -126,7 +127,11 @@ def test_autocast_scaler_and_formats_go_together() -> None:
     assert conv.weight.dtype == torch.float32
 
 
-PROBE = "from densekit.precision import keep_freed_memory; print(keep_freed_memory())"
+def probe(environment: dict[str, str]) -> None:
+    for name in [n for n in os.environ if n.startswith(("MALLOC_", "LD_PRELOAD"))]:
+        del os.environ[name]
+    os.environ.update(environment)
+    print(precision.keep_freed_memory())
 
 
 @pytest.mark.parametrize(
@@ -135,11 +140,8 @@ PROBE = "from densekit.precision import keep_freed_memory; print(keep_freed_memo
 )
 def test_the_environments_malloc_settings_win(environment: dict[str, str], expected: bool) -> None:
     """In a process of its own: it cannot be taken back."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
-    probe = subprocess.run(
-        [sys.executable, "-c", PROBE], env={**clean, **environment}, capture_output=True, text=True
-    )
-    assert probe.stdout.strip() == str(expected), probe.stderr
+    found = forked(partial(probe, environment))
+    assert found.stdout.strip() == str(expected), found.stderr
 
 
 def test_the_allocator_is_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

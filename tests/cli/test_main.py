@@ -1,3 +1,8 @@
+"""The commands: what they print where, and how they exit.
+
+All but the first tests' are forked from a server that has torch imported (runs.densekit).
+"""
+
 from __future__ import annotations
 
 import json
@@ -10,16 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from densekit.cli import report
 from densekit.data.transforms import Preprocessing
-from densekit.models import artifact
+from densekit.models import artifact, variants
 from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.densenet import DenseNet, DenseNetConfig
-
-
-def densekit(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "densekit", *words], cwd=cwd, capture_output=True, text=True
-    )
+from runs import densekit
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,15 @@ def test_help_loads_neither_torch_nor_pydantic() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_python_m_densekit_is_the_command(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "densekit", "evaluate", "none"]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == densekit("evaluate", "none", cwd=tmp_path).stderr
+    assert "none: there is no such file or folder" in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -91,17 +101,20 @@ def test_a_users_mistake_is_a_sentence_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def broken() -> None:
+    """A process's prelude: a bug in a command."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    report.print_models = fails
+
+
 def test_a_bug_keeps_its_traceback_and_exits_3() -> None:
-    code = (
-        "import sys; sys.argv = ['densekit', 'models']\n"
-        "from densekit.cli import main as cli, report\n"
-        "def broken(as_json): raise ZeroDivisionError('ours')\n"
-        "report.print_models = broken\n"
-        "cli.main()"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = densekit("models", prelude=broken)
     assert result.returncode == 3
     assert "Traceback" in result.stderr
+    assert "ZeroDivisionError: ours" in result.stderr
     assert "this is a bug in densekit" in result.stderr
 
 
@@ -109,7 +122,20 @@ def test_models_as_json_has_the_published_sizes() -> None:
     rows = {row["name"]: row for row in json.loads(densekit("models", "--json").stdout)}
     assert rows["densenet121"]["parameters"] == 7_978_856
     assert rows["densenet121"]["multiply_adds"] == pytest.approx(2.83e9, rel=0.01)
-    assert "densenet264" in densekit("models").stdout
+
+
+def test_models_as_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of sizes made up, since finding them takes seconds."""
+    monkeypatch.setattr(
+        report.variants,
+        "describe",
+        lambda name, _: variants.Description(name, 7_978_856, 2_834_161_664, 224, 1000),
+    )
+    report.print_models(as_json=False)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "densenet264" in line]
+    assert row.split() == ["densenet264", "7,978,856", "2.83", "G", "224", "x", "224", "1,000"]
 
 
 def test_evaluate_counts_every_image(images: Path, trained: Path) -> None:

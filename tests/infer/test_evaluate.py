@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 
 from densekit import distributed
@@ -26,6 +24,7 @@ from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision, resolve
+from runs import Runs
 
 N = 97
 TINY = DenseNetConfig(
@@ -251,13 +250,8 @@ def test_class_folders_go_by_the_classes_names(
 # Several processes --------------------------------------------------------------------------
 
 
-def rank(number: int, world: int, port: int, best: Path, digits: Path) -> None:
-    """One of `world` processes; each leaves what it found."""
-    os.environ.update(
-        RANK=str(number), WORLD_SIZE=str(world), LOCAL_RANK=str(number),
-        LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        GLOO_SOCKET_IFNAME="lo",
-    )  # fmt: skip
+def evaluate_on_this_rank(best: Path, digits: Path) -> None:
+    """Each rank leaves what it found."""
     torch.set_num_threads(1)
     precision = resolve("cpu", "fp32")
     distributed.start(precision.device, timeout=60)
@@ -267,20 +261,18 @@ def rank(number: int, world: int, port: int, best: Path, digits: Path) -> None:
         evaluate_source(opened, precision, str(digits / "bad.txt"), batch_size=1, workers=0)
     except UserError as error:
         found.append({"error": str(error), "shared": error.shared})
-    (digits / f"rank{number}of{world}.json").write_text(json.dumps(found))
+    place = f"{distributed.rank()}of{distributed.world_size()}"
+    (digits / f"rank{place}.json").write_text(json.dumps(found))
     distributed.stop()
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_no_number_depends_on_the_processes(
-    world: int, best: Path, digits: Path, opened: Opened, fp32: Precision
+    runs: Runs, world: int, best: Path, digits: Path, opened: Opened, fp32: Precision
 ) -> None:
     (digits / "bad.png").write_bytes(b"not an image")
     (digits / "bad.txt").write_text("0.png 3\n1.png 1\nbad.png 1\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(rank, (world, port, best, digits), nprocs=world)
+    runs.on_ranks(partial(evaluate_on_this_rank, best, digits), world)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = [evaluate_source(opened, fp32, batch_size=b, workers=0) for b in (8, 40, 200)]

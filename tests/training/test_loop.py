@@ -17,6 +17,7 @@ from densekit.infer.evaluate import evaluate_source
 from densekit.infer.model import open_path
 from densekit.models import artifact
 from densekit.precision import resolve
+from densekit.training import curves
 from densekit.training import loop as run
 from densekit.training.optim import lr_factor
 from densekit.training.recipe import Recipe, load
@@ -30,6 +31,12 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`outcome`, made before, is the run that draws."""
+    monkeypatch.setattr(curves, "draw", lambda *_: None)
 
 
 def recipe(runs: Runs, folder: Path, options: Options | None = None) -> Recipe:

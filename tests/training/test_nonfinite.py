@@ -88,6 +88,15 @@ def skipping(runs: Runs, digits: Path, tmp_path_factory: pytest.TempPathFactory)
     return finished(start(runs, digits, tmp_path_factory.mktemp("skip") / "run", "skip"))
 
 
+@pytest.fixture(scope="module")
+def stopped(runs: Runs, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Started:
+    """A run that stopped at its first bad step."""
+    folder = tmp_path_factory.mktemp("stop") / "run"
+    started = start(runs, digits, folder, "stop", {"loop.save_every": 1})
+    assert started.wait() == [2], started.output
+    return started
+
+
 def events(folder: Path) -> list[dict]:
     """What was done about bad steps."""
     return [line for line in lines(folder) if "bad_step" in line]
@@ -101,17 +110,13 @@ def flat(text: str) -> str:
 # stop ---------------------------------------------------------------------------------------
 
 
-def test_stop_names_the_step_and_keeps_its_batch(
-    runs: Runs, digits: Path, white_file: str, tmp_path: Path
-) -> None:
-    started = start(runs, digits, tmp_path / "run", "stop", {"loop.save_every": 1})
-    assert started.wait() == [2]
-    said = flat(started.output)
+def test_stop_names_the_step_and_keeps_its_batch(stopped: Started, white_file: str) -> None:
+    said, folder = flat(stopped.output), stopped.folder
     assert "Traceback" not in said
     assert re.search(rf"step {BAD[0] + 1} \(epoch 1, learning rate 0\.0\d+\)", said)
     assert "batch: " in said
 
-    (kept,) = (tmp_path / "run").glob("nonfinite-step-*.pt")
+    (kept,) = folder.glob("nonfinite-step-*.pt")
     assert kept.name in said.replace(" ", "")
     batch = torch.load(kept)
     assert batch["images"].shape == (BATCH, 1, 28, 28)
@@ -119,10 +124,10 @@ def test_stop_names_the_step_and_keeps_its_batch(
     (place,) = (batch["images"] == 255).flatten(1).all(1).nonzero().flatten().tolist()
     assert batch["files"][place] == white_file
 
-    assert step_of(states(tmp_path / "run")[-1]) == BAD[0], "the last good state"
-    assert states(tmp_path / "run")[-1].name in said.replace(" ", "")
-    assert finite_state(tmp_path / "run")
-    assert all(line["step"] <= BAD[0] for line in lines(tmp_path / "run"))
+    assert step_of(states(folder)[-1]) == BAD[0], "the last good state"
+    assert states(folder)[-1].name in said.replace(" ", "")
+    assert finite_state(folder)
+    assert all(line["step"] <= BAD[0] for line in lines(folder))
 
 
 def finite_state(folder: Path) -> bool:
@@ -223,11 +228,10 @@ def test_one_skip_too_many_stops(runs: Runs, digits: Path, tmp_path: Path, how: 
 
 @pytest.mark.parametrize("how", ["skip", "rollback"])
 def test_a_stopped_run_goes_on_with_skip(
-    runs: Runs, digits: Path, tmp_path: Path, skipping: Path, how: str
+    runs: Runs, digits: Path, tmp_path: Path, skipping: Path, stopped: Started, how: str
 ) -> None:
     """As the message says: nothing that was trained is lost."""
-    options: Options = {"loop.save_every": 1}
-    assert start(runs, digits, tmp_path / "run", "stop", options).wait() == [2]
+    shutil.copytree(stopped.folder, tmp_path / "run")
     assert numbers(finished(start(runs, digits, tmp_path / "run", how))) == numbers(skipping)
 
 

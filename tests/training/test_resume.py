@@ -41,17 +41,6 @@ FEATURES: Options = {"loop.accumulation": 2, "model.sync_bn": True, "optim.clip_
 ADAMW: Options = {"optim.name": "adamw", "optim.lr": 1e-3, "loop.ema": 0}
 
 
-def killed(
-    runs: Runs, folder: Path, step: int, options: Options | None = None, ranks: int = 1
-) -> Path:
-    """A run of which every rank is killed once `step` is logged."""
-    started = runs.start(folder, options, ranks)
-    assert started.until_step(step), started.output
-    codes = started.kill()
-    assert -signal.SIGKILL in codes, f"the run was over before the kill: {codes}"
-    return folder
-
-
 def refused(runs: Runs, folder: Path, options: Options | None = None) -> str:
     """What a run says that ends as a user's mistake, in one sentence or a few."""
     started = runs.start(folder, options)
@@ -67,14 +56,14 @@ def refused(runs: Runs, folder: Path, options: Options | None = None) -> str:
 def test_a_killed_run_ends_as_it_would_have(runs: Runs, tmp_path: Path, workers: int) -> None:
     options = {"data.workers": workers}
     for step in (3, 8):  # within the first epoch, within the second
-        killed(runs, tmp_path / "run", step, options)
+        runs.kill(tmp_path / "run", step, options)
     runs.train(tmp_path / "run", options)
     assert_same_run(tmp_path / "run", runs.whole())
 
 
 def test_two_ranks_go_on_alike(runs: Runs, tmp_path: Path) -> None:
     options = {**FEATURES, "data.workers": 1}
-    killed(runs, tmp_path / "run", 4, options, ranks=2)
+    runs.kill(tmp_path / "run", 4, options, ranks=2)
     runs.train(tmp_path / "run", options, ranks=2)
     assert_same_run(tmp_path / "run", runs.whole(FEATURES, ranks=2))
 
@@ -114,9 +103,9 @@ def test_killed_at_random_moments(
     assert_same_run(tmp_path / "run", runs.whole({"data.workers": 0, **options}, ranks))
 
 
-def test_the_same_seed_is_the_same_run_with_any_number_of_workers(runs: Runs) -> None:
-    for workers in (1, 2, 3):
-        assert_same_run(runs.whole({"data.workers": workers}), runs.whole())
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=slow), pytest.param(2, marks=slow), 3])
+def test_the_same_seed_is_the_same_run_with_any_number_of_workers(runs: Runs, workers: int) -> None:
+    assert_same_run(runs.whole({"data.workers": workers}), runs.whole())
 
 
 def test_another_seed_is_another_run(runs: Runs) -> None:
@@ -162,7 +151,7 @@ def shape_of(state: Any) -> Any:
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])
 def test_a_damaged_state_is_passed_over(runs: Runs, tmp_path: Path, damage: str) -> None:
-    folder = killed(runs, tmp_path / "run", 7)
+    folder = runs.killed(tmp_path / "run", 8)
     assert len(states(folder)) == 2
     newest = states(folder)[-1]
     content = bytearray(newest.read_bytes())
@@ -179,7 +168,7 @@ def test_a_damaged_state_is_passed_over(runs: Runs, tmp_path: Path, damage: str)
 
 
 def test_no_whole_state_left_is_one_sentence(runs: Runs, tmp_path: Path) -> None:
-    folder = killed(runs, tmp_path / "run", 7)
+    folder = runs.killed(tmp_path / "run", 8)
     for state in states(folder):
         state.write_bytes(b"")
     log = (folder / "log.jsonl").read_bytes()
@@ -231,7 +220,7 @@ def test_the_best_network_can_be_read_at_every_moment(runs: Runs, tmp_path: Path
 
 def test_the_log_is_cut_back_to_the_state(runs: Runs, tmp_path: Path) -> None:
     """Lines of steps that are repeated, and one that the crash tore, are gone."""
-    folder = killed(runs, tmp_path / "run", 9, {"loop.save_every": 100})
+    folder = runs.killed(tmp_path / "run", 9, {"loop.save_every": 100})
     assert step_of(states(folder)[-1]) == 6, "the first epoch's end"
     with (folder / "log.jsonl").open("a") as log:
         log.write('{"kind": "train", "st')
@@ -244,7 +233,7 @@ def test_a_folder_without_a_state_starts_at_step_0(
     runs: Runs, tmp_path: Path, logged: bool
 ) -> None:
     """Killed between recipe.yaml and the first state, which is published beside the first steps."""
-    folder = killed(runs, tmp_path / "run", 2, {"loop.save_every": 100})
+    folder = runs.killed(tmp_path / "run", 2, {"loop.save_every": 100})
     shutil.rmtree(folder / "state")
     (folder / "best").mkdir()
     (folder / "best" / ".model.safetensors.tmp").write_bytes(b"half")
@@ -286,7 +275,7 @@ def test_another_recipe_is_refused_with_its_keys(runs: Runs) -> None:
 
 
 def test_what_changes_no_number_may_change(runs: Runs, tmp_path: Path) -> None:
-    folder = killed(runs, tmp_path / "run", 4)
+    folder = runs.killed(tmp_path / "run", 8)
     runs.train(folder, {"data.workers": 1, "loop.save_every": 5, "loop.keep": 4})
     assert_same_run(folder, runs.whole())
 
@@ -294,7 +283,7 @@ def test_what_changes_no_number_may_change(runs: Runs, tmp_path: Path) -> None:
 def test_other_images_are_refused(runs: Runs, tmp_path: Path) -> None:
     copy = tmp_path / "digits"
     shutil.copytree(runs.data, copy)
-    folder = killed(runs, tmp_path / "run", 4)
+    folder = runs.killed(tmp_path / "run", 8)
     train_list = copy / "train_list.txt"
     train_list.write_text("".join(reversed(train_list.read_text().splitlines(keepends=True))))
     said = refused(runs, folder, {"data.root": copy})
@@ -306,7 +295,7 @@ def test_other_images_are_refused(runs: Runs, tmp_path: Path) -> None:
 
 def test_other_processes_are_a_warning(runs: Runs, tmp_path: Path) -> None:
     """Not bit for bit, but near: the micro-batches are the same, BatchNorm's are the ranks'."""
-    folder = killed(runs, tmp_path / "run", 8, {"model.sync_bn": True, "model.drop_rate": 0})
+    folder = runs.killed(tmp_path / "run", 8, {"model.sync_bn": True, "model.drop_rate": 0})
     started = runs.start(folder, {"model.sync_bn": True, "model.drop_rate": 0}, ranks=2)
     assert started.wait() == [0, 0]
     said = " ".join(started.output.split())
@@ -327,24 +316,21 @@ def table(output: str) -> str:
 
 
 def test_a_finished_run_says_so_and_prints_its_table(runs: Runs, tmp_path: Path) -> None:
-    first = runs.start(tmp_path / "run")
-    assert first.wait() == [0]
+    shutil.copytree(runs.whole(), tmp_path / "run")
     log = (tmp_path / "run" / "log.jsonl").read_bytes()
     again = runs.start(tmp_path / "run")
     assert again.wait() == [0]
     assert "is finished" in again.output
-    assert table(again.output) == table(first.output)
+    assert table(again.output) == table(runs.whole_said())
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
 def test_an_interrupted_run_prints_the_same_table(runs: Runs, tmp_path: Path) -> None:
-    whole = runs.start(tmp_path / "whole")
-    assert whole.wait() == [0]
-    killed(runs, tmp_path / "run", 8)
+    runs.killed(tmp_path / "run", 8)
     resumed = runs.start(tmp_path / "run")
     assert resumed.wait() == [0]
-    assert table(resumed.output) == table(whole.output)
-    best = re.findall(r"best: epoch.*?of", whole.output)
+    assert table(resumed.output) == table(runs.whole_said())
+    best = re.findall(r"best: epoch.*?of", runs.whole_said())
     assert best
     assert re.findall(r"best: epoch.*?of", resumed.output) == best
 
@@ -390,7 +376,7 @@ def test_an_orphan_rank_holds_the_folder(runs: Runs, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("named", ["folder", "state"])
 def test_a_new_folder_goes_on_from_another_run(runs: Runs, tmp_path: Path, named: str) -> None:
-    origin = killed(runs, tmp_path / "origin", 8)
+    origin = runs.killed(tmp_path / "origin", 8)
     before = {file: file.read_bytes() for file in origin.rglob("*") if file.is_file()}
     path = origin if named == "folder" else states(origin)[0]
     runs.train(tmp_path / "new", {"loop.resume": path})
@@ -450,7 +436,7 @@ def fill(file: Path) -> None:
 
 
 def test_a_read_only_disk_is_one_sentence(runs: Runs, small_disk: Path) -> None:
-    folder = killed(runs, small_disk / "run", 4)
+    folder = runs.killed(small_disk / "run", 8)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert "Read-only file system" in refused(runs, folder)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)

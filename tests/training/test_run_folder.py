@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from densekit.config import UserError, build, read_yaml
 from densekit.training import run_folder
 from densekit.training.recipe import Recipe, load
 from densekit.training.run_folder import RunFolder
+from runs import Runs
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +82,13 @@ def _hold(path: Path, rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_folder_is_held_by_each_rank_until_its_process_ends(tmp_path: Path, rank: int) -> None:
+def test_the_folder_is_held_by_each_rank_until_its_process_ends(
+    runs: Runs, tmp_path: Path, rank: int
+) -> None:
     """An orphaned rank of a run whose rank 0 is dead still writes nowhere a new run may."""
     path = tmp_path / "run"
     opened(path, Recipe()).close()
-    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(path, rank))
-    process.start()
+    (process,) = runs.spawn(partial(_hold, path, rank))
     try:
         while not (path / f"held-{rank}").exists():
             time.sleep(0.05)
