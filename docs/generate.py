@@ -6,8 +6,9 @@ python docs/generate.py --check  exit 1 where a file is not what would be writte
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,26 @@ own fields: change those, not this.
 
 def recipe_reference() -> str:
     """A table for each section of Recipe, and one for what model.overrides may hold."""
-    sections: dict[str, type[Section]] = {
+    parts = [HEAD, *_tables("", Recipe, depth=1)]
+    after = next(i for i, part in enumerate(parts) if part.startswith("## model\n")) + 1
+    overrides = (
+        "### model.overrides\n\nThe fields of an architecture; defaults are densenet121's."
+        f"\n\n{_table('', DenseNetConfig)}"
+    )
+    return "\n".join([*parts[:after], overrides, *parts[after:]])
+
+
+def _tables(prefix: str, section: type[Section], depth: int) -> Iterator[str]:
+    """The table of a section's own fields, then those of the sections in it, a heading deeper."""
+    below = {
         name: field.annotation
-        for name, field in Recipe.model_fields.items()
+        for name, field in section.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
     }
-    parts = [HEAD, _table("", Recipe, skip=set(sections))]
-    for name, section in sections.items():
-        parts.append(f"## {name}\n\n{section.__doc__}\n\n{_table(f'{name}.', section)}")
-        if name == "model":
-            parts.append(
-                "### model.overrides\n\nThe fields of an architecture; defaults are densenet121's."
-                f"\n\n{_table('', DenseNetConfig)}"
-            )
-    return "\n".join(parts)
+    head = f"{'#' * depth} {prefix[:-1]}\n\n{inspect.getdoc(section)}\n\n" if prefix else ""
+    yield head + _table(prefix, section, skip=below)
+    for name, inner in below.items():
+        yield from _tables(f"{prefix}{name}.", inner, depth + 1)
 
 
 def _table(prefix: str, section: type[Section], skip: Container[str] = ()) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from densekit.config import Section
 from densekit.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,14 +31,23 @@ def test_the_readmes_results_are_current() -> None:
     assert text == generate.readme(text), "run make docs"
 
 
+def options(section: Section, prefix: str = "") -> list[str]:
+    """The dotted names of all fields of a section and of those in it."""
+    found = []
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        inner = isinstance(value, Section)
+        found += options(value, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return found
+
+
 def test_the_reference_has_every_option_with_its_default() -> None:
     text = generate.recipe_reference()
-    for section in ("model", "data", "optim", "loop"):
-        for name in type(getattr(Recipe(), section)).model_fields:
-            assert f"| `{section}.{name}` | `" in text
+    for option in options(Recipe()):
+        assert f"| `{option}` | `" in text
     assert "| `loop.epochs` | `90` | whole number from 1 |" in text
     assert "| `optim.head_lr` | `null` | number above 0 or null |" in text
-    assert "| `data.crop_scale` | `[0.08, 1.0]` | list: 2 of number |" in text
+    assert "| `data.augment.crop_scale` | `[0.08, 1.0]` | list: 2 of number above 0 to 1 |" in text
 
 
 def test_the_readmes_tables_go_between_the_marks() -> None:

@@ -174,7 +174,7 @@ def test_the_training_side_is_a_step_of_densekit_train(tmp_path: Path, precision
     options = {
         "data.root": tmp_path,
         "data.image_size": TINY.image_size,
-        "data.resize": TINY.image_size,
+        "data.evaluate.resize": TINY.image_size,
         "data.batch_size": TINY.batch_size,
         "model.name": TINY.model,
         "model.num_classes": bench.NUM_CLASSES,

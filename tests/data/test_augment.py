@@ -9,11 +9,10 @@ from torch import Tensor
 
 from densekit.config import ConfigSource, UserError, build
 from densekit.data.augment import train_transform
-from densekit.data.config import DataConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.dataset import ImageDataset
 from densekit.data.listing import Examples
 
-PLAIN = {"image_size": 32, "resize": None, "crop": "none", "flip": 0.0}
 ON = {
     "rand_augment": {"rand_augment": 2},
     "auto_augment": {"auto_augment": "imagenet"},
@@ -21,6 +20,13 @@ ON = {
     "erase": {"erase": 1.0},
     "affine": {"affine_degrees": 30},
 }
+
+
+def config(augment: dict, **data: object) -> DataConfig:
+    """Of 32 x 32 pixels, with nothing at random but `augment`."""
+    plain = {"image_size": 32, "evaluate": {"resize": None}}
+    augment = {"crop": "none", "flip": 0.0, **augment}
+    return DataConfig.model_validate({**plain, "augment": augment, **data})
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def image() -> Tensor:
 
 @pytest.mark.parametrize("name", ON)
 def test_each_changes_the_image_and_obeys_the_seed(name: str, image: Tensor) -> None:
-    transform = train_transform(DataConfig(**PLAIN, **ON[name]))
+    transform = train_transform(config(ON[name]))
 
     def under(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -48,14 +54,14 @@ def test_each_changes_the_image_and_obeys_the_seed(name: str, image: Tensor) -> 
 @pytest.mark.parametrize("name", ON)
 def test_each_takes_grey_and_colour(name: str, channels: int, image: Tensor) -> None:
     mean, std = ([0.5], [0.25]) if channels == 1 else ([0.5] * 3, [0.25] * 3)
-    config = DataConfig(**PLAIN, **ON[name], channels=channels, mean=mean, std=std)
-    assert train_transform(config)(image[:channels]).shape == (channels, 32, 32)
+    data = config(ON[name], channels=channels, mean=mean, std=std)
+    assert train_transform(data)(image[:channels]).shape == (channels, 32, 32)
 
 
 def test_what_is_off_draws_nothing(image: Tensor) -> None:
     """A recipe from before these options computes what it computed."""
     torch.manual_seed(5)
-    train_transform(DataConfig(image_size=16, resize=16))(image)
+    train_transform(DataConfig(image_size=16, evaluate=EvaluateConfig(resize=16)))(image)
     after = torch.rand(())
     torch.manual_seed(5)
     from torchvision.transforms import v2
@@ -68,36 +74,34 @@ def test_what_is_off_draws_nothing(image: Tensor) -> None:
     ("prob", "options"),
     [
         ("affine_prob", ON["affine"]),
-        ("augment_prob", {"rand_augment": 3, "rand_augment_magnitude": 30}),
+        ("policy_prob", {"rand_augment": 3, "rand_augment_magnitude": 30}),
         ("color_jitter_prob", ON["color_jitter"]),
     ],
 )
 def test_a_share_of_the_images(prob: str, options: dict, image: Tensor) -> None:
     torch.manual_seed(0)
-    transform = train_transform(DataConfig(**PLAIN, **options, **{prob: 0.25}))
+    transform = train_transform(config({**options, prob: 0.25}))
     changed = sum(not torch.equal(transform(image.clone()), image) for _ in range(400))
     assert 60 <= changed <= 140
-    never = train_transform(DataConfig(**PLAIN, **options, **{prob: 0.0}))
+    never = train_transform(config({**options, prob: 0.0}))
     assert torch.equal(never(image.clone()), image)
 
 
 def test_erasing_fills_with_the_mean_which_normalises_to_zero(image: Tensor) -> None:
-    config = DataConfig(**PLAIN, erase=1.0, erase_scale=[0.1, 0.3])
+    data = config({"erase": 1.0, "erase_scale": [0.1, 0.3]})
     torch.manual_seed(0)
-    erased = train_transform(config)(image.clone())
-    fill = torch.tensor([round(255 * m) for m in config.mean], dtype=torch.uint8)
+    erased = train_transform(data)(image.clone())
+    fill = torch.tensor([round(255 * m) for m in data.mean], dtype=torch.uint8)
     where = (erased != image).any(0)
     assert torch.equal(erased[:, where], fill[:, None].expand(3, int(where.sum())))
     assert 0.05 <= where.float().mean() <= 0.35
 
 
 def test_erasing_with_noise_has_the_datas_mean_and_deviation() -> None:
-    config = DataConfig(
-        **PLAIN, erase=1.0, erase_scale=[0.9, 0.9], erase_ratio=[0.95, 1.05], erase_with="noise",
-        mean=[0.5], std=[0.1],
-    )  # fmt: skip
+    erase = {"erase": 1.0, "erase_scale": [0.9, 0.9], "erase_ratio": [0.95, 1.05]}
+    data = config({**erase, "erase_with": "noise"}, mean=[0.5], std=[0.1])
     torch.manual_seed(0)
-    erased = train_transform(config)(torch.zeros(3, 32, 32, dtype=torch.uint8)).float()
+    erased = train_transform(data)(torch.zeros(3, 32, 32, dtype=torch.uint8)).float()
     inside = erased[:, 8:24, 8:24]
     assert abs(inside.mean() - 127.5) < 3
     assert abs(inside.std() - 25.5) < 3
@@ -113,8 +117,8 @@ def test_draws_do_not_depend_on_who_reads(tmp_path) -> None:  # type: ignore[no-
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
     examples = Examples(paths, np.zeros(3, np.int64), {}, str(tmp_path), "list")
     options = {k: v for each in ON.values() for k, v in each.items()}
-    config = DataConfig(**PLAIN, **options, mixup=0.5)
-    dataset = ImageDataset(examples, train_transform(config), 3, 32, seed=4)
+    data = config({**options, "mixup": 0.5})
+    dataset = ImageDataset(examples, train_transform(data), 3, 32, seed=4)
     forwards = [dataset[(1, i)].image for i in range(3)]
     torch.rand(17)
     backwards = [dataset[(1, i)].image for i in (2, 1, 0)][::-1]
@@ -125,11 +129,13 @@ def test_draws_do_not_depend_on_who_reads(tmp_path) -> None:  # type: ignore[no-
     ("tree", "sentence"),
     [
         ({"mixup": 0.7, "cutmix": 0.6}, "together they must be at most 1"),
-        ({"train_size": 64, "crop": "pad"}, "data.train_size is for data.crop=random_resized"),
-        ({"crop_distribution": "paddle", "crop": "none"}, "data.crop_distribution is for"),
-        ({"erase_scale": [0.4, 0.1]}, "data.erase_scale: expected 0 < low <= high"),
+        ({"crop_size": 64, "crop": "pad"}, "crop_size is for crop=random_resized, not pad"),
+        ({"crop_distribution": "paddle", "crop": "none"}, "crop_distribution is for"),
+        ({"erase_scale": [0.4, 0.1]}, r"erase_scale: expected the smaller number first"),
+        ({"crop_ratio": [0, 1]}, r"crop_ratio.*expected greater than 0, got 0"),
+        ({"crop_scale": [2, 3]}, r"crop_scale.*expected less than or equal to 1, got 2"),
     ],
 )
 def test_options_that_do_not_go_together(tree: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        build(DataConfig, ConfigSource(tree))
+        build(DataConfig, ConfigSource({"augment": tree}))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data import workers as worker_processes
-from densekit.data.config import DataConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.listing import Examples, read_folder
 from densekit.data.loader import (
     Batch,
@@ -26,7 +26,7 @@ from densekit.data.loader import (
 )
 from densekit.data.transforms import Preprocessing, decode
 
-DATA = DataConfig(image_size=12, resize=14, batch_size=6, workers=0)
+DATA = DataConfig(image_size=12, batch_size=6, workers=0, evaluate=EvaluateConfig(resize=14))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densekit.data.config import DataConfig
+from densekit.data.config import AugmentConfig, DataConfig
 from densekit.data.mix import mixing
 
 CLASSES = 7
@@ -33,7 +33,7 @@ def test_off_changes_and_draws_nothing(batch: tuple[Tensor, Tensor]) -> None:
 
 
 def test_mixup_mixes_images_and_labels_by_one_share(batch: tuple[Tensor, Tensor]) -> None:
-    mix = mixing(DataConfig(mixup=1.0, mixup_alpha=1.0), CLASSES)
+    mix = mixing(DataConfig(augment=AugmentConfig(mixup=1.0, mixup_alpha=1.0)), CLASSES)
     shares = []
     for seed in range(30):
         torch.manual_seed(seed)
@@ -51,7 +51,7 @@ def test_mixup_mixes_images_and_labels_by_one_share(batch: tuple[Tensor, Tensor]
 
 
 def test_cutmix_labels_are_the_areas(batch: tuple[Tensor, Tensor]) -> None:
-    mix = mixing(DataConfig(cutmix=1.0), CLASSES)
+    mix = mixing(DataConfig(augment=AugmentConfig(cutmix=1.0)), CLASSES)
     cut = 0
     for seed in range(20):
         torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def test_cutmix_labels_are_the_areas(batch: tuple[Tensor, Tensor]) -> None:
 
 
 def test_one_of_them_or_neither_by_their_probabilities(batch: tuple[Tensor, Tensor]) -> None:
-    mix = mixing(DataConfig(mixup=0.5, cutmix=0.3, mixup_alpha=1.0), CLASSES)
+    mix = mixing(DataConfig(augment=AugmentConfig(mixup=0.5, cutmix=0.3, mixup_alpha=1.0)), CLASSES)
     torch.manual_seed(0)
     kinds = []
     for _ in range(600):
@@ -86,7 +86,7 @@ def test_one_of_them_or_neither_by_their_probabilities(batch: tuple[Tensor, Tens
 
 @pytest.mark.parametrize("images", [0, 1])
 def test_an_empty_share_and_a_lonely_image(images: int) -> None:
-    mix = mixing(DataConfig(mixup=0.5, cutmix=0.5), CLASSES)
+    mix = mixing(DataConfig(augment=AugmentConfig(mixup=0.5, cutmix=0.5)), CLASSES)
     pixels, labels = mix(torch.ones(images, 3, 8, 8), torch.zeros(images, dtype=torch.int64))
     assert pixels.shape == (images, 3, 8, 8)
     loss = F.cross_entropy(torch.zeros(images, CLASSES), labels, reduction="sum")

@@ -14,7 +14,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from densekit.data.augment import PaddleCrop, train_transform
-from densekit.data.config import DataConfig
+from densekit.data.config import AugmentConfig, DataConfig
 from densekit.data.transforms import Preprocessing, decode
 
 CV2 = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -76,9 +76,8 @@ def test_both_sides_are_rounded_and_the_offset_rounds_down(size: tuple[int, int]
 def test_the_random_crop_resizes_as_cv2_does(mode: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (230, 310, 3), np.uint8)
     pixels = cv2.GaussianBlur(pixels, (0, 0), 2)
-    config = DataConfig(
-        train_size=96, antialias=False, crop_distribution="paddle", interpolation=mode, flip=0
-    )
+    augment = AugmentConfig(crop_size=96, crop_distribution="paddle", flip=0)
+    config = DataConfig(antialias=False, interpolation=mode, augment=augment)
     transform, image = train_transform(config), torch.from_numpy(pixels).permute(2, 0, 1)
     for seed in range(5):
         torch.manual_seed(seed)
@@ -116,7 +115,7 @@ def their_draws(height: int, width: int, n: int) -> np.ndarray:
 def test_the_random_crop_has_their_distribution(height: int, width: int) -> None:
     """Kolmogorov-Smirnov on area, ratio and place."""
     torch.manual_seed(0)
-    crop = PaddleCrop(DataConfig(crop_distribution="paddle"))
+    crop = PaddleCrop(DataConfig(augment=AugmentConfig(crop_distribution="paddle")))
     ours = np.array([crop.draw(height, width) for _ in range(4000)])
     theirs = their_draws(height, width, 4000)
     for measure in (_area, _ratio, _place):

@@ -18,13 +18,17 @@ def settings(folder: Path) -> tuple[dict[str, Any], str]:
     return recipe.model_dump(), "\n".join(said)
 
 
+def cut(data: dict) -> tuple[int, int | None, str]:
+    return data["image_size"], data["evaluate"]["resize"], data["augment"]["crop"]
+
+
 def test_photographs_get_imagenets_way(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"cat": 6, "dog": 4}, suffix=".jpg", size=(320, 240))
     recipe, said = settings(tmp_path)
     data = recipe["data"]
     assert data["train"] == str(tmp_path)
-    assert (data["image_size"], data["resize"], data["crop"]) == (224, 256, "random_resized")
-    assert (data["channels"], data["flip"], data["val_fraction"]) == (3, 0.5, 0.2)
+    assert cut(data) == (224, 256, "random_resized")
+    assert (data["channels"], data["augment"]["flip"], data["val_fraction"]) == (3, 0.5, 0.2)
     assert recipe["model"]["name"] == "densenet121"
     assert recipe["optim"]["schedule"] == "cosine"
     assert f"10 images of 2 classes in {tmp_path}" in said
@@ -39,11 +43,11 @@ def test_small_images_stay_as_they_are(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"cat": 3, "dog": 3}, size=(32, 32))
     recipe, said = settings(tmp_path)
     data = recipe["data"]
-    assert (data["image_size"], data["resize"], data["crop"]) == (32, None, "pad")
+    assert cut(data) == (32, None, "pad")
     assert recipe["model"]["name"] == "densenet_bc_100_12"
     assert "data.image_size=32" in said
     write_folder(tmp_path, {"cow": 2}, size=(48, 40))
-    assert settings(tmp_path)[0]["data"]["resize"] == 32
+    assert cut(settings(tmp_path)[0]["data"])[1] == 32
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_sizes_follow_the_table(
 ) -> None:
     write_folder(tmp_path, {"cat": 1, "dog": 1}, size=(side + 9, side))
     data = settings(tmp_path)[0]["data"]
-    assert (data["image_size"], data["resize"]) == (image_size, resize)
+    assert cut(data)[:2] == (image_size, resize)
 
 
 def test_grey_files_need_one_channel(tmp_path: Path, write_folder, write_image) -> None:
@@ -71,8 +75,8 @@ def test_grey_files_need_one_channel(tmp_path: Path, write_folder, write_image) 
 def test_characters_are_not_mirrored(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"3": 2, "E": 2})
     recipe, said = settings(tmp_path)
-    assert recipe["data"]["flip"] == 0
-    assert "data.flip=0" in said
+    assert recipe["data"]["augment"]["flip"] == 0
+    assert "data.augment.flip=0" in said
 
 
 def test_a_whole_data_set_keeps_its_validation_images(tmp_path: Path, write_folder) -> None:

@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from densekit.config import UserError
 from densekit.data.augment import train_transform
-from densekit.data.config import DataConfig
+from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
 from densekit.data.transforms import Preprocessing, UnreadableImage, decode, from_image
 
 
@@ -294,12 +294,12 @@ def test_one_mean_serves_all_channels_in_and_out_of_inference_mode() -> None:
 
 def test_preprocessing_follows_the_config() -> None:
     data = DataConfig(
-        channels=1, image_size=28, resize=30, interpolation="bicubic", antialias=False,
-        mean=(0.5,), std=(0.25,),
+        channels=1, image_size=28, interpolation="bicubic", antialias=False,
+        mean=(0.5,), std=(0.25,), evaluate=EvaluateConfig(resize=30, rounding="paddle"),
     )  # fmt: skip
     assert Preprocessing.from_config(data) == Preprocessing(
         channels=1, resize=30, crop=28, interpolation="bicubic", antialias=False,
-        mean=(0.5,), std=(0.25,),
+        rounding="paddle", mean=(0.5,), std=(0.25,),
     )  # fmt: skip
 
 
@@ -318,13 +318,22 @@ def test_preprocessing_follows_the_config() -> None:
 def test_values_that_do_not_go_together_are_refused(
     section: type, fields: dict, message: str
 ) -> None:
+    if section is DataConfig and "resize" in fields:
+        fields = {"evaluate": fields}
     with pytest.raises(ValueError, match=message):
         section(**fields)
 
 
 # Training -----------------------------------------------------------------------------------
 
-SMALL = {"image_size": 28, "resize": 32}
+
+def small(image_size: int = 28, resize: int | None = 32, **augment: object) -> DataConfig:
+    """A data section with these options of augment."""
+    return DataConfig(
+        image_size=image_size,
+        augment=AugmentConfig.model_validate(augment),
+        evaluate=EvaluateConfig(resize=resize),
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -341,10 +350,14 @@ def test_any_image_gives_a_uint8_square(
     width: int, height: int, crop: str, resize: int | None, padding: int, channels: int,
     affine: bool,
 ) -> None:  # fmt: skip
-    data = DataConfig(
-        crop=crop, image_size=28, resize=resize, crop_padding=padding, channels=channels,
-        mean=(0.5,), std=(0.5,), affine_degrees=10 * affine, affine_scale=0.1 * affine,
-    )  # fmt: skip
+    data = DataConfig.model_validate({
+        "image_size": 28, "channels": channels, "mean": (0.5,), "std": (0.5,),
+        "evaluate": {"resize": resize},
+        "augment": {
+            "crop": crop, "crop_padding": padding, "affine_degrees": 10 * affine,
+            "affine_scale": 0.1 * affine,
+        },
+    })  # fmt: skip
     image = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8)
     got = train_transform(data)(image)
     assert got.dtype == torch.uint8
@@ -352,9 +365,10 @@ def test_any_image_gives_a_uint8_square(
 
 
 def test_random_resized_is_torchvisions() -> None:
+    augment = AugmentConfig(flip=0.5, crop_scale=(0.25, 0.5), crop_ratio=(0.5, 2.0))
     data = DataConfig(
-        **SMALL, flip=0.5, crop_scale=(0.25, 0.5), crop_ratio=(0.5, 2.0), interpolation="bicubic",
-        antialias=False,
+        image_size=28, interpolation="bicubic", antialias=False, augment=augment,
+        evaluate=EvaluateConfig(resize=32),
     )  # fmt: skip
     theirs = v2.Compose(
         [
@@ -373,7 +387,7 @@ def test_random_resized_is_torchvisions() -> None:
 
 
 def test_pad_takes_every_window_of_the_image_in_its_border() -> None:
-    data = DataConfig(image_size=3, resize=None, crop="pad", crop_padding=1, flip=0.0)
+    data = small(3, None, crop="pad", crop_padding=1, flip=0.0)
     image = torch.arange(1, 28, dtype=torch.uint8).view(3, 3, 3)
     framed = torch.nn.functional.pad(image, (1, 1, 1, 1))
     windows = [framed[:, y : y + 3, x : x + 3] for y in range(3) for x in range(3)]
@@ -388,18 +402,18 @@ def test_pad_takes_every_window_of_the_image_in_its_border() -> None:
 
 
 def test_none_is_the_evaluations_own() -> None:
-    data = DataConfig(**SMALL, crop="none", flip=0.0)
+    data = small(crop="none", flip=0.0)
     image = pixels(picture(60, 45))
     assert torch.equal(train_transform(data)(image), Preprocessing.from_config(data)(image))
 
 
 def test_flip_mirrors_with_its_probability() -> None:
     image = pixels(picture(28, 28))
-    plain = {"image_size": 28, "resize": None, "crop": "none"}
-    assert torch.equal(train_transform(DataConfig(**plain, flip=1.0))(image), image.flip(2))
-    assert torch.equal(train_transform(DataConfig(**plain, flip=0.0))(image), image)
+    plain = {"resize": None, "crop": "none"}
+    assert torch.equal(train_transform(small(**plain, flip=1.0))(image), image.flip(2))
+    assert torch.equal(train_transform(small(**plain, flip=0.0))(image), image)
     torch.manual_seed(0)
-    half = train_transform(DataConfig(**plain, flip=0.5))
+    half = train_transform(small(**plain, flip=0.5))
     assert 60 < sum(torch.equal(half(image), image) for _ in range(200)) < 140
 
 
@@ -417,21 +431,21 @@ def test_affine_moves_zooms_and_turns_within_its_limits() -> None:
     blob = torch.zeros(3, 41, 41, dtype=torch.uint8)
     blob[:, 16:25, 16:25] = 200
     torch.manual_seed(0)
-    shift = train_transform(DataConfig(**plain, affine_translate=0.1))
+    shift = train_transform(small(**plain, affine_translate=0.1))
     moved = np.array([centre(shift(blob)) for _ in range(100)]) - 20
     assert 3 < np.abs(moved).max() <= 4.1
-    zoom = train_transform(DataConfig(**plain, affine_scale=0.2))
+    zoom = train_transform(small(**plain, affine_scale=0.2))
     areas = np.array([float(zoom(blob)[0].sum()) / 200 for _ in range(100)]) / 81
     assert 0.6 < areas.min() < 0.75
     assert 1.3 < areas.max() < 1.5
     bar = torch.zeros(3, 41, 41, dtype=torch.uint8)
     bar[:, 19:22, 36:39] = 200  # 17 to the right of the middle
-    turn = train_transform(DataConfig(**plain, affine_degrees=20))
+    turn = train_transform(small(**plain, affine_degrees=20))
     angles = [
         np.degrees(np.arctan2(y - 20, x - 20)) for y, x in (centre(turn(bar)) for _ in range(100))
     ]
     assert 15 < np.abs(angles).max() < 21
-    shear = train_transform(DataConfig(**plain, affine_shear=20))
+    shear = train_transform(small(**plain, affine_shear=20))
     tops = torch.zeros(3, 41, 41, dtype=torch.uint8)
     tops[:, 5:8, 19:22] = 200  # 14 above the middle: shear along x moves it sideways only
     sheared = np.array([centre(shear(tops)) for _ in range(100)]) - (6, 20)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from densekit import distributed
 from densekit.config import UserError
-from densekit.data.config import DataConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.listing import Examples, read_list
 from densekit.data.loader import eval_batches
 from densekit.data.transforms import Preprocessing, decode
@@ -79,7 +79,7 @@ def best(network: DenseNet, digits: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("run") / "best"
     data = DataConfig(
         root=str(digits), train="val_list.txt", val="val_list.txt", channels=1, mean=(0.13,),
-        std=(0.31,), eval_batch_size=8,
+        std=(0.31,), evaluate=EvaluateConfig(batch_size=8),
     )  # fmt: skip
     config = ArtifactConfig(
         model=Described(name="tiny", architecture=TINY),

@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from densekit.config import UserError
-from densekit.data.config import DataConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.transforms import Preprocessing
 from densekit.infer import model as source
 from densekit.models import artifact
@@ -181,7 +181,9 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
 def recipe(**model: object) -> tuple[ModelConfig, DataConfig]:
     return (
         ModelConfig.model_validate({"name": "densenet_bc_10_4", "in_channels": 1, **model}),
-        DataConfig(channels=1, image_size=28, resize=32, mean=(0.5,), std=(0.25,)),
+        DataConfig(
+            channels=1, image_size=28, mean=(0.5,), std=(0.25,), evaluate=EvaluateConfig(resize=32)
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from densekit.config import UserError, build, read_yaml
-from densekit.data.config import DataConfig
+from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
 from densekit.paddleclas import flags
 from densekit.paddleclas.translate import ARCHS, as_text, check_device, load, recognises
 from densekit.training import optim
@@ -38,15 +38,12 @@ def test_the_shipped_file_on_four_cards(shipped: str) -> None:
         root="./dataset/ILSVRC2012/",
         train="./dataset/ILSVRC2012/train_list.txt",
         val="./dataset/ILSVRC2012/val_list.txt",
-        resize=256,
         image_size=224,
         antialias=False,
-        rounding="paddle",
-        crop_distribution="paddle",
-        flip=0.5,
         batch_size=256,
-        eval_batch_size=64,
         workers=4,
+        augment=AugmentConfig(crop_distribution="paddle", flip=0.5),
+        evaluate=EvaluateConfig(resize=256, rounding="paddle", batch_size=64),
     )
     assert recipe.optim == optim.OptimConfig(
         lr=0.1, momentum=0.9, weight_decay=1e-4, milestones=(30, 60, 90), gamma=0.1
@@ -183,13 +180,13 @@ def test_mixed_precision_is_what_it_was(shipped: str) -> None:
 
 def test_mixing(shipped: str) -> None:
     mix = "DataLoader.Train.dataset.batch_transform_ops"
-    data = load(shipped, [f"{mix}=[{{MixupOperator: {{alpha: 0.2}}}}]"], 4).recipe.data
+    data = load(shipped, [f"{mix}=[{{MixupOperator: {{alpha: 0.2}}}}]"], 4).recipe.data.augment
     assert (data.mixup, data.mixup_alpha, data.cutmix) == (1.0, 0.2, 0.0)
     sampler = "{MixupOperator: {alpha: 0.8, prob: 0.5}, CutmixOperator: {alpha: 1.0, prob: 0.4}}"
     found = load(shipped, [f"{mix}=[{{OpSampler: {sampler}}}]"], 4)
-    data = found.recipe.data
+    data = found.recipe.data.augment
     assert (data.mixup, data.mixup_alpha, data.cutmix, data.cutmix_alpha) == (0.5, 0.8, 0.4, 1.0)
-    assert "softmax" in found.notes["data.mixup"]
+    assert "softmax" in found.notes["data.augment.mixup"]
 
 
 def test_a_list_index_reaches_into_the_operations(shipped: str) -> None:
@@ -258,7 +255,7 @@ def test_the_text_is_a_recipe_with_a_comment_on_each_different_line(
     assert again == found.recipe.model_copy(update={"name": again.name})
     for key, note in found.notes.items():
         line = next(line for line in text.splitlines() if note in line)
-        assert line.strip().startswith(f"{key.split('.')[1]}: ")
+        assert line.strip().startswith(f"{key.rpartition('.')[2]}: ")
     assert "batch_size: 64  # 64 per card" in text
 
 

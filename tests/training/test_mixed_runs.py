@@ -16,12 +16,12 @@ from runs import OPTIONS, STEPS, Options, Runs, assert_same_run, lines
 
 slow = pytest.mark.slow
 MIXED: Options = {
-    "data.mixup": 0.4,
-    "data.cutmix": 0.4,
-    "data.rand_augment": 2,
-    "data.color_jitter": "[0.2, 0.2, 0, 0]",
-    "data.erase": 0.3,
-    "data.erase_with": "noise",
+    "data.augment.mixup": 0.4,
+    "data.augment.cutmix": 0.4,
+    "data.augment.rand_augment": 2,
+    "data.augment.color_jitter": "[0.2, 0.2, 0, 0]",
+    "data.augment.erase": 0.3,
+    "data.augment.erase_with": "noise",
     "loop.accumulation": 2,
     "loop.label_smoothing": 0.1,
 }

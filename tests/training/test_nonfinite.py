@@ -73,7 +73,7 @@ def white_file(digits: Path) -> str:
 def start(
     runs: Runs, digits: Path, folder: Path, how: str, options: Options | None = None, ranks: int = 1
 ) -> Started:
-    own = {"data.root": digits, "data.crop": "none", "loop.on_nonfinite": how}
+    own = {"data.root": digits, "data.augment.crop": "none", "loop.on_nonfinite": how}
     return runs.start(folder, {**own, **(options or {})}, ranks, overflow)
 
 

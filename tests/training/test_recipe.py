@@ -91,7 +91,7 @@ def test_a_recipe_does_not_differ_from_itself() -> None:
         ("loop.seed=3", "loop.seed: 0 -> 3"),
         ("loop.threads=2", "loop.threads: None -> 2"),
         ("data.batch_size=32", "data.batch_size: 64 -> 32"),
-        ("data.flip=0.5", "data.flip: 0.0 -> 0.5"),
+        ("data.augment.flip=0.5", "data.augment.flip: 0.0 -> 0.5"),
         ("model.drop_rate=0.2", "model.drop_rate: 0.0 -> 0.2"),
         ("model.overrides.growth_rate=8", "model.overrides: "),
     ],
@@ -121,5 +121,5 @@ def test_what_changes_no_number_is_this_and_no_more() -> None:
     }  # fmt: skip
     for key in ("data.batch_size", "loop.epochs", "loop.precision", "loop.memory_format",
                 "loop.threads", "loop.accumulation", "loop.ema", "optim.lr", "model.op",
-                "model.sync_bn", "data.drop_last", "data.eval_batch_size"):  # fmt: skip
+                "model.sync_bn", "data.drop_last", "data.evaluate.batch_size"):  # fmt: skip
         assert key not in fields(Recipe)

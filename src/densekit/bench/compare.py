@@ -128,7 +128,11 @@ def as_options(model: str | None, image_size: int | None, batch_size: int | None
     """The command's short forms as `-o` has them; evaluation's resize follows the image size."""
     options = [] if model is None else [f"model.name={model}"]
     if image_size is not None:
-        options += [f"data.image_size={image_size}", "data.resize=null", "data.train_size=null"]
+        options += [
+            f"data.image_size={image_size}",
+            "data.evaluate.resize=null",
+            "data.augment.crop_size=null",
+        ]
     return options if batch_size is None else [*options, f"data.batch_size={batch_size}"]
 
 

@@ -75,7 +75,11 @@ class TrainingStep:
 def training(work: Workload, precision: str = "auto", op: str = "auto") -> TrainingStep:
     """Of a recipe that says no more than `work`, loop.precision and model.op."""
     tree = {"name": work.model, "num_classes": NUM_CLASSES, "op": op}
-    side = {"image_size": work.image_size, "resize": None, "batch_size": work.batch_size}
+    side = {
+        "image_size": work.image_size,
+        "evaluate": {"resize": None},
+        "batch_size": work.batch_size,
+    }
     loop = {"device": work.device, "precision": precision}
     return training_step(
         ModelConfig.model_validate(tree),

@@ -2,9 +2,11 @@
 
 from densekit.config.applies import OFF, ON, build_effective, when
 from densekit.config.build import build
-from densekit.config.overrides import merge, override, parse_override
+from densekit.config.overrides import override, parse_override
 from densekit.config.paths import PathText
+from densekit.config.renamed import moved_keys, rename
 from densekit.config.section import Section, UserError, nearest
+from densekit.config.trees import dotted, merge
 from densekit.config.yaml_file import ConfigSource, PathKey, Tree, read_yaml, to_yaml
 
 __all__ = [
@@ -18,11 +20,14 @@ __all__ = [
     "UserError",
     "build",
     "build_effective",
+    "dotted",
     "merge",
+    "moved_keys",
     "nearest",
     "override",
     "parse_override",
     "read_yaml",
+    "rename",
     "to_yaml",
     "when",
 ]

@@ -13,14 +13,14 @@ names must hold; of several `when` on one field, one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from densekit.config.build import build, named
-from densekit.config.overrides import replace_value
 from densekit.config.section import Section, UserError
+from densekit.config.trees import replace_value
 from densekit.config.yaml_file import ConfigSource, PathKey, Tree, to_flow
 
 S = TypeVar("S", bound=Section)
@@ -120,7 +120,7 @@ def build_effective(section: type[S], source: ConfigSource, file: Tree) -> S:
         tree = source.tree
         for option in idle:
             tree = replace_value(tree, option.path, option.default, "")
-        source = ConfigSource(tree, source.places)
+        source = replace(source, tree=tree)
         built = build(section, source)
     return built
 

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from densekit.config.renamed import rename
 from densekit.config.section import Section, UserError, nearest
+from densekit.config.trees import dotted
 from densekit.config.yaml_file import ConfigSource, PathKey
 
 S = TypeVar("S", bound=Section)
@@ -14,6 +16,7 @@ S = TypeVar("S", bound=Section)
 
 def build(section: type[S], source: ConfigSource) -> S:
     """The section that `source` describes. Raises one UserError that lists every mistake."""
+    source = rename(section, source)
     try:
         return section.model_validate(source.tree)
     except ValidationError as invalid:
@@ -38,10 +41,10 @@ def _of_field(section: type[Section], location: tuple[PathKey, ...]) -> tuple[Pa
 
 def named(source: ConfigSource, path: tuple[PathKey, ...]) -> str:
     """The key and where it stands: `file:line: a.b`, or the option as typed."""
-    place, dotted = source.place(path), ".".join(map(str, path))
+    place, key = source.place(path), dotted(path)
     if place.startswith("-"):  # an option says the key itself
         return place
-    return f"{place}: {dotted}" if place else dotted
+    return f"{place}: {key}" if place else key
 
 
 def _explain(

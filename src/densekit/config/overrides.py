@@ -7,20 +7,10 @@ from typing import Any
 
 import yaml
 
-from densekit.config.section import UserError
-from densekit.config.yaml_file import ConfigSource, CoreLoader, PathKey, Tree
-
-
-def merge(base: Tree, over: Tree) -> Tree:
-    """`over` on top of `base`: mappings merge key by key, anything else replaces."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(below, dict) and isinstance(value, dict):
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = value
-    return merged
+from densekit.config.renamed import moved_keys, rename, renamed_note
+from densekit.config.section import Section, UserError
+from densekit.config.trees import replace_value
+from densekit.config.yaml_file import ConfigSource, CoreLoader, PathKey
 
 
 def parse_override(option: str) -> tuple[tuple[PathKey, ...], Any]:
@@ -39,29 +29,28 @@ def parse_override(option: str) -> tuple[tuple[PathKey, ...], Any]:
     return tuple(int(s) if s.isdecimal() else s for s in segments), value
 
 
-def override(source: ConfigSource, options: Iterable[str]) -> ConfigSource:
-    """`source` with each `a.b=value` applied. Keys are checked when the section is built."""
-    tree, places = source.tree, dict(source.places)
+def override(
+    source: ConfigSource, options: Iterable[str], section: type[Section] | None = None
+) -> ConfigSource:
+    """`source` with each `a.b=value` applied. Keys are checked when the section is built.
+
+    Old names of `section` are read as today's. Raises UserError for both names of one key with
+    different values.
+    """
+    tree, places, notes = source.tree, dict(source.places), list(source.notes)
+    moves = moved_keys(section) if section else {}
+    given: dict[tuple[PathKey, ...], tuple[str, Any, bool]] = {}
     for option in options:
         path, value = parse_override(option)
+        old = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in moves), None)
+        if old:
+            path = moves[old] + path[len(old) :]
+            notes.append(renamed_note(f"-o {option}", old, moves[old]))
+        before = given.setdefault(path, (option, value, bool(old)))
+        if before[1] != value and before[2] != bool(old):
+            raise UserError(f"-o {before[0]} and -o {option} set one option; leave one of them")
         tree = replace_value(tree, path, value, f"-o {option}")
         places = {p: at for p, at in places.items() if p[: len(path)] != path}
         places[path] = f"-o {option}"
-    return ConfigSource(tree, places)
-
-
-def replace_value(node: Any, path: tuple[PathKey, ...], value: Any, option: str) -> Any:
-    """A copy of `node` with `value` at `path`. Raises UserError that begins with `option`."""
-    if not path:
-        return value
-    head, rest = path[0], path[1:]
-    if isinstance(node, (list, tuple)):
-        if not isinstance(head, int) or head >= len(node):
-            raise UserError(f'{option}: "{head}" must be an index from 0 to {len(node) - 1}')
-        return [
-            replace_value(v, rest, value, option) if i == head else v for i, v in enumerate(node)
-        ]
-    if isinstance(node, dict) or node is None:
-        node, key = node or {}, str(head)
-        return {**node, key: replace_value(node.get(key), rest, value, option)}
-    raise UserError(f'{option}: "{head}" stands below a plain value, {node!r}')
+    changed = ConfigSource(tree, places, tuple(notes))
+    return rename(section, changed) if section else changed  # a value may be a map of old names

@@ -6,7 +6,8 @@ A section is declared beside the code that reads it; this room knows none of the
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,6 +36,8 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old names that are still read -> today's, dotted where the field is in a section below."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

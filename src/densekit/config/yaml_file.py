@@ -106,6 +106,8 @@ class ConfigSource:
 
     tree: Tree
     places: dict[tuple[PathKey, ...], str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What the user should know of it: which keys were given by an old name."""
 
     def place(self, path: tuple[PathKey, ...]) -> str:
         """`file:line` or the option as typed, of the key or its nearest parent."""

@@ -7,7 +7,7 @@ off draws nothing, so a new one changes no run that does not ask for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from densekit.data.config import DataConfig
+from densekit.data.config import AugmentConfig, DataConfig
 from densekit.data.transforms import Preprocessing
 
 Transform = Callable[[Tensor], Tensor]
@@ -29,55 +29,55 @@ def train_transform(config: DataConfig) -> Transform:
     return v2.Compose(
         [
             *_crop(config),
-            *_affine(config),
-            *([v2.RandomHorizontalFlip(config.flip)] if config.flip else []),
-            *_colours(config),
-            *([Erase(config)] if config.erase else []),
+            *_affine(config.augment),
+            *([v2.RandomHorizontalFlip(config.augment.flip)] if config.augment.flip else []),
+            *_colours(config.augment, config.mean),
+            *([Erase(config)] if config.augment.erase else []),
         ]
     )
 
 
 def _crop(config: DataConfig) -> list[Transform]:
-    mode, size = InterpolationMode(config.interpolation), config.train_side
-    if config.crop == "none":
+    mode, size, augment = InterpolationMode(config.interpolation), config.train_side, config.augment
+    if augment.crop == "none":
         return [Preprocessing.from_config(config)]
-    if config.crop == "pad":
-        resize = config.resize
+    if augment.crop == "pad":
+        resize = config.evaluate.resize
         first = [] if resize is None else [v2.Resize([resize], mode, antialias=config.antialias)]
-        return [*first, v2.RandomCrop(size, config.crop_padding or None, pad_if_needed=True)]
-    if config.crop_distribution == "paddle":
+        return [*first, v2.RandomCrop(size, augment.crop_padding or None, pad_if_needed=True)]
+    if augment.crop_distribution == "paddle":
         return [PaddleCrop(config)]
-    scale, ratio = config.crop_scale, config.crop_ratio
+    scale, ratio = augment.crop_scale, augment.crop_ratio
     return [v2.RandomResizedCrop(size, scale, ratio, mode, config.antialias)]
 
 
-def _affine(config: DataConfig) -> list[Transform]:
-    degrees, shift, zoom = config.affine_degrees, config.affine_translate, config.affine_scale
-    if not (degrees or shift or zoom or config.affine_shear):
+def _affine(augment: AugmentConfig) -> list[Transform]:
+    degrees, shift, zoom = augment.affine_degrees, augment.affine_translate, augment.affine_scale
+    if not (degrees or shift or zoom or augment.affine_shear):
         return []
     affine = v2.RandomAffine(
         degrees,
         translate=(shift, shift),
         scale=(1 - zoom, 1 + zoom),
-        shear=config.affine_shear,
+        shear=augment.affine_shear,
         interpolation=InterpolationMode.BILINEAR,
     )
-    return [_sometimes(affine, config.affine_prob)]
+    return [_sometimes(affine, augment.affine_prob)]
 
 
-def _colours(config: DataConfig) -> list[Transform]:
-    mode, fill = InterpolationMode.BILINEAR, [round(255 * value) for value in config.mean]
+def _colours(augment: AugmentConfig, mean: Sequence[float]) -> list[Transform]:
+    mode, fill = InterpolationMode.BILINEAR, [round(255 * value) for value in mean]
     steps: list[Transform] = []
-    if config.auto_augment is not None:
-        policy = v2.AutoAugment(AutoAugmentPolicy(config.auto_augment), mode, fill)
-        steps.append(_sometimes(policy, config.augment_prob))
-    if config.rand_augment:
-        magnitude = config.rand_augment_magnitude
-        policy = v2.RandAugment(config.rand_augment, magnitude, 31, mode, fill)
-        steps.append(_sometimes(policy, config.augment_prob))
-    if any(config.color_jitter):
-        jitter = v2.ColorJitter(*config.color_jitter)
-        steps.append(_sometimes(jitter, config.color_jitter_prob))
+    if augment.auto_augment is not None:
+        policy = v2.AutoAugment(AutoAugmentPolicy(augment.auto_augment), mode, fill)
+        steps.append(_sometimes(policy, augment.policy_prob))
+    if augment.rand_augment:
+        magnitude = augment.rand_augment_magnitude
+        policy = v2.RandAugment(augment.rand_augment, magnitude, 31, mode, fill)
+        steps.append(_sometimes(policy, augment.policy_prob))
+    if any(augment.color_jitter):
+        jitter = v2.ColorJitter(*augment.color_jitter)
+        steps.append(_sometimes(jitter, augment.color_jitter_prob))
     return steps
 
 
@@ -105,9 +105,9 @@ class PaddleCrop:
 
     def draw(self, height: int, width: int) -> tuple[int, int, int, int]:
         """top, left, height and width of a random crop of an image of this size."""
-        ratio = _uniform(*self.config.crop_ratio)
+        ratio = _uniform(*self.config.augment.crop_ratio)
         largest = min(width / height / ratio, height / width * ratio)  # share of the area
-        low, high = (min(share, largest) for share in self.config.crop_scale)
+        low, high = (min(share, largest) for share in self.config.augment.crop_scale)
         side, aspect = math.sqrt(height * width * _uniform(low, high)), math.sqrt(ratio)
         w = max(1, min(int(side * aspect), width))
         h = max(1, min(int(side / aspect), height))
@@ -124,10 +124,11 @@ class Erase(v2.RandomErasing):
     """Random erasing of uint8 pixels, with what normalisation makes zeros or normal noise."""
 
     def __init__(self, config: DataConfig) -> None:
-        super().__init__(config.erase, config.erase_scale, config.erase_ratio)
+        augment = config.augment
+        super().__init__(augment.erase, augment.erase_scale, augment.erase_ratio)
         self.mean = 255 * torch.tensor(config.mean).view(-1, 1, 1)
         self.std = 255 * torch.tensor(config.std).view(-1, 1, 1)
-        self.noise = config.erase_with == "noise"
+        self.noise = augment.erase_with == "noise"
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """torchvision's rectangle; `v`, what fills it, is None where none is erased."""

@@ -1,23 +1,148 @@
-"""DataConfig: where the images are, how they are cut, and how they reach the device."""
+"""DataConfig: where the images are, what the network sees of them, how they come in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from densekit.config import Section
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Rounding = Literal["torchvision", "paddle"]
 Amount = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
 
+Number = TypeVar("Number", bound=float)
+
+
+def _in_order(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError(f"expected the smaller number first, got {list(span)}")
+    return span
+
+
+Span = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
+
+
+class AugmentConfig(Section):
+    """What training does to an image at random: crop, affine, flip, colours, erasing, mixing, in
+    this order. What is off draws nothing."""
+
+    crop: Literal["random_resized", "pad", "none"] = "random_resized"
+    """Inception's random crop; or crop_padding zeros around, then a random crop; or the
+    evaluation's own."""
+    crop_size: int | None = Field(None, ge=1)
+    """random_resized: side of the square that the network sees in training; null:
+    data.image_size."""
+    crop_distribution: Literal["torchvision", "paddle"] = "torchvision"
+    """random_resized: the aspect ratio is log-uniform, in up to ten tries; paddle: uniform, and
+    the area is bounded so that it fits."""
+    crop_scale: Span[Share] = (0.08, 1.0)
+    """Share of the image's area that random_resized keeps."""
+    crop_ratio: Span[Positive] = (3 / 4, 4 / 3)
+    """Aspect ratio of random_resized's crop."""
+    crop_padding: int = Field(4, ge=0)
+    """Pixels of zeros on each side for `pad`."""
+
+    affine_degrees: float = Field(0.0, ge=0)
+    """Random rotation, up to this many degrees either way."""
+    affine_translate: float = Field(0.0, ge=0, le=1)
+    """Random shift, up to this share of the side."""
+    affine_scale: float = Field(0.0, ge=0, lt=1)
+    """Random zoom, by a factor from 1 - s to 1 + s."""
+    affine_shear: float = Field(0.0, ge=0, lt=90)
+    """Random shear along x, up to this many degrees either way."""
+    affine_prob: float = Field(1.0, ge=0, le=1)
+    """Share of the images that the four above apply to."""
+
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+
+    auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = None
+    """AutoAugment's policy (Cubuk et al., 2019), learned on these images."""
+    rand_augment: int = Field(0, ge=0)
+    """RandAugment's operations per image (Cubuk et al., 2020); 0: none."""
+    rand_augment_magnitude: int = Field(9, ge=0, le=30)
+    """Their strength, of 30."""
+    policy_prob: float = Field(1.0, ge=0, le=1)
+    """Share of the images that auto_augment and rand_augment apply to."""
+    color_jitter: tuple[Amount, Amount, Amount, Hue] = (0.0, 0.0, 0.0, 0.0)
+    """Random brightness, contrast and saturation, by factors from 1 - a to 1 + a, and hue, by up
+    to this share of the circle."""
+    color_jitter_prob: float = Field(1.0, ge=0, le=1)
+    """Share of the images that it applies to."""
+
+    erase: float = Field(0.0, ge=0, le=1)
+    """Probability that a rectangle is erased (Zhong et al., 2020)."""
+    erase_scale: Span[Share] = (0.02, 0.33)
+    """Share of the area that it takes."""
+    erase_ratio: Span[Positive] = (0.3, 3.3)
+    """Its aspect ratio, log-uniform."""
+    erase_with: Literal["mean", "noise"] = "mean"
+    """What it is filled with: data.mean, or normal noise of data.mean and data.std."""
+
+    mixup: float = Field(0.0, ge=0, le=1)
+    """Probability that a micro-batch is mixed with itself by mixup (Zhang et al., 2018)."""
+    mixup_alpha: float = Field(0.2, gt=0)
+    """The shares come from Beta(alpha, alpha)."""
+    cutmix: float = Field(0.0, ge=0, le=1)
+    """The same by cutmix (Yun et al., 2019); a micro-batch is mixed by one of them or neither."""
+    cutmix_alpha: float = Field(1.0, gt=0)
+    """The areas come from Beta(alpha, alpha)."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> AugmentConfig:
+        if self.crop_size is not None and self.crop != "random_resized":
+            raise ValueError(f"crop_size is for crop=random_resized, not {self.crop}")
+        if self.crop_distribution == "paddle" and self.crop != "random_resized":
+            raise ValueError(f"crop_distribution is for crop=random_resized, not {self.crop}")
+        if self.mixup + self.cutmix > 1:
+            raise ValueError(
+                f"mixup={self.mixup} and cutmix={self.cutmix} are probabilities of which "
+                f"one happens; together they must be at most 1"
+            )
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training labels may be mixtures."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class EvaluateConfig(Section):
+    """What evaluation does: to an image before the centre crop of data.image_size, and how many
+    at once."""
+
+    resize: int | None = Field(256, ge=1)
+    """Pixels of the short side before the crop; null: no resize. Training with
+    data.augment.crop=pad or none begins with the same resize."""
+    rounding: Rounding = "torchvision"
+    """torchvision rounds the long side down and the crop's offset to nearest; paddle the other
+    way round."""
+    batch_size: int = Field(64, ge=1)
+    """Images per batch; each batch is one rank's, so numbers do not depend on ranks."""
+
 
 class DataConfig(Section):
-    """Sources, transforms, batches."""
+    """Where the images are, what the network sees of them, and how they come in batches."""
+
+    renamed: ClassVar[Mapping[str, str]] = {  # read until the version after this one
+        "train_size": "augment.crop_size",
+        "augment_prob": "augment.policy_prob",
+        **{
+            name: f"augment.{name}"
+            for name in AugmentConfig.model_fields
+            if name not in ("crop_size", "policy_prob")
+        },
+        "resize": "evaluate.resize",
+        "rounding": "evaluate.rounding",
+        "eval_batch_size": "evaluate.batch_size",
+    }
 
     root: str | None = Field(None, json_schema_extra=NO_NUMBER)
     """Folder that list files' paths start from, and where train and val are looked up first; null:
@@ -31,79 +156,17 @@ class DataConfig(Section):
     """Share of train, class by class, that is held out when data.val is null."""
     delimiter: str | None = Field(None, min_length=1)
     """Between path and label in list files; null: the last run of whitespace."""
-    channels: Literal[1, 3] = 3
-    """3: colour, 1: grey; files are converted to it."""
-
     relabel: bool = False
     """Number the labels that the training list holds 0, 1, ... in their order, in both lists."""
 
+    channels: Literal[1, 3] = 3
+    """3: colour, 1: grey; files are converted to it."""
     image_size: int = Field(224, ge=1)
     """Side of the square that the network sees."""
-    train_size: int | None = Field(None, ge=1)
-    """The same in training, where it differs (random_resized only); null: image_size."""
-    resize: int | None = Field(256, ge=1)
-    """Evaluation: the short side before the centre crop; null: no resize. Training with crop=pad
-    or none begins with the same resize."""
     interpolation: Interpolation = "bilinear"
     """Of every resize, in training and evaluation."""
     antialias: bool = True
     """Whether resizes smooth before they shrink (PIL does, cv2 does not)."""
-    rounding: Rounding = "torchvision"
-    """Evaluation: torchvision rounds the long side down and the crop's offset to nearest; paddle
-    the other way round."""
-    crop: Literal["random_resized", "pad", "none"] = "random_resized"
-    """Training: Inception's random crop; or crop_padding zeros around, then a random crop; or the
-    evaluation's own."""
-    crop_distribution: Literal["torchvision", "paddle"] = "torchvision"
-    """random_resized: the aspect ratio is log-uniform, in up to ten tries; paddle: uniform, and
-    the area is bounded so that it fits."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that random_resized keeps."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratio of random_resized's crop."""
-    crop_padding: int = Field(4, ge=0)
-    """Pixels of zeros on each side for `pad`."""
-    flip: float = Field(0.5, ge=0, le=1)
-    """Probability of a horizontal flip."""
-    affine_degrees: float = Field(0.0, ge=0)
-    """Random rotation, up to this many degrees either way."""
-    affine_translate: float = Field(0.0, ge=0, le=1)
-    """Random shift, up to this share of the side."""
-    affine_scale: float = Field(0.0, ge=0, lt=1)
-    """Random zoom, by a factor from 1 - s to 1 + s."""
-    affine_shear: float = Field(0.0, ge=0)
-    """Random shear along x, up to this many degrees either way."""
-    affine_prob: float = Field(1.0, ge=0, le=1)
-    """Share of the images that the four above apply to."""
-    auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = None
-    """AutoAugment's policy (Cubuk et al., 2019), learned on these images."""
-    rand_augment: int = Field(0, ge=0)
-    """RandAugment's operations per image (Cubuk et al., 2020); 0: none."""
-    rand_augment_magnitude: int = Field(9, ge=0, le=30)
-    """Their strength, of 30."""
-    augment_prob: float = Field(1.0, ge=0, le=1)
-    """Share of the images that auto_augment and rand_augment apply to."""
-    color_jitter: tuple[Amount, Amount, Amount, Hue] = (0.0, 0.0, 0.0, 0.0)
-    """Random brightness, contrast and saturation, by factors from 1 - a to 1 + a, and hue, by up
-    to this share of the circle."""
-    color_jitter_prob: float = Field(1.0, ge=0, le=1)
-    """Share of the images that it applies to."""
-    erase: float = Field(0.0, ge=0, le=1)
-    """Probability that a rectangle is erased (Zhong et al., 2020)."""
-    erase_scale: tuple[float, float] = (0.02, 0.33)
-    """Share of the area that it takes."""
-    erase_ratio: tuple[float, float] = (0.3, 3.3)
-    """Its aspect ratio, log-uniform."""
-    erase_with: Literal["mean", "noise"] = "mean"
-    """What it is filled with: data.mean, or normal noise of data.mean and data.std."""
-    mixup: float = Field(0.0, ge=0, le=1)
-    """Probability that a micro-batch is mixed with itself by mixup (Zhang et al., 2018)."""
-    mixup_alpha: float = Field(0.2, gt=0)
-    """The shares come from Beta(alpha, alpha)."""
-    cutmix: float = Field(0.0, ge=0, le=1)
-    """The same by cutmix (Yun et al., 2019); a micro-batch is mixed by one of them or neither."""
-    cutmix_alpha: float = Field(1.0, gt=0)
-    """The areas come from Beta(alpha, alpha)."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Per channel, of pixels in 0..1; one value serves all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -111,8 +174,6 @@ class DataConfig(Section):
 
     batch_size: int = Field(256, ge=1)
     """Images per optimizer step over all ranks and micro-batches."""
-    eval_batch_size: int = Field(64, ge=1)
-    """Images per evaluation batch; each batch is one rank's, so numbers do not depend on ranks."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", json_schema_extra=NO_NUMBER
     )
@@ -122,35 +183,27 @@ class DataConfig(Section):
     check_files: int = Field(64, ge=0, json_schema_extra=NO_NUMBER)
     """Files of each list that are decoded before training starts."""
 
+    augment: AugmentConfig = AugmentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
     @model_validator(mode="after")
     def _agrees(self) -> DataConfig:
-        check_agreement(self.channels, self.resize, self.image_size, self.mean, self.std)
-        for name in ("crop_scale", "crop_ratio", "erase_scale", "erase_ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"data.{name}: expected 0 < low <= high, got {low} and {high}")
-        if self.train_size is not None and self.crop != "random_resized":
-            raise ValueError(f"data.train_size is for data.crop=random_resized, not {self.crop}")
-        if self.crop_distribution == "paddle" and self.crop != "random_resized":
-            raise ValueError(
-                f"data.crop_distribution is for data.crop=random_resized, not {self.crop}"
-            )
-        if self.mixup + self.cutmix > 1:
-            raise ValueError(
-                f"data.mixup={self.mixup} and data.cutmix={self.cutmix} are probabilities of which "
-                f"one happens; together they must be at most 1"
-            )
+        check_agreement(self.channels, self.evaluate.resize, self.image_size, self.mean, self.std)
         return self
 
     @property
     def train_side(self) -> int:
         """Side of the square that the network sees in training."""
-        return self.train_size or self.image_size
+        return self.augment.crop_size or self.image_size
 
     @property
     def mixes(self) -> bool:
         """Whether training labels may be mixtures."""
-        return self.mixup > 0 or self.cutmix > 0
+        return self.augment.mixes
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.evaluate.batch_size
 
 
 def check_agreement(

@@ -22,15 +22,16 @@ def mixing(config: DataConfig, num_classes: int) -> Mix:
     and go into the cross entropy as they are. Draws from torch's global CPU generator, which a
     step seeds by (seed, step, micro-batch, rank).
     """
-    if not config.mixes:
+    augment = config.augment
+    if not augment.mixes:
         return lambda images, labels: (images, labels)
     choice = v2.RandomChoice(
         [
-            v2.MixUp(alpha=config.mixup_alpha, num_classes=num_classes),
-            v2.CutMix(alpha=config.cutmix_alpha, num_classes=num_classes),
+            v2.MixUp(alpha=augment.mixup_alpha, num_classes=num_classes),
+            v2.CutMix(alpha=augment.cutmix_alpha, num_classes=num_classes),
             v2.Identity(),
         ],
-        p=[config.mixup, config.cutmix, max(0.0, 1 - config.mixup - config.cutmix)],
+        p=[augment.mixup, augment.cutmix, max(0.0, 1 - augment.mixup - augment.cutmix)],
     )
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

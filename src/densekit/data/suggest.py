@@ -113,15 +113,25 @@ def _size(look: Look) -> Pick:
     side = look.short_side
     if side < 64:
         resize = None if look.all_alike else side
-        settings = {"image_size": side, "resize": resize, "crop": "pad", "crop_padding": 4}
+        settings = {
+            "image_size": side,
+            "evaluate": {"resize": resize},
+            "augment": {"crop": "pad", "crop_padding": 4},
+        }
         model = {"name": "densenet_bc_100_12"}
         return {"data": settings, "model": model}, (
             f"the short side is {side} pixels: data.image_size={side}, and a model for small "
             f"images, model.name=densenet_bc_100_12"
         )
     size, resize = (224, 256) if side >= 160 else (side // 32 * 32, round(side // 32 * 32 * 8 / 7))
-    return {"data": {"image_size": size, "resize": resize, "crop": "random_resized"}}, (
-        f"the short side is {side} pixels (median): data.image_size={size}, data.resize={resize}"
+    settings = {
+        "image_size": size,
+        "evaluate": {"resize": resize},
+        "augment": {"crop": "random_resized"},
+    }
+    return {"data": settings}, (
+        f"the short side is {side} pixels (median): data.image_size={size}, "
+        f"data.evaluate.resize={resize}"
     )
 
 
@@ -139,7 +149,9 @@ def _flip(train: Examples) -> Pick:
     names = train.classes.values()
     if not names or any(len(name) > 1 for name in names):
         return {}, ""
-    return {"data": {"flip": 0.0}}, "classes look like characters, not to be mirrored: data.flip=0"
+    return {"data": {"augment": {"flip": 0.0}}}, (
+        "classes look like characters, not to be mirrored: data.augment.flip=0"
+    )
 
 
 def _length(images: int) -> Pick:

@@ -161,11 +161,11 @@ class Preprocessing(Section):
     def from_config(cls, config: DataConfig) -> Preprocessing:
         return cls(
             channels=config.channels,
-            resize=config.resize,
+            resize=config.evaluate.resize,
             crop=config.image_size,
             interpolation=config.interpolation,
             antialias=config.antialias,
-            rounding=config.rounding,
+            rounding=config.evaluate.rounding,
             mean=config.mean,
             std=config.std,
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from densekit import distributed
-from densekit.config import ConfigSource, UserError, build
+from densekit.config import ConfigSource, Tree, UserError, build, rename
 from densekit.data.config import DataConfig
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
@@ -107,7 +107,7 @@ def evaluate_source(
     if opened.task != "multiclass":
         raise UserError(f"evaluate counts one class an image, but this network is {opened.task}")
     examples = distributed.on_every_rank(lambda: _examples(opened, data))
-    batch_size = batch_size or opened.data.get("eval_batch_size") or BATCH_SIZE
+    batch_size = batch_size or _stored_batch_size(opened.data) or BATCH_SIZE
     device, world = precision.device.type, distributed.world_size()
     workers = resolve_workers(workers, device, distributed.local_world_size())
     batches = eval_batches(
@@ -132,6 +132,11 @@ def evaluate_source(
         "preprocessing": opened.preprocessing.model_dump(mode="json"),
         "precision": precision.name,
     }
+
+
+def _stored_batch_size(data: Tree) -> int | None:
+    """What an artifact's data section says, which may have an earlier version's names."""
+    return rename(DataConfig, ConfigSource(data)).tree.get("evaluate", {}).get("batch_size")
 
 
 def _examples(opened: Opened, data: str | None) -> Examples:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from densekit.config import PathKey, nearest
+from densekit.config import PathKey, dotted, nearest
 from densekit.paddleclas.keys import KEYS, below
-from densekit.paddleclas.translation import Translation, dotted
+from densekit.paddleclas.translation import Translation
 
 
 def check_keys(translation: Translation) -> None:

@@ -38,8 +38,8 @@ def open_recipe(
     Raises UserError.
     """
     if config is None or not translate.recognises(config):
-        return OpenedRecipe(recipe.load(config, options, suggested))
+        return OpenedRecipe(*recipe.load_with_notes(config, options, suggested))
     found = translate.load(config, options, distributed.world_size(), use)
     translate.check_device(found)
-    notes = [*flags.follow(os.environ), *(found.said if use == "train" else ())]
+    notes = [*flags.follow(os.environ), *found.renamed, *(found.said if use == "train" else ())]
     return OpenedRecipe(found.recipe, notes, found.infer, paddleclas=True)

@@ -51,8 +51,8 @@ def _evaluation(t: Translation, ops: Ops, where: str) -> None:
         t.fail(where, "CropImage is missing, which says what size the network sees")
     t.set("data.image_size", _side(t, f"{ops['CropImage']}.size"), f"{ops['CropImage']}.size")
     short = f"{ops['ResizeImage']}.resize_short" if "ResizeImage" in ops else ""
-    t.set("data.resize", t.value(short) if short else None, short)
-    t.set("data.rounding", "paddle")
+    t.set("data.evaluate.resize", t.value(short) if short else None, short)
+    t.set("data.evaluate.rounding", "paddle")
 
 
 def _side(t: Translation, path: str) -> int:
@@ -107,81 +107,89 @@ def _training(t: Translation, ops: Ops) -> None:
     if "RandCropImage" in ops:
         _random_crop(t, ops["RandCropImage"])
     else:
-        t.set("data.crop", "none")
+        t.set("data.augment.crop", "none")
         for name in ("ResizeImage", "CropImage"):
             if name in ops:
-                t.note("data.crop", "training images are cut as the evaluation's")
-    t.set("data.flip", 0.5 if "RandFlipImage" in ops else 0.0)
+                t.note("data.augment.crop", "training images are cut as the evaluation's")
+    t.set("data.augment.flip", 0.5 if "RandFlipImage" in ops else 0.0)
     for name, translate in AUGMENTATIONS.items():
         if name in ops:
             translate(t, ops[name])
     asked = [name for name in ops if name in ORDER]
     if asked != sorted(asked, key=ORDER.index):
         ours = ", ".join(sorted(asked, key=ORDER.index))
-        t.note("data.crop", f"densekit's order is {ours}; the file's is another")
+        t.note("data.augment.crop", f"densekit's order is {ours}; the file's is another")
 
 
 def _random_crop(t: Translation, path: str) -> None:
-    t.set("data.crop", "random_resized")
+    t.set("data.augment.crop", "random_resized")
     log = t.is_on(f"{path}.use_log_aspect")
-    t.set("data.crop_distribution", "torchvision" if log else "paddle")
+    t.set("data.augment.crop_distribution", "torchvision" if log else "paddle")
     side = _side(t, f"{path}.size")
     if side != t.tree["data"]["image_size"]:
-        t.set("data.train_size", side, f"{path}.size")
+        t.set("data.augment.crop_size", side, f"{path}.size")
     for name in ("scale", "ratio"):
         if t.value(f"{path}.{name}") is not None:
-            t.set(f"data.crop_{name}", t.value(f"{path}.{name}"), f"{path}.{name}")
+            t.set(f"data.augment.crop_{name}", t.value(f"{path}.{name}"), f"{path}.{name}")
 
 
 def _auto_augment(t: Translation, path: str) -> None:
-    t.set("data.auto_augment", "imagenet", path, "the paper's policy by torchvision; fill differs")
+    t.set(
+        "data.augment.auto_augment",
+        "imagenet",
+        path,
+        "the paper's policy by torchvision; fill differs",
+    )
 
 
 def _rand_augment(t: Translation, path: str) -> None:
     magnitude = round(3 * t.number(f"{path}.magnitude", 5))
-    t.set("data.rand_augment", t.whole(f"{path}.num_layers", 2), f"{path}.num_layers",
+    t.set("data.augment.rand_augment", t.whole(f"{path}.num_layers", 2), f"{path}.num_layers",
           "torchvision's operations: theirs have Invert for Identity, and their Posterize and "
           "Solarize are stronger at a low magnitude")  # fmt: skip
-    t.set("data.rand_augment_magnitude", magnitude, f"{path}.magnitude")
+    t.set("data.augment.rand_augment_magnitude", magnitude, f"{path}.magnitude")
 
 
 def _timm(t: Translation, path: str) -> None:
     recipe = t.text(f"{path}.config_str", "rand-m9-mstd0.5-inc1")
     kind, options = recipe.split("-")[0], dict(re.findall(r"-([a-z]+)([\d.]+)", recipe))
     if kind == "rand":
-        t.set("data.rand_augment", int(options.get("n", "2")), f"{path}.config_str",
+        t.set("data.augment.rand_augment", int(options.get("n", "2")), f"{path}.config_str",
               "torchvision's operations, each applied; timm's are applied with probability 0.5, "
               "their magnitude varied by mstd")  # fmt: skip
-        t.set("data.rand_augment_magnitude", round(3 * min(10.0, float(options.get("m", "10")))),
-              f"{path}.config_str")  # fmt: skip
+        magnitude = round(3 * min(10.0, float(options.get("m", "10"))))
+        t.set("data.augment.rand_augment_magnitude", magnitude, f"{path}.config_str")
     elif kind in ("original", "v0", "auto"):
-        t.set("data.auto_augment", "imagenet", path, "the paper's policy by torchvision")
+        t.set("data.augment.auto_augment", "imagenet", path, "the paper's policy by torchvision")
     else:
         t.fail(f"{path}.config_str", f"{recipe!r}: densekit has rand-... and original")
-    t.set("data.augment_prob", t.number(f"{path}.prob", 1.0), f"{path}.prob")
+    t.set("data.augment.policy_prob", t.number(f"{path}.prob", 1.0), f"{path}.prob")
 
 
 def _erasing(t: Translation, path: str) -> None:
     ratio, mode = t.number(f"{path}.r1", 0.3), t.text(f"{path}.mode", "const")
     if mode not in ("const", "pixel"):
         t.fail(f"{path}.mode", f"{mode!r}: densekit erases with const, the mean, or pixel, noise")
-    t.set("data.erase", t.number(f"{path}.EPSILON", 0.5), f"{path}.EPSILON")
-    t.set("data.erase_scale", [t.number(f"{path}.sl", 0.02), t.number(f"{path}.sh", 0.4)])
-    t.set("data.erase_ratio", [ratio, 1 / ratio], f"{path}.r1")
-    t.set("data.erase_with", "mean" if mode == "const" else "noise", f"{path}.mode")
+    t.set("data.augment.erase", t.number(f"{path}.EPSILON", 0.5), f"{path}.EPSILON")
+    t.set("data.augment.erase_scale", [t.number(f"{path}.sl", 0.02), t.number(f"{path}.sh", 0.4)])
+    t.set("data.augment.erase_ratio", [ratio, 1 / ratio], f"{path}.r1")
+    t.set("data.augment.erase_with", "mean" if mode == "const" else "noise", f"{path}.mode")
     if not t.is_on(f"{path}.use_log_aspect"):
-        t.note("data.erase_ratio", "log-uniform, theirs uniform: they erase more tall than wide")
+        t.note(
+            "data.augment.erase_ratio",
+            "log-uniform, theirs uniform: they erase more tall than wide",
+        )
 
 
 def _jitter(t: Translation, path: str) -> None:
     names = ("brightness", "contrast", "saturation", "hue")
-    t.set("data.color_jitter", [t.number(f"{path}.{name}", 0.0) for name in names], path)
-    t.set("data.color_jitter_prob", min(1.0, t.number(f"{path}.prob", 1.0)), f"{path}.prob")
+    t.set("data.augment.color_jitter", [t.number(f"{path}.{name}", 0.0) for name in names], path)
+    t.set("data.augment.color_jitter_prob", min(1.0, t.number(f"{path}.prob", 1.0)), f"{path}.prob")
 
 
 def _rotation(t: Translation, path: str) -> None:
-    t.set("data.affine_degrees", t.number(f"{path}.degrees", 0.0), f"{path}.degrees")
-    t.set("data.affine_prob", t.number(f"{path}.prob", 0.5), f"{path}.prob")
+    t.set("data.augment.affine_degrees", t.number(f"{path}.degrees", 0.0), f"{path}.degrees")
+    t.set("data.augment.affine_prob", t.number(f"{path}.prob", 0.5), f"{path}.prob")
 
 
 AUGMENTATIONS = {
@@ -208,7 +216,7 @@ def translate_mixing(t: Translation) -> None:
 
 def _mixer(t: Translation, mixer: str, path: str, sampled: bool) -> None:
     short, alpha = ("mixup", 1.0) if mixer == "MixupOperator" else ("cutmix", 0.2)
-    t.set(f"data.{short}", t.number(f"{path}.prob", 0.0) if sampled else 1.0, path,
+    t.set(f"data.augment.{short}", t.number(f"{path}.prob", 0.0) if sampled else 1.0, path,
           "soft labels go into the loss as they are; theirs pass through a softmax first unless "
           "CELoss.epsilon is set")  # fmt: skip
-    t.set(f"data.{short}_alpha", t.number(f"{path}.alpha", alpha), f"{path}.alpha")
+    t.set(f"data.augment.{short}_alpha", t.number(f"{path}.alpha", alpha), f"{path}.alpha")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,8 @@ class Translated:
     """The recipe's keys that the file decides."""
     notes: Mapping[str, str]
     """By the recipe's key: what is otherwise than there."""
+    renamed: Sequence[str]
+    """Of densekit's own options that were given by an old name."""
     infer: Infer
 
     @property
@@ -84,12 +86,12 @@ def load(config: str, options: Iterable[str], processes: int, use: Use = "train"
     translate_transforms(t, INFER if use == "predict" and t.value(INFER) else EVAL)
     translate_mixing(t)
     translate_optimizer(t)
-    whole = override(ConfigSource(t.tree, t.places), own)
-    built = recipe.assemble(whole, (), {"name": Path(config).stem})
+    whole = override(ConfigSource(t.tree, t.places), own, Recipe)
+    built, renamed = recipe.assemble(whole, (), {"name": Path(config).stem})
     if not built.optim.scale_lr:
         del t.notes["optim.reference_batch"]
     tree = {name: whole.tree[name] for name in Recipe.model_fields if name in whole.tree}
-    return Translated(built, tree, t.notes, read_infer(t))
+    return Translated(built, tree, t.notes, renamed, read_infer(t))
 
 
 def _is_ours(option: str) -> bool:
@@ -254,11 +256,11 @@ def check_device(translated: Translated) -> None:
 
 def as_text(translated: Translated) -> str:
     """The recipe as YAML, with a comment on each line that behaves otherwise than theirs."""
-    lines, section = [], ""
+    lines: list[str] = []
+    path: list[str] = []
     for line in to_yaml(translated.tree).splitlines():
-        if not line.startswith(" "):
-            section = line.rstrip(":")
-        name = line.strip().partition(":")[0]
-        note = translated.notes.get(f"{section}.{name}") if line.startswith("  ") else None
+        indent = len(line) - len(line.lstrip())
+        path = [*path[: indent // 2], line.strip().partition(":")[0]]
+        note = translated.notes.get(".".join(path))
         lines.append(f"{line}  # {note}" if note else line)
     return "\n".join(lines) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -73,10 +72,12 @@ class Translation:
 
     def set(self, key: str, value: Any, path: str = "", note: str = "") -> None:
         """The recipe's `key`, which stands at `path` of theirs."""
-        section, _, name = key.rpartition(".")
-        self.tree.setdefault(section, {})[name] = value
+        keys, node = tuple(key.split(".")), self.tree
+        for section in keys[:-1]:
+            node = node.setdefault(section, {})
+        node[keys[-1]] = value
         if path:
-            self.places[(section, name)] = self.named(path)
+            self.places[keys] = self.named(path)
         if note:
             self.note(key, note)
 
@@ -94,7 +95,3 @@ class Translation:
 
 def as_path(path: str) -> tuple[PathKey, ...]:
     return tuple(int(part) if part.isdecimal() else part for part in path.split("."))
-
-
-def dotted(path: Iterable[PathKey]) -> str:
-    return ".".join(map(str, path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from densekit.config import (
     merge,
     nearest,
     override,
+    rename,
 )
 from densekit.config import read_yaml as read_yaml_file
 from densekit.data.config import DataConfig
@@ -70,6 +72,13 @@ def load(
 
     Raises UserError that names file:line or the option as typed for every mistake.
     """
+    return load_with_notes(name, options, suggested)[0]
+
+
+def load_with_notes(
+    name: str | None = None, options: Iterable[str] = (), suggested: Tree | None = None
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The same, and what the user should know of it, such as options given by an old name."""
     path = find(name) if name else None
     source = read_yaml_file(path) if path else ConfigSource({})
     return assemble(source, options, suggested or ({"name": path.stem} if path else {}))
@@ -77,11 +86,12 @@ def load(
 
 def assemble(
     source: ConfigSource, options: Iterable[str] = (), suggested: Tree | None = None
-) -> Recipe:
-    """Defaults, then `suggested`, then `source`, then `-o` options. Raises UserError."""
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Defaults, then `suggested`, then `source`, then `-o` options; and notes. Raises UserError."""
+    source = rename(Recipe, source)
     tree = merge(merge(Recipe().model_dump(), suggested or {}), source.tree)
-    whole = override(ConfigSource(tree, source.places), options)
-    return build_effective(Recipe, whole, source.tree)
+    whole = override(replace(source, tree=tree), options, Recipe)
+    return build_effective(Recipe, whole, source.tree), whole.notes
 
 
 def check(recipe: Recipe, world_size: int) -> None:
