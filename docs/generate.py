@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import row_tables  # noqa: E402 (benchmarks/row_tables.py)
 import rows  # noqa: E402 (benchmarks/rows.py)
 from densekit.config import Section, to_yaml  # noqa: E402
+from densekit.config.applies import marks  # noqa: E402
 from densekit.models.densenet import DenseNetConfig  # noqa: E402
 from densekit.paddleclas.keys import KEYS, OPS, PLACES, Key  # noqa: E402
 from densekit.training.recipe import Recipe  # noqa: E402
@@ -66,6 +67,8 @@ def _table(prefix: str, section: type[Section], skip: Container[str] = ()) -> st
             default = _yaml(field.get_default(call_default_factory=True))
             meaning = " ".join((field.description or "").split())
             assert meaning, f"{section.__name__}.{name} has no docstring"
+            needs = ", or with ".join(mark.describe(prefix) for mark in marks(section, name))
+            meaning += f" Only with {needs}." if needs else ""
             cells = (f"`{prefix}{name}`", f"`{default}`", values, meaning)
             lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines) + "\n"

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from densekit.config import UserError, build, read_yaml, to_yaml
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.training.optim import (
     OptimConfig,
@@ -16,6 +21,7 @@ from densekit.training.optim import (
     rates_by_epoch,
     set_lr,
 )
+from densekit.training.recipe import Recipe, load
 
 
 def small() -> DenseNet:
@@ -116,11 +122,44 @@ def test_rates_by_epoch_lists_changes_and_samples_smooth_schedules() -> None:
     assert smooth[-1][0] == 90
 
 
+def test_rates_by_epoch_takes_no_longer_for_a_thousand_million_epochs() -> None:
+    found = rates_by_epoch(OptimConfig(warmup_epochs=2), 256, 10**9, 5005)
+    assert [epoch for epoch, _ in found] == [1, 3, 31, 61]
+    smooth = rates_by_epoch(OptimConfig(schedule="cosine"), 256, 10**9, 5005)
+    assert len(smooth) == 6
+    assert smooth[-1][1] < 1e-6
+
+
 @pytest.mark.parametrize("bad", [{"nesterov": True, "momentum": 0.0}, {"milestones": (60, 30)},
-                                 {"nesterov": True, "name": "adamw"}])  # fmt: skip
+                                 {"milestones": (-1, 30)}, {"lr": math.inf},
+                                 {"betas": (0.9, 1.0)}])  # fmt: skip
 def test_options_that_do_not_go_together_are_errors(bad: dict) -> None:
-    with pytest.raises(ValueError, match=r"optim\."):
+    with pytest.raises(ValueError, match=r"optim\.|Input should be"):
         OptimConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["optim.name=adamw", "optim.momentum=0.5"], ["optim.name=adamw", "optim.nesterov=true"],
+        ["optim.betas=[0.8, 0.9]"], ["optim.alpha=0.5"], ["optim.eps=1e-4"],
+        ["optim.schedule=cosine", "optim.gamma=0.5"], ["optim.milestones=[]", "optim.gamma=0.5"],
+        ["optim.schedule=cosine", "optim.milestones=[10]"],
+        ["optim.schedule=cosine", "optim.values=[0.1, 0.01]"], ["optim.min_lr_ratio=0.1"],
+        ["optim.warmup_start=0.1"], ["optim.schedule=constant", "optim.by_epoch=true"],
+        ["optim.scale_lr=false", "optim.reference_batch=64"],
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused_as_typed(options: list[str]) -> None:
+    with pytest.raises(UserError, match=re.escape(f"-o {options[-1]}: has no effect with optim.")):
+        load(None, options)
+
+
+def test_an_option_that_switches_off_what_a_shipped_recipe_says_passes() -> None:
+    found = load("cifar/densenet_40_12", ["optim.name=adam", "optim.schedule=cosine"]).optim
+    assert (found.nesterov, found.milestones) == (False, (30, 60))
+    again = build(Recipe, read_yaml(Path("recipe.yaml"), to_yaml({"optim": found.model_dump()})))
+    assert again.optim == found
 
 
 # PaddleClas' schedules and optimizers ----------------------------------------------------------
@@ -137,7 +176,6 @@ def test_values_are_the_rates_between_the_milestones() -> None:
     [
         {"values": (0.1, 0.01)},
         {"values": (0.2, 0.1, 0.01)},
-        {"schedule": "cosine", "values": (0.1, 0.1, 0.01)},
     ],
 )
 def test_values_that_do_not_fit(fields: dict) -> None:
@@ -152,6 +190,31 @@ def test_by_epoch_moves_at_first_steps_only(schedule: str) -> None:
     for step in range(50):
         first = step // 10 * 10
         assert lr_factor(stairs, step, 10, 50) == lr_factor(smooth, first, 10, 50)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_is_the_formula(name: str) -> None:
+    """adam's decay adds to the gradient, adamw's shrinks the weight."""
+    config = OptimConfig(name=name, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.01)
+    model = nn.Module()
+    model.classifier = nn.Linear(3, 1, bias=False).double()
+    optimizer = create_optimizer(model, config, 256)
+    weight = model.classifier.weight.detach().numpy().copy()
+    mean, square = np.zeros_like(weight), np.zeros_like(weight)
+    rng = np.random.default_rng(0)
+    for step, factor in enumerate((1.0, 0.5, 0.25), start=1):
+        gradient = rng.normal(size=weight.shape)
+        model.classifier.weight.grad = torch.tensor(gradient)
+        rate = set_lr(optimizer, factor)
+        optimizer.step()
+        if name == "adam":
+            gradient = gradient + 0.01 * weight
+        else:
+            weight = weight * (1 - rate * 0.01)
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.9 * square + 0.1 * gradient**2
+        root = np.sqrt(square / (1 - 0.9**step)) + 1e-6
+        weight = weight - rate * mean / (1 - 0.8**step) / root
+        np.testing.assert_allclose(model.classifier.weight.detach().numpy(), weight, rtol=1e-12)
 
 
 def test_rmsprop_is_the_formula() -> None:

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from densekit.config import Section
+from densekit.config import OFF, ON, Section, when
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Epoch = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+LOOKED_AT = 1000  # epochs of which the rate is computed to describe a schedule
 
 
 class OptimConfig(Section):
     """The update, and how its learning rate moves."""
 
-    name: Literal["sgd", "adamw", "rmsprop"] = "sgd"
-    """sgd, rmsprop: weight decay adds to the gradient, as in the paper; adamw: decoupled."""
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    """sgd, adam, rmsprop: weight decay adds to the gradient, as in the paper; adamw: decoupled."""
     lr: float = Field(0.1, ge=0)
     """Peak learning rate at a global batch of reference_batch."""
-    reference_batch: int = Field(256, ge=1)
+    reference_batch: Annotated[int, when(scale_lr=True)] = Field(256, ge=1)
     """The global batch that lr was chosen for."""
     scale_lr: bool = True
     """Scale lr by data.batch_size / reference_batch (Goyal et al., 2017)."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """sgd and rmsprop only."""
-    nesterov: bool = False
-    """sgd only."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """adamw only."""
-    alpha: float = Field(0.99, ge=0, lt=1)
-    """rmsprop only: how slowly the mean of squared gradients moves."""
-    eps: float = Field(1e-8, gt=0)
-    """adamw and rmsprop only: what is added to the root in the denominator."""
+    momentum: Annotated[float, when(name=("sgd", "rmsprop"))] = Field(0.9, ge=0, lt=1)
+    """Share of the last update that the next one keeps."""
+    nesterov: Annotated[bool, when(name="sgd")] = False
+    """The gradient is taken where the momentum leads."""
+    betas: Annotated[tuple[Beta, Beta], when(name=("adam", "adamw"))] = (0.9, 0.999)
+    """How slowly the means of gradients and of their squares move."""
+    alpha: Annotated[float, when(name="rmsprop")] = Field(0.99, ge=0, lt=1)
+    """How slowly the mean of squared gradients moves."""
+    eps: Annotated[float, when(name=("adam", "adamw", "rmsprop"))] = Field(1e-8, gt=0)
+    """What is added to the root in the denominator."""
     weight_decay: float = Field(1e-4, ge=0)
     """Of convolutions and the classifier, and of what the next two leave at null."""
     norm_weight_decay: float | None = Field(None, ge=0)
@@ -46,20 +54,22 @@ class OptimConfig(Section):
 
     schedule: Literal["step", "cosine", "linear", "constant"] = "step"
     """How the learning rate falls after the warm-up."""
-    milestones: tuple[float, ...] = (30, 60)
-    """step: epochs at whose first step the rate is multiplied by gamma."""
-    gamma: float = Field(0.1, gt=0)
-    """step: the factor at each milestone."""
-    values: tuple[float, ...] = ()
-    """step: the rates before, between and after the milestones, one more than these, instead of
-    gamma; the first is lr."""
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """cosine, linear: the last rate, as a share of the peak."""
+    milestones: Annotated[tuple[Epoch, ...], when(schedule="step")] = (30, 60)
+    """Epochs at whose first step the rate is multiplied by gamma."""
+    gamma: Annotated[float, when(schedule="step", values=OFF, milestones=ON)] = Field(0.1, gt=0)
+    """The factor at each milestone."""
+    values: Annotated[tuple[Rate, ...], when(schedule="step")] = ()
+    """The rates before, between and after the milestones, one more than these, instead of gamma;
+    the first is lr."""
+    min_lr_ratio: Annotated[float, when(schedule=("cosine", "linear"))] = Field(0.0, ge=0, le=1)
+    """The last rate, as a share of the peak."""
     warmup_epochs: float = Field(0.0, ge=0)
     """Epochs in which the rate rises linearly."""
-    warmup_start: float = Field(0.0, ge=0, le=1)
+    warmup_start: Annotated[float, when(warmup_epochs=ON)] = Field(0.0, ge=0, le=1)
     """The first rate of the warm-up, as a share of the peak."""
-    by_epoch: bool = False
+    by_epoch: Annotated[
+        bool, when(schedule=("step", "cosine", "linear")), when(warmup_epochs=ON)
+    ] = False
     """Move the rate at the first step of an epoch only."""
 
     freeze: str | None = None
@@ -72,16 +82,18 @@ class OptimConfig(Section):
     def _fits(self) -> OptimConfig:
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"optim.milestones must rise, got {list(self.milestones)}")
-        if self.nesterov and (self.name != "sgd" or not self.momentum):
-            raise ValueError("optim.nesterov=true needs optim.name=sgd and optim.momentum > 0")
+        if self.nesterov and self.name == "sgd" and not self.momentum:
+            raise ValueError("optim.nesterov=true needs optim.momentum > 0")
+        if self.schedule != "step":
+            return self
         if self.values and len(self.values) != len(self.milestones) + 1:
             raise ValueError(
                 f"optim.values: {len(self.milestones)} milestones part {len(self.milestones) + 1} "
                 f"rates, got {len(self.values)}"
             )
-        if self.values and (self.schedule != "step" or self.values[0] != self.lr or not self.lr):
+        if self.values and (self.values[0] != self.lr or not self.lr):
             raise ValueError(
-                f"optim.values is for optim.schedule=step, and its first is optim.lr={self.lr}"
+                f"optim.values begins with optim.lr={self.lr}, above 0; got {self.values[0]}"
             )
         return self
 
@@ -122,16 +134,21 @@ def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, steps: int) 
 def rates_by_epoch(
     config: OptimConfig, batch_size: int, epochs: int, steps_per_epoch: int
 ) -> list[tuple[int, float]]:
-    """(epoch from 1, the rate at its first step) wherever that changes; of a smooth schedule 6."""
+    """(epoch from 1, the rate at its first step) wherever that changes; of many changes 6."""
     peak, steps = config.lr * scale(config, batch_size), epochs * steps_per_epoch
-    rates = [
-        peak * lr_factor(config, epoch * steps_per_epoch, steps_per_epoch, steps)
-        for epoch in range(epochs)
-    ]
-    changes = [e for e in range(epochs) if e == 0 or rates[e] != rates[e - 1]]
+
+    def rate(epoch: int) -> float:
+        return peak * lr_factor(config, epoch * steps_per_epoch, steps_per_epoch, steps)
+
+    looked_at: Iterable[int] = range(epochs)
+    if epochs > LOOKED_AT:  # the bends, and some between them
+        grid = {round(i * (epochs - 1) / LOOKED_AT) for i in range(LOOKED_AT + 1)}
+        bends = {math.ceil(at) for at in (*config.milestones, config.warmup_epochs)}
+        looked_at = sorted(grid | {epoch for epoch in bends if epoch < epochs})
+    changes = [e for e in looked_at if e == 0 or rate(e) != rate(e - 1)]
     if len(changes) > 6:
         changes = sorted({changes[round(i * (len(changes) - 1) / 5)] for i in range(6)})
-    return [(epoch + 1, rates[epoch]) for epoch in changes]
+    return [(epoch + 1, rate(epoch)) for epoch in changes]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
@@ -180,8 +197,9 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over `parameter_groups`; its rates are set by `set_lr` before each step."""
     groups = parameter_groups(model, config, batch_size)
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    if config.name in ("adam", "adamw"):
+        kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     if config.name == "rmsprop":
         return torch.optim.RMSprop(
             groups, lr=config.lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum
