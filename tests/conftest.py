@@ -41,14 +41,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.skipped and isinstance(report.longrepr, tuple):
-        SKIPPED.append((report.nodeid, report.longrepr[2].removeprefix("Skipped: ")))
+    if report.skipped and isinstance(report.longrepr, tuple | list):
+        SKIPPED.append((report.nodeid, str(report.longrepr[2]).removeprefix("Skipped: ")))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With DENSEKIT_ALLOWED_SKIPS=FILE, a skip for a reason that the file does not list fails."""
+    """With DENSEKIT_ALLOWED_SKIPS=FILE, a skip for a reason that the file does not list fails.
+
+    Of pytest-xdist's processes the one that collects the reports judges.
+    """
     file = os.environ.get("DENSEKIT_ALLOWED_SKIPS")
-    if not file:
+    if not file or hasattr(session.config, "workerinput"):
         return
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     allowed = {line for line in lines if line and not line.startswith("#")}

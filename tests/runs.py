@@ -8,9 +8,11 @@ other command in such a process.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import socket
@@ -296,13 +298,23 @@ def torchrun(ranks: int, *options: str) -> tuple[str, ...]:
     return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options)
 
 
+def free_port() -> int:
+    """A port at random: other tests' processes look for one at the same time.
+
+    Below those that the system hands out itself, which a connection may take at any moment.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def _environments(ranks: int) -> list[dict[str, str]]:
     """What torchrun would tell each rank; nothing to a single process."""
     if ranks == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         {
             "RANK": str(rank),

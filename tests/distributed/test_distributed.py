@@ -1,6 +1,6 @@
 """N ranks count like one: gradients, weights, statistics, losses and evaluations.
 
-Steps go through loop.train_step on real digits, in float64 where sums over ranks must agree to
+Steps go through train_step on real digits, in float64 where sums over ranks must agree to
 1e-10. The truth is one process; that in turn is compared with autograd on the mean loss.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +33,15 @@ from densekit.training.step import SUMS, Learner, LoopConfig, train_step
 from runs import Runs
 
 slow = pytest.mark.slow
-IMAGES, STEPS = 65, 20
+IMAGES = 65
 CONFIG = DenseNetConfig(
     growth_rate=4, block_config=(2, 2), num_init_features=8, in_channels=1, num_classes=10
 )
 CPU = torch.device("cpu")
 Case = tuple[int, int]
 """Batch size and accumulation."""
+STEPS = {2: 8, 3: 20}
+"""By ranks. In 8 steps each case has seen its short batch twice and more."""
 CASES: dict[int, list[Case]] = {2: [(32, 1), (64, 1), (32, 2)], 3: [(63, 1), (6, 2), (36, 2)]}
 """By ranks. 65 images leave 1, 1, 1 and 2, 5, 29: in most, a rank's share of the rest is empty."""
 Found = dict[str, Tensor]
@@ -71,14 +74,14 @@ def make_learner(dtype: torch.dtype) -> Learner:
     )
 
 
-def train(digits: Path, case: Case, dtype: torch.dtype) -> Found:
-    """STEPS steps of this rank: each one's sums and first gradients, weights and statistics."""
+def train(digits: Path, case: Case, dtype: torch.dtype, steps: int) -> Found:
+    """`steps` steps of this rank: each one's sums and first gradients, weights and statistics."""
     images, labels = torch.load(digits)
     batch_size, accumulation = case
     config, learner = LoopConfig(accumulation=accumulation), make_learner(dtype)
     found: Found = {}
     starts = range(0, IMAGES, batch_size)
-    for step in range(STEPS):
+    for step in range(steps):
         start = starts[step % len(starts)]
         count = min(batch_size, IMAGES - start)
         parts = micro_batches(
@@ -93,11 +96,11 @@ def train(digits: Path, case: Case, dtype: torch.dtype) -> Found:
     return found | {f"state {k}": v.clone() for k, v in learner.model.state_dict().items()}
 
 
-def train_all(digits: Path, cases: list[Case], results: Path) -> None:
+def train_all(digits: Path, cases: list[Case], steps: int, results: Path) -> None:
     torch.set_num_threads(1)
     distributed.start(CPU, timeout=60)
     found = {
-        (case, dtype): train(digits, case, dtype)
+        (case, dtype): train(digits, case, dtype, steps)
         for case in cases
         for dtype in (torch.float64, torch.float32)
     }
@@ -132,6 +135,10 @@ class Trained:
     def cases(self) -> list[Case]:
         return CASES[len(self.ranks)]
 
+    @property
+    def steps(self) -> int:
+        return STEPS[len(self.ranks)]
+
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=slow)])
 def trained(
@@ -142,7 +149,8 @@ def trained(
 ) -> Trained:
     def results(ranks: int) -> list:
         folder = tmp_path_factory.mktemp("results")
-        runs.on_ranks(partial(train_all, digits, CASES[request.param], folder), ranks)
+        how = CASES[request.param], STEPS[request.param]
+        runs.on_ranks(partial(train_all, digits, *how, folder), ranks)
         return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
     return Trained(results(request.param), results(1)[0])
@@ -176,7 +184,7 @@ def test_float64_gradients_are_one_ranks(trained: Trained) -> None:
                 assert error(part(found, kind), part(truth, kind)) < 1e-10
 
 
-def test_float64_weights_and_statistics_after_20_steps(trained: Trained) -> None:
+def test_float64_weights_and_statistics_after_many_steps(trained: Trained) -> None:
     for case in trained.cases:
         truth = part(trained.alone[case, torch.float64], "state ")
         assert any("running_var" in key for key in truth)
@@ -210,7 +218,7 @@ def test_losses_are_sums_over_images(trained: Trained) -> None:
     for case in trained.cases:
         found, truth = trained.ranks[0][case, torch.float64], trained.alone[case, torch.float64]
         starts = range(0, IMAGES, case[0])
-        for step in range(STEPS):
+        for step in range(trained.steps):
             sums = dict(zip(SUMS, found[f"sums {step}"].tolist(), strict=True))
             assert sums["count"] == min(case[0], IMAGES - starts[step % len(starts)])
             assert sums["bad"] == 0
@@ -275,18 +283,23 @@ def count_all(root: Path, workers: int, results: Path) -> None:
     distributed.stop()
 
 
+@pytest.fixture(scope="module")
+def alone(runs: Runs, many: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What one process counts."""
+    folder = tmp_path_factory.mktemp("one")
+    runs.on_ranks(partial(count_all, many, 0, folder))
+    return json.loads((folder / "0.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("ranks", "workers"),
     [(2, 0), *(pytest.param(n, w, marks=slow) for n, w in [(1, 2), (2, 3), (3, 1), (4, 0)])],
 )
 def test_evaluation_counts_each_image_once(
-    runs: Runs, many: Path, tmp_path: Path, ranks: int, workers: int
+    runs: Runs, many: Path, tmp_path: Path, alone: list[Any], ranks: int, workers: int
 ) -> None:
     """Equal to the last bit at the same batch size; equal counts at any."""
-    (tmp_path / "one").mkdir()
-    runs.on_ranks(partial(count_all, many, 0, tmp_path / "one"))
     runs.on_ranks(partial(count_all, many, workers, tmp_path), ranks)
-    alone = json.loads((tmp_path / "one" / "0.json").read_text())
     for rank in range(ranks):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone
     assert [found["count"] for found in alone] == [VAL] * len(BATCHES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from densekit.training.state import step_of
-from runs import Options, Runs, assert_same_run, last_step, states, wait_for
+from runs import Options, Runs, assert_same_run, free_port, last_step, states, wait_for
 
 SBATCH = Path(__file__).parents[2] / "docs" / "slurm.sbatch"
 RANKS = 2
@@ -53,14 +52,11 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     for name, text in scripts.items():
         (commands / name).write_text(text)
         (commands / name).chmod(stat.S_IRWXU)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return {
         **os.environ,
         "PATH": f"{commands}:{os.environ['PATH']}",
         "GLOO_SOCKET_IFNAME": "lo",
-        "SLURM_JOB_ID": str(port % 20000),
+        "SLURM_JOB_ID": str(free_port() - 20_000),  # the script's port is 20000 + this
         "SLURM_JOB_NODELIST": "node",
         "SLURM_NTASKS": str(RANKS),
         "SLURM_CPUS_PER_TASK": "1",

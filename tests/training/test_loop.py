@@ -74,10 +74,11 @@ def test_what_came_of_it(outcome: Outcome) -> None:
 
 def test_the_logged_rate_is_the_schedules(outcome: Outcome) -> None:
     optim = outcome.plan.recipe.optim
-    for line in lines(outcome.folder):
-        if line["kind"] in ("train", "eval"):
-            factor = lr_factor(optim, line["step"] - 1, STEPS_PER_EPOCH, STEPS)
-            assert line["lr"] == optim.lr * factor
+    logged = [line for line in lines(outcome.folder) if line["kind"] in ("train", "eval")]
+    assert len(logged) == STEPS + EPOCHS
+    for line in logged:
+        factor = lr_factor(optim, line["step"] - 1, STEPS_PER_EPOCH, STEPS)
+        assert line["lr"] == optim.lr * factor
 
 
 def test_every_image_is_counted_once_an_epoch(runs: Runs, tmp_path: Path) -> None:

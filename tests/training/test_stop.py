@@ -17,6 +17,7 @@ from densekit.data.transforms import Preprocessing
 from densekit.training.state import step_of
 from densekit.training.stop import StopRequest
 from runs import (
+    STEPS,
     Options,
     Runs,
     Started,
@@ -43,7 +44,7 @@ def stopped_at_its_last_step(started: Started) -> None:
     """Every step that the log has is in the newest state, and it is the end of neither."""
     assert "stopped after step" in started.output
     assert "Traceback" not in started.output
-    assert step_of(states(started.folder)[-1]) == last_step(started.folder)
+    assert step_of(states(started.folder)[-1]) == last_step(started.folder) < STEPS
 
 
 # A request ----------------------------------------------------------------------------------
@@ -78,7 +79,6 @@ def test_the_state_is_saved_and_the_run_goes_on(
         os.kill(pid, number)
     assert started.wait() == [75], started.output
     stopped_at_its_last_step(started)
-    assert last_step(tmp_path / "run") >= 3
     runs.train(tmp_path / "run", options)
     assert_same_run(tmp_path / "run", runs.whole())
 
