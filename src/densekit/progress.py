@@ -16,6 +16,12 @@ T = TypeVar("T")
 PATIENCE = 2.0  # seconds before a bar appears
 
 
+def say(text: str) -> None:
+    """A line for people, of rank 0 alone."""
+    console = Console(stderr=True, quiet=not distributed.is_main(), highlight=False)
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Hands `items` on, `total` of them; on a terminal, a bar says how far they are."""
     console = Console(stderr=True)

@@ -163,7 +163,7 @@ def test_predict_keeps_order_and_exits_1_for_an_unreadable_file(
     rows = json.loads(result.stdout)
     cats = [str(images / "cat" / f"{i}.png") for i in range(6)]
     assert [row["file"] for row in rows] == [*files[:2], *cats]
-    assert "No such file" in rows[1]["error"]
+    assert "there is no such file" in rows[1]["error"]
     assert all(len(row["topk"]) == 1 for row in rows if row["error"] is None)
     table = densekit("predict", str(trained), *files, "--csv")
     assert table.stdout.splitlines()[0] == "file,class1,label1,prob1,class2,label2,prob2,error"

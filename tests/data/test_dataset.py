@@ -10,7 +10,8 @@ import torch
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import ImageDataset, Sample, epoch_order, sample_seed
-from densekit.data.listing import Examples, read_folder
+from densekit.data.folders import read_folder
+from densekit.data.listing import Examples
 from densekit.data.transforms import UnreadableImage
 
 
@@ -102,4 +103,4 @@ def test_an_unreadable_file_is_a_value_that_names_it(tmp_path: Path) -> None:
     dataset = augmented(examples)
     failed = dataset.collate([dataset[0, 1], dataset[0, 0]])
     assert isinstance(failed, UnreadableImage)
-    assert str(failed).startswith(f"list.txt:8: {tmp_path}/gone.png: cannot be read: No such file")
+    assert str(failed).startswith(f"list.txt:8: {tmp_path}/gone.png: there is no such file")

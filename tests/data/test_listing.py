@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import ImageFolder
 
 from densekit.config import UserError
-from densekit.data.listing import Examples, read_class_names, read_folder, read_list
+from densekit.data.listing import Examples, read_class_names, read_list, readable
 
 
 def listed(tmp_path: Path, content: str | bytes, delimiter: str | None = None) -> Examples:
@@ -52,7 +50,8 @@ def test_a_line_is_a_path_and_the_label_after_the_last_delimiter(
         ("a.jpg 1_0\n", None, ":1: "),
         ("a.jpg 99999999999999999999\n", None, ":1: "),
         ("7\n", None, ":1: "),
-        ("a.jpg 0\nmy b.jpg,1\n", None, ':2: .*data.delimiter=","'),
+        ("a.jpg 0\nmy b.jpg,1\n", None, ":2: .*'my b.jpg,1'"),
+        ("a.jpg;0\nmy b.jpg,1\n", ";", ':2: .*data.delimiter=","'),
         ("a.jpg 0\n", ",", ":1: expected a path, ',' and a label"),
         (b"a.jpg 0\n\xff\xfeb 1\n", None, ":2: is not UTF-8"),
         ("\n \r\n", None, "lists no images"),
@@ -115,56 +114,19 @@ def test_subset_takes_what_it_is_told_in_that_order(tmp_path: Path) -> None:
     assert len(examples) == 2
 
 
-# Folders ------------------------------------------------------------------------------------
+def test_a_comma_list_is_read_as_one(tmp_path: Path) -> None:
+    examples = listed(tmp_path, "cat/1, 2.jpg,0\ncat/3.jpg, 1\n")
+    assert [examples.relative(i) for i in range(2)] == ["cat/1, 2.jpg", "cat/3.jpg"]
+    assert examples.labels.tolist() == [0, 1]
+    assert examples.notes == (
+        f"{tmp_path / 'train_list.txt'}: the labels stand after a ',', as in 'cat/1, 2.jpg,0'",
+    )
+    assert listed(tmp_path, "a b.jpg;0\n").relative(0) == "a b.jpg"
+    assert listed(tmp_path, "a,b.jpg 0\n").notes == ()
+    with pytest.raises(UserError, match=r":2: expected a path, ',' and a label"):
+        listed(tmp_path, "a.jpg,0\nb.jpg 1\n")
 
 
-def test_a_folder_is_read_as_torchvision_reads_it(
-    tmp_path: Path, write_folder, write_image
-) -> None:
-    write_folder(tmp_path, {"dog": 3, "Cat": 2, "a-b": 1, "a b": 1})
-    write_image(tmp_path / "a-b/x/y/deep.JPG")
-    write_image(tmp_path / "a-b/x-y/deep.JPEG")
-    write_image(tmp_path / "stray.png")
-    (tmp_path / "dog/notes.txt").write_text("no image")
-    ours, theirs = read_folder(tmp_path), ImageFolder(str(tmp_path))
-    assert list(zip(ours.paths, ours.labels.tolist(), strict=True)) == theirs.samples
-    assert ours.classes == dict(enumerate(theirs.classes))
-    assert ours.lines is None
-    assert ours.where(3) == ours.paths[3]
-
-
-def test_hidden_files_and_folders_are_no_images(tmp_path: Path, write_folder, write_image) -> None:
-    write_folder(tmp_path, {"cat": 1, "dog": 1, ".ipynb_checkpoints": 1})
-    write_image(tmp_path / "cat/.ipynb_checkpoints/0.png")
-    (tmp_path / "dog/._000.png").write_bytes(b"a Mac's resource fork")
-    assert read_folder(tmp_path).labels.tolist() == [0, 1]
-
-
-def test_an_empty_class_folder_is_named(tmp_path: Path, write_folder) -> None:
-    write_folder(tmp_path, {"cat": 1})
-    (tmp_path / "dog").mkdir()
-    with pytest.raises(UserError, match=r"dog: this class folder holds no images"):
-        read_folder(tmp_path)
-
-
-def test_a_folder_without_class_folders_is_refused(tmp_path: Path, write_image) -> None:
-    with pytest.raises(UserError, match="holds no images and no class folders"):
-        read_folder(tmp_path)
-    write_image(tmp_path / "1.png")
-    with pytest.raises(UserError, match=r"images such as 1\.png, but no class folders; make one"):
-        read_folder(tmp_path)
-
-
-def test_known_classes_fix_the_labels(tmp_path: Path, write_folder) -> None:
-    write_folder(tmp_path, {"dog": 1, "cat": 2})
-    known = {0: "ant", 1: "cat", 2: "cow", 3: "dog"}
-    examples = read_folder(tmp_path, known)
-    assert examples.labels.tolist() == [1, 1, 3]
-    assert examples.classes == {1: "cat", 3: "dog"}
-    # names of another kind, but as many: ImageFolder's order
-    assert read_folder(tmp_path, {0: "0", 1: "1"}).labels.tolist() == [0, 0, 1]
-    with pytest.raises(UserError, match="'dog' is none of the 2 known classes"):
-        read_folder(tmp_path, {0: "cat", 1: "cow"})
-    shutil.rmtree(tmp_path / "cat")
-    with pytest.raises(UserError, match="'dog' is none of the 2 known classes"):
-        read_folder(tmp_path, {0: "x", 1: "y"})
+def test_names_that_are_not_utf8_are_escaped() -> None:
+    assert readable(os.fsdecode(b"caf\xe9/1.jpg")) == "caf\\xe9/1.jpg"
+    assert readable("café 动物") == "café 动物"

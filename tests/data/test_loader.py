@@ -14,7 +14,8 @@ from densekit import distributed
 from densekit.config import UserError
 from densekit.data import workers as worker_processes
 from densekit.data.config import DataConfig, EvaluateConfig
-from densekit.data.listing import Examples, read_folder
+from densekit.data.folders import read_folder
+from densekit.data.listing import Examples
 from densekit.data.loader import (
     Batch,
     Step,

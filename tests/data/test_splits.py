@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from densekit.config import UserError
 from densekit.data import builtin
 from densekit.data.config import DataConfig
 from densekit.data.listing import Examples
-from densekit.data.splits import check_examples, find_part, hold_out, open_examples, open_split
+from densekit.data.splits import (
+    check_examples,
+    check_split,
+    find_part,
+    hold_out,
+    open_examples,
+    open_split,
+)
 from densekit.data.transforms import decode
 
 
@@ -104,11 +112,40 @@ def test_validation_folders_get_the_training_labels(tmp_path: Path, write_folder
 def test_a_label_means_the_same_in_both(imagenet: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    (other / "list.txt").write_text("val/cat/000.png 0\n")
+    (other / "list.txt").write_text("val/cat/000.png 1\nval/dog/000.png 0\n")
     (other / "classes.txt").write_text("0 dog\n1 cat\n")
     data = DataConfig(root=str(imagenet), train="train_list.txt", val=str(other / "list.txt"))
-    with pytest.raises(UserError, match=r"label 0 is 'cat' in .*train_list\.txt and 'dog' in"):
+    train, val = open_split(data)
+    assert val.labels.tolist() == [0, 1]
+    assert val.classes == train.classes == {0: "cat", 1: "dog"}
+    assert "they are matched by name: its 0 is 'dog', 1 there" in val.notes[0]
+    (other / "classes.txt").write_text("0 Hund\n1 cat\n")
+    with pytest.raises(UserError, match=r"'Hund' is none of .*: it has Hund, cat; .* has cat, dog"):
         open_split(data)
+
+
+def test_parts_are_found_in_any_case(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path / "Train", {"cat": 2, "dog": 2})
+    write_folder(tmp_path / "VALID", {"cat": 1, "dog": 1})
+    write_folder(tmp_path / "test", {"cat": 1, "dog": 1})
+    train, val = open_split(DataConfig(root=str(tmp_path)))
+    assert (len(train), len(val)) == (4, 2)
+    assert val.origin == str(tmp_path / "VALID")
+    assert val.notes == (f"{tmp_path}: beside Train/ and VALID/, not used: ['test']",)
+    (tmp_path / "Train").rename(tmp_path / "Training")
+    (tmp_path / "test").rename(tmp_path / "Testing")
+    shutil.rmtree(tmp_path / "VALID")
+    train, val = open_split(DataConfig(train=str(tmp_path)))
+    assert val.origin == str(tmp_path / "Testing")
+    assert "Testing/ is what training is validated on" in val.notes[0]
+
+
+def test_two_parts_of_one_name_are_refused(tmp_path: Path, write_folder) -> None:
+    for name in "train", "Train", "val":
+        write_folder(tmp_path / name, {"cat": 1, "dog": 1})
+    if len(list(tmp_path.iterdir())) == 3:  # else a file system to which they are one
+        with pytest.raises(UserError, match="holds both Train/ and train/; leave one"):
+            open_split(DataConfig(root=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +237,13 @@ def test_val_fraction_holds_out_of_a_folder(tmp_path: Path, write_folder) -> Non
     assert val.classes == train.classes == {0: "cat", 1: "dog"}
 
 
+def test_a_class_of_one_image_is_named(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 10, "dog": 1})
+    train, val = open_split(DataConfig(train=str(tmp_path), val_fraction=0.2))
+    assert np.bincount(val.labels, minlength=2).tolist() == [2, 0]
+    assert train.notes[-1].endswith("validation says nothing of dog")
+
+
 # Looking at the data ------------------------------------------------------------------------
 
 
@@ -229,7 +273,7 @@ def test_files_that_cannot_be_read_are_named_with_their_lines(imagenet: Path) ->
     assert text.startswith("3 of 4 files looked at cannot be read:")
     assert f"train_list.txt:2: {imagenet}/train/cat/001.png: is empty" in text
     assert f"train_list.txt:3: {imagenet}/train/cat/002.png: is not an image" in text
-    assert f"train_list.txt:4: {imagenet}/train/dog/000.png: cannot be read: No such file" in text
+    assert f"train_list.txt:4: {imagenet}/train/dog/000.png: there is no such file" in text
     assert f"paths start from {imagenet}: set data.root" in text
     assert check_examples(train, 2, 0, 3)[0].tolist() == [3, 1]  # none looked at
     assert check_examples(train, 2, 1, 3)[0].tolist() == [3, 1]  # the first is sound
@@ -239,7 +283,7 @@ def test_at_most_five_are_listed() -> None:
     with pytest.raises(UserError) as error:
         check_examples(many([0] * 40), 1, 20, 3)
     assert str(error.value).startswith("20 of 20 files")
-    assert str(error.value).count("No such file") == 5
+    assert str(error.value).count("there is no such file") == 5
     assert "39.png" not in str(error.value)
 
 
@@ -248,6 +292,42 @@ def test_at_most_five_are_listed() -> None:
 def test_the_sample_is_spread_over_all(n: int, sample: int) -> None:
     with pytest.raises(UserError, match=f"^{min(n, sample)} of {min(n, sample)} files"):
         check_examples(many([0] * n), 1, sample, 3)
+
+
+# One file under two names -------------------------------------------------------------------
+
+
+def test_a_file_with_two_labels_is_refused(imagenet: Path) -> None:
+    (imagenet / "train_list.txt").write_text("train/cat/000.png 0\n./train/cat/000.png 1\n")
+    train = open_examples(str(imagenet), split="train")
+    with pytest.raises(UserError) as error:
+        check_examples(train, 2, 0, 3)
+    assert f"train_list.txt:2: {imagenet}/./train/cat/000.png has label dog" in str(error.value)
+    assert "train_list.txt:1 label cat" in str(error.value)
+
+
+def test_lines_that_stand_twice_are_counted(imagenet: Path) -> None:
+    text = (imagenet / "train_list.txt").read_text()
+    (imagenet / "train_list.txt").write_text(text + text)
+    train = open_examples(str(imagenet), split="train")
+    assert "4 of 8 images are listed more than once" in check_examples(train, 2, 0, 3)[1][0]
+
+
+@pytest.mark.parametrize("how", ["./val/cat/000.png", "train/../val/cat/000.png", "link/000.png"])
+def test_one_file_on_both_sides_is_refused(imagenet: Path, how: str) -> None:
+    (imagenet / "link").symlink_to("val/cat")
+    (imagenet / "train_list.txt").write_text(f"{how} 0\ntrain/dog/000.png 1\n")
+    train, val = open_split(DataConfig(root=str(imagenet)))
+    with pytest.raises(UserError, match=r"1 files are in both .*val_list.txt:2: .*val/cat/000"):
+        check_split(train, val, 2, 0, 3)
+
+
+def test_a_link_to_a_file_is_that_file(imagenet: Path) -> None:
+    (imagenet / "train/cat/000.png").unlink()
+    (imagenet / "train/cat/000.png").symlink_to(imagenet / "val/cat/000.png")
+    train, val = open_split(DataConfig(root=str(imagenet)))
+    with pytest.raises(UserError, match="1 files are in both"):
+        check_split(train, val, 2, 0, 3)
 
 
 # The real ones ------------------------------------------------------------------------------

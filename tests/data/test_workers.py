@@ -16,7 +16,8 @@ from torch import Tensor
 from densekit.config import UserError
 from densekit.data import workers
 from densekit.data.dataset import ImageDataset
-from densekit.data.listing import Examples, read_folder
+from densekit.data.folders import read_folder
+from densekit.data.listing import Examples
 from densekit.data.transforms import Preprocessing, UnreadableImage
 from densekit.data.workers import read
 

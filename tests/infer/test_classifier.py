@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,7 @@ def test_a_file_that_cannot_be_read_is_a_row(
     half.write_bytes(Path(files[1]).read_bytes()[:300])
     bad = {
         1: (str(empty), "is empty"),
-        3: (str(tmp_path / "gone.png"), "No such file"),
+        3: (str(tmp_path / "gone.png"), "there is no such file"),
         4: (str(text), "is not an image"),
         9: (str(half), "cannot be read as an image"),
     }
@@ -237,10 +238,29 @@ def test_expand_keeps_files_and_walks_folders(tmp_path: Path) -> None:
     assert walked == ["a/deep/3.jpeg", "b/1.JPG", "b/2.png"]
 
 
-def test_expand_refuses_a_folder_without_images(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="no images"):
-        expand([str(tmp_path)])
+def test_a_folder_without_images_is_a_row(
+    classifier: Classifier, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").touch()
+    (tmp_path / "images/raw.dcm").touch()
+    asked = expand([str(empty), str(tmp_path / "images")])
+    assert asked == [str(empty), *files]
+    assert "images: left out, not being images: 1 .dcm" in capsys.readouterr().err
+    rows = classifier.predict([*asked, tmp_path / "images"])
+    assert [row["error"] for row in rows[1:-1]] == [None] * len(files)
+    assert rows[0]["error"] == "is a folder without images, only 1 .txt"
+    assert rows[-1]["error"] == "is a folder; name its images"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")
+def test_a_pipe_or_a_device_is_a_row_at_once(classifier: Classifier, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    rows = classifier.predict([str(tmp_path / "x.jpg"), "/dev/zero", "nul\0.jpg"])
+    assert [row["error"] for row in rows] == [
+        "is no regular file", "is no regular file", "cannot be read: embedded null byte"
+    ]  # fmt: skip
 
 
 # Output -------------------------------------------------------------------------------------
@@ -277,6 +297,21 @@ def test_csv_reads_back() -> None:
     ]  # fmt: skip
     assert lines[1] == ["bad.png", *[""] * 6, "is empty"]
     assert lines[2] == ["", "0", "ant", "1.0", "", "", "", ""]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_a_latin1_name_is_written_everywhere(classifier: Classifier, files: list[str]) -> None:
+    latin1 = Path(files[0]).rename(Path(files[0]).with_name(os.fsdecode(b"caf\xe9.png")))
+    rows = classifier.predict([latin1])
+    assert rows[0]["file"] == str(latin1)
+    for writer in write_json, write_text, lambda rows, out: write_csv(rows, out, 5):
+        out = io.StringIO()
+        assert writer(iter(rows), out) == 0
+        assert "caf\\xe9.png" in out.getvalue().replace("\\\\", "\\")
+        out.getvalue().encode()
+    text = io.StringIO()
+    write_json(rows, text)
+    assert json.loads(text.getvalue())[0]["file"].endswith("caf\\xe9.png")
 
 
 def test_text_is_a_line_each() -> None:

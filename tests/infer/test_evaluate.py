@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,49 @@ def test_class_folders_go_by_the_classes_names(
     found = evaluate_source(opened, fp32, str(tmp_path), workers=0)
     counts = [row["count"] for row in found["per_class"]]
     assert counts == [0, 0, 0, 0, 0, 0, 0, 1, 0, 1]
+
+
+def test_class_folders_of_other_names_are_refused(
+    opened: Opened, digits: Path, fp32: Precision, tmp_path: Path
+) -> None:
+    """Ten classes, but in another language; they were taken by alphabet, without a word."""
+    for name in ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes((digits / "0.png").read_bytes())
+    with pytest.raises(UserError, match=r"it has acht, drei, .*; the network has digit 0, digit 1"):
+        evaluate_source(opened, fp32, str(tmp_path), workers=0)
+
+
+def test_digit_folders_of_which_one_is_missing(
+    opened: Opened, digits: Path, fp32: Precision, tmp_path: Path
+) -> None:
+    """Folders 0 to 9 without 3: all later ones were counted as the class before."""
+    numbered = replace(opened, classes=[str(digit) for digit in range(10)])
+    lines = (digits / "val_list.txt").read_text().split("\n")[:N]
+    kept = [line for line in lines if not line.endswith(" 3")]
+    for line in kept:
+        name, digit = line.split()
+        (tmp_path / digit).mkdir(exist_ok=True)
+        (tmp_path / digit / name).write_bytes((digits / name).read_bytes())
+    (digits / "kept.txt").write_text("\n".join(kept))
+    by_folder = evaluate_source(numbered, fp32, str(tmp_path), workers=0)
+    by_list = evaluate_source(numbered, fp32, str(digits / "kept.txt"), workers=0)
+    assert by_folder["top1"] == by_list["top1"] > 0.2
+    assert by_folder["confusion"] == by_list["confusion"]
+
+
+def test_what_a_person_should_know_is_said(
+    opened: Opened, digits: Path, fp32: Precision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (digits / "commas.txt").write_text("0.png,3\n0.png,3\n")
+    evaluate_source(opened, fp32, str(digits / "commas.txt"), workers=0)
+    said = capsys.readouterr().err
+    for part in (
+        "labels stand after a ','",
+        "taken as those of the network: 0 is 'digit 0'",
+        "1 of 2 images are listed more than once",
+    ):
+        assert part in said
 
 
 # Several processes --------------------------------------------------------------------------

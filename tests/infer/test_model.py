@@ -100,7 +100,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"model": "densenet121"}, "--model"), ({"classes": ["a", "b", "c"]}, "--classes")],
+    [({"model": "densenet121"}, "--model"), ({"classes": "abc.txt"}, "--classes")],
 )
 def test_options_that_a_folder_does_not_take(
     tmp_path: Path, options: dict[str, object], named: str
@@ -144,12 +144,16 @@ def test_a_torchvision_file(densenet121: Path) -> None:
     assert "ImageNet" in opened.notes[0]
 
 
-def test_classes_for_a_file(densenet121: Path) -> None:
-    names = list("abcdefghij")
-    opened = source.open_path(str(densenet121), "densenet121", names)
-    assert opened.classes == names
-    with pytest.raises(UserError, match="--classes: 2 names for 10 outputs"):
-        source.open_path(str(densenet121), "densenet121", names[:2])
+def test_classes_for_a_file(densenet121: Path, tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("".join(f"{label} {'abcdefghij'[label]}\n" for label in reversed(range(10))))
+    opened = source.open_path(str(densenet121), "densenet121", str(file))
+    assert opened.classes == list("abcdefghij")
+    assert opened.named
+    assert not source.open_path(str(densenet121), "densenet121").named
+    file.write_text("0 a\n1 b\n")
+    with pytest.raises(UserError, match=r"--classes .*: 2 names, but the network has 10 outputs"):
+        source.open_path(str(densenet121), "densenet121", str(file))
 
 
 def test_a_file_needs_its_model(densenet121: Path) -> None:

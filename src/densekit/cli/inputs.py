@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from densekit.config import UserError
-from densekit.data.listing import read_class_names
 from densekit.infer.model import Opened, open_configured, open_path
 from densekit.paddleclas.infer import Infer, named
 from densekit.paddleclas.open import OpenedRecipe, open_recipe
@@ -33,18 +31,17 @@ class Asked:
 
     def open(self, classes: str | None, model: str | None) -> Opened:
         """The network, with the weights that are named. Raises UserError."""
-        names = read_names(classes)
         if self.opened is None:
             assert self.source is not None
-            return open_path(self.source, model, names)
+            return open_path(self.source, model, classes)
         if model is not None:
             raise UserError("--model goes with SOURCE; with -c use -o model.name=NAME")
         recipe = self.opened.recipe
         if self.opened.paddleclas and not recipe.model.pretrained:
             best = recipe.output_dir / "best_model"
             raise UserError(f"no weights: add -o Global.pretrained_model=FILE, such as {best}")
-        opened = open_configured(recipe.model, recipe.data, names)
-        return opened if names else named(opened, self.infer)
+        opened = open_configured(recipe.model, recipe.data, classes)
+        return opened if classes else named(opened, self.infer)
 
 
 def ask(source: str | None, config: str | None, options: Sequence[str], use: Use) -> Asked:
@@ -57,12 +54,3 @@ def ask(source: str | None, config: str | None, options: Sequence[str], use: Use
     if options:
         raise UserError(f"-o {options[0]}: goes with -c RECIPE, not with SOURCE")
     return Asked(source)
-
-
-def read_names(file: str | None) -> list[str] | None:
-    """The names of `label name` lines. Raises UserError."""
-    if file is None:
-        return None
-    if not Path(file).is_file():
-        raise UserError(f"--classes {file}: there is no such file")
-    return list(read_class_names(Path(file)).values())

@@ -1,8 +1,7 @@
-"""Examples, the images of one list or folder with their labels; and the readers of both forms.
+"""Examples, the images of one list or folder with their labels; and the reader of lists.
 
 A list file holds `relative/path label` lines, as PaddleClas has them; a `classes.txt` beside it
-holds `label name` lines. A folder of class folders is read as torchvision's ImageFolder reads it:
-the sorted names are labels 0, 1, ...
+holds `label name` lines.
 """
 
 from __future__ import annotations
@@ -17,10 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from densekit.config import UserError
-
-SUFFIXES = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +34,8 @@ class Examples:
     """The list file or the folder."""
     lines: list[int] | None = None
     """The line of each image in the list file; None for a folder."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how they were read."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,8 +48,8 @@ class Examples:
     def where(self, index: int) -> str:
         """`train_list.txt:17`, or the file's path if it comes from a folder."""
         if self.lines is None:
-            return self.paths[index]
-        return f"{self.origin}:{self.lines[index]}"
+            return readable(self.paths[index])
+        return f"{readable(self.origin)}:{self.lines[index]}"
 
     def relative(self, index: int) -> str:
         """The path below `root`, with forward slashes: the same wherever the data lies."""
@@ -68,17 +65,17 @@ class Examples:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Examples:
         """The examples at `indices`, in that order."""
-        return Examples(
+        return replace(
+            self,
             paths=[self.paths[i] for i in indices],
             labels=self.labels[np.asarray(indices, dtype=np.int64)],
-            classes=self.classes,
-            root=self.root,
-            origin=self.origin,
             lines=None if self.lines is None else [self.lines[i] for i in indices],
         )
 
     def relabelled(self, new: Mapping[int, int]) -> Examples:
-        """The same with the label `new` gives each. Raises UserError for one that it lacks."""
+        """The same with the label `new` gives each; a class without a name is called by its old
+        label. Raises UserError for one that `new` lacks.
+        """
         labels = self.labels.tolist()
         stranger = next((i for i, label in enumerate(labels) if label not in new), None)
         if stranger is not None:
@@ -89,7 +86,7 @@ class Examples:
         return replace(
             self,
             labels=np.array([new[label] for label in labels], np.int64),
-            classes={new[label]: name for label, name in self.classes.items() if label in new},
+            classes={label: self.classes.get(old, str(old)) for old, label in new.items()},
         )
 
 
@@ -99,13 +96,18 @@ class Examples:
 def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
     """Reads `relative/path label` lines. Raises UserError with file:line.
 
-    The label is what stands after the last `delimiter`, or after the last run of whitespace, so
-    paths may hold both. Blank lines are passed over.
+    The label is what stands after the last `delimiter`; None: after the last run of whitespace,
+    so paths may hold some, or after a comma, semicolon or bar if the first line has one there.
+    Blank lines are passed over.
     """
     paths: list[str] = []
     labels: list[int] = []
     lines: list[int] = []
+    notes: tuple[str, ...] = ()
     for number, line in _lines(file):
+        if not paths and delimiter is None and (found := re.search(r"[,;|](?=\s*\d+$)", line)):
+            delimiter = found[0]
+            notes = (f"{file}: the labels stand after a {delimiter!r}, as in {line!r}",)
         path, label = _parse_line(line, delimiter, f"{file}:{number}")
         paths.append(os.path.join(root, path))  # noqa: PTH118 (a million of them)
         labels.append(label)
@@ -113,7 +115,7 @@ def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
     if not paths:
         raise UserError(f"{file}: lists no images; expected lines such as `cat/1.jpg 0`")
     names = read_class_names(file.with_name("classes.txt"))
-    return Examples(paths, np.array(labels, np.int64), names, str(root), str(file), lines)
+    return Examples(paths, np.array(labels, np.int64), names, str(root), str(file), lines, notes)
 
 
 def read_class_names(file: Path) -> dict[int, str]:
@@ -123,7 +125,7 @@ def read_class_names(file: Path) -> dict[int, str]:
         return names
     for number, line in _lines(file):
         label, *name = line.split(maxsplit=1)
-        if not name or not _is_label(label):
+        if not name or not is_label(label):
             raise UserError(f"{file}:{number}: expected `label name`, such as `0 cat`: {line!r}")
         if int(label) in names:
             raise UserError(f"{file}:{number}: label {label} is named twice; leave one line")
@@ -134,7 +136,7 @@ def read_class_names(file: Path) -> dict[int, str]:
 def _parse_line(line: str, delimiter: str | None, place: str) -> tuple[str, int]:
     path, *rest = line.rsplit(delimiter, 1)
     label = rest[0].strip() if rest else ""
-    if path.strip() and _is_label(label):
+    if path.strip() and is_label(label):
         return path.strip(), int(label)
     between = "whitespace" if delimiter is None else repr(delimiter)
     other = re.search(r"([,;|])\s*\d+$", line)
@@ -145,7 +147,8 @@ def _parse_line(line: str, delimiter: str | None, place: str) -> tuple[str, int]
     )
 
 
-def _is_label(text: str) -> bool:
+def is_label(text: str) -> bool:
+    """Whether `text` is a whole number from 0 on."""
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
@@ -165,69 +168,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             yield number, stripped
 
 
-# Folders of class folders -------------------------------------------------------------------
-
-
-def read_folder(folder: Path, known: Mapping[int, str] | None = None) -> Examples:
-    """Reads one folder per class, images at any depth below it.
-
-    Labels are 0, 1, ... by sorted name; where the classes are `known` already, a class folder has
-    the label of its name. Raises UserError for a folder without class folders, a class folder
-    without images, and a name that is not known.
-    """
-    names = class_folders(folder)
-    if not names:
-        image = next(images_below(folder), None)
-        found = f"images such as {Path(image).name}, but" if image else "no images and"
-        raise UserError(
-            f"{folder}: holds {found} no class folders; make one folder per class, such as "
-            f"{folder / 'cat' / '1.jpg'}, or give a list file"
-        )
-    labels_by_name = _labels(names, known or {}, folder)
-    paths: list[str] = []
-    labels: list[int] = []
-    for name in names:
-        images = list(images_below(folder / name))
-        if not images:
-            raise UserError(
-                f"{folder / name}: this class folder holds no images ({' '.join(SUFFIXES)}); "
-                f"add some, or remove the folder"
-            )
-        paths += images
-        labels += [labels_by_name[name]] * len(images)
-    classes = {label: name for name, label in labels_by_name.items()}
-    return Examples(paths, np.array(labels, np.int64), classes, str(folder), str(folder))
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the subfolders, hidden ones left out. Raises UserError."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
-
-
-def images_below(folder: Path) -> Iterator[str]:
-    """Image files at any depth, hidden ones left out, in ImageFolder's order."""
-    walked = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        walked.append((parent, files))
-    for parent, files in sorted(walked):
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(parent, name)  # noqa: PTH118 (a million of them)
-
-
-def _labels(names: list[str], known: Mapping[int, str], folder: Path) -> dict[str, int]:
-    by_name = {name: label for label, name in known.items()}
-    unknown = [name for name in names if name not in by_name]
-    if not unknown:
-        return {name: by_name[name] for name in names}
-    if not known or (len(unknown) == len(names) == len(known)):
-        return {name: label for label, name in enumerate(names)}
-    raise UserError(
-        f"{folder}: the class folder {unknown[0]!r} is none of the {len(known)} known classes "
-        f"({', '.join(list(known.values())[:5])}, ...); rename or remove it, or give a list file"
-    )
+def readable(name: str) -> str:
+    r"""A file's name for people and formats: bytes that are not UTF-8 are written as `\xe9`."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

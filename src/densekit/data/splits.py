@@ -7,7 +7,9 @@ set, which holds both splits as `train_list.txt` and `val_list.txt` or as `train
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +17,18 @@ import numpy as np
 
 from densekit.config import UserError, nearest
 from densekit.data import builtin
+from densekit.data.classes import Numbering, match
 from densekit.data.config import DataConfig
-from densekit.data.listing import Examples, class_folders, read_folder, read_list
+from densekit.data.folders import class_folders, read_folder
+from densekit.data.listing import Examples, read_list, readable
 from densekit.data.transforms import UnreadableImage, decode
 
 Split = Literal["train", "val"]
 SUBFOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",), "val": ("val", "valid", "validation")
-}  # fmt: skip
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+}
+"""In any case (Train/, VAL/); the first that is there."""
 NAMED = 5  # examples in a message
 
 
@@ -31,16 +37,16 @@ def open_examples(
     root: str | None = None,
     delimiter: str | None = None,
     split: Split = "val",
-    known: Mapping[int, str] | None = None,
+    numbering: Numbering | None = None,
 ) -> Examples:
     """The examples that `spec` means, of `split` where it is a whole data set.
 
     A relative `spec` is looked up under `root`, then in the current folder. Paths in a list file
-    that `spec` names start from `root`, else from the file's folder. `known` are the classes'
-    names where a model or the training images fix them: class folders get the labels of their
-    names. Raises UserError.
+    that `spec` names start from `root`, else from the file's folder. With a `numbering` labels are
+    brought to it, by name. Raises UserError.
     """
-    return _open(locate(spec, root), root, delimiter, split, known)
+    examples = _open(locate(spec, root), root, delimiter, split)
+    return examples if numbering is None else match(examples, numbering)
 
 
 def open_split(config: DataConfig) -> tuple[Examples, Examples]:
@@ -55,7 +61,7 @@ def open_split(config: DataConfig) -> tuple[Examples, Examples]:
             "class, or builtin:mnist5k; or data.root to a folder with train_list.txt and "
             "val_list.txt or with train/ and val/"
         )
-    train = _open(place, config.root, config.delimiter, "train", None)
+    train = _open(place, config.root, config.delimiter, "train")
     own_val = find_part(place, "val") if place.is_dir() else None
     if config.val_fraction and (config.val is not None or own_val is not None):
         has = f"data.val={config.val}" if config.val is not None else f"{own_val}"
@@ -76,8 +82,8 @@ def open_split(config: DataConfig) -> tuple[Examples, Examples]:
             f"no validation images for {train.origin}: set data.val, or hold some out with "
             f"data.val_fraction=0.1"
         )
-    val = _open(where, config.root, config.delimiter, "val", train.classes)
-    _check_names(train, val)
+    val = _open(where, config.root, config.delimiter, "val")
+    val = match(val, Numbering.of_examples(train))
     if config.relabel:
         new = {old: label for label, old in enumerate(np.unique(train.labels).tolist())}
         return train.relabelled(new), val.relabelled(new)
@@ -92,7 +98,7 @@ def open_val(config: DataConfig) -> Examples:
     if config.val is not None and not config.relabel:
         place = locate(config.val, config.root)
         if place.is_file():
-            return _open(place, config.root, config.delimiter, "val", None)
+            return _open(place, config.root, config.delimiter, "val")
     return open_split(config)[1]
 
 
@@ -115,46 +121,54 @@ def find_part(folder: Path, split: Split) -> Path | None:
     """`train_list.txt` or `train/` of a whole data set's folder; None if it has neither.
 
     A subfolder is a split only if it holds class folders itself: a class may be called "train".
+    Raises UserError where two are called alike but for their case.
     """
     file = folder / f"{split}_list.txt"
     if file.is_file():
         return file
-    for name in SUBFOLDERS[split]:
-        if (folder / name).is_dir() and class_folders(folder / name):
-            return folder / name
+    subfolders = class_folders(folder)
+    for wanted in SUBFOLDERS[split]:
+        alike = [n for n in subfolders if n.lower() == wanted and class_folders(folder / n)]
+        if len(alike) > 1:
+            raise UserError(
+                f"{folder}: holds both {alike[0]}/ and {alike[1]}/; leave one, or name the one "
+                f"that is meant with data.{split}"
+            )
+        if alike:
+            return folder / alike[0]
     return None
 
 
-def _open(
-    place: Path,
-    root: str | None,
-    delimiter: str | None,
-    split: Split,
-    known: Mapping[int, str] | None,
-) -> Examples:
+def _open(place: Path, root: str | None, delimiter: str | None, split: Split) -> Examples:
     if place.is_file():
         start = Path(root).expanduser() if root is not None else place.parent
         return read_list(place, start, delimiter)
     part = find_part(place, split)
+    other = find_part(place, "val" if split == "train" else "train")
+    if part is None and other is not None:
+        raise UserError(
+            f"{place}: has {other.name} but neither {split}_list.txt nor {split}/ with class "
+            f"folders; add one, or name the list file or folder itself"
+        )
     if part is None:
-        other = find_part(place, "val" if split == "train" else "train")
-        if other is not None:
-            raise UserError(
-                f"{place}: has {other.name} but neither {split}_list.txt nor {split}/ with class "
-                f"folders; add one, or name the list file or folder itself"
-            )
-        return read_folder(place, known)
-    return read_list(part, place, delimiter) if part.is_file() else read_folder(part, known)
+        return read_folder(place)
+    if part.is_file():
+        return read_list(part, place, delimiter)
+    examples = read_folder(part)
+    if other is None or split != "val":
+        return examples
+    return replace(examples, notes=(*examples.notes, *_beside(place, part, other)))
 
 
-def _check_names(train: Examples, val: Examples) -> None:
-    """A label must mean the same class in both."""
-    for label in sorted(train.classes.keys() & val.classes.keys()):
-        if train.classes[label] != val.classes[label]:
-            raise UserError(
-                f"label {label} is {train.classes[label]!r} in {train.origin} and "
-                f"{val.classes[label]!r} in {val.origin}; make their classes.txt agree"
-            )
+def _beside(place: Path, val: Path, train: Path) -> list[str]:
+    """What the folders of a data set mean that are not called just train/ and val/."""
+    notes = []
+    if val.name.lower() in ("test", "testing"):
+        notes.append(f"{place}: holds no val/, so {val.name}/ is what training is validated on")
+    unused = [n for n in class_folders(place) if n not in (val.name, train.name)]
+    if unused:
+        notes.append(f"{place}: beside {train.name}/ and {val.name}/, not used: {unused}")
+    return notes
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
@@ -170,28 +184,67 @@ def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
         by_class.setdefault(label, set()).add(name)
     held: set[str] = set()
     for files in by_class.values():
-        share = min(max(round(fraction * len(files)), 1), len(files) - 1)
-        held.update(sorted(files, key=_hash)[:share])
+        count = min(max(round(fraction * len(files)), 1), len(files) - 1)
+        held.update(sorted(files, key=_hash)[:count])
     is_held = np.array([name in held for name in names])
     if not is_held.any():
         raise UserError(
             f"data.val_fraction={fraction}: {examples.origin} has no class of two images or more, "
             f"so none can be held out; add images or set data.val"
         )
-    return examples.subset(np.flatnonzero(~is_held)), examples.subset(np.flatnonzero(is_held))
+    rest, share = (examples.subset(np.flatnonzero(part)) for part in (~is_held, is_held))
+    single = sorted(label for label, files in by_class.items() if len(files) == 1)
+    if single:
+        shown = _named(examples, single)
+        note = (
+            f"data.val_fraction={fraction}: a class of a single image keeps it for training, so "
+            f"validation says nothing of {shown}"
+        )
+        rest = replace(rest, notes=(*rest.notes, note))
+    return rest, replace(share, notes=())
 
 
 def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
+# Looking at the data ------------------------------------------------------------------------
+
+
+def check_split(
+    train: Examples, val: Examples, num_classes: int, sample: int, channels: int
+) -> tuple[np.ndarray, list[str]]:
+    """`check_examples` of both, and that they share no file -> training images per class,
+    warnings. Raises UserError.
+    """
+    files = real_files(train.paths), real_files(val.paths)
+    counts, warnings = check_examples(train, num_classes, sample, channels, files[0])
+    _, of_val = check_examples(val, num_classes, sample, channels, files[1])
+    in_train = {file: index for index, file in enumerate(files[0])}
+    shared = [index for index, file in enumerate(files[1]) if file in in_train]
+    if shared:
+        index = shared[0]
+        raise UserError(
+            f"{len(shared)} files are in both the training and the validation images, such as "
+            f"{val.where(index)}: {readable(val.paths[index])}, which is "
+            f"{readable(train.paths[in_train[files[1][index]]])} there: the accuracy would mean "
+            f"nothing; take them out of one"
+        )
+    return counts, [*warnings, *(f"validation: {text}" for text in of_val)]
+
+
 def check_examples(
-    examples: Examples, num_classes: int, sample: int, channels: int
+    examples: Examples,
+    num_classes: int,
+    sample: int,
+    channels: int,
+    files: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Looks for what would stop or spoil a run later -> images per class, warnings.
 
-    Raises UserError, with file and line, for a label that is no class and for files among `sample`
-    of them, spread over all, that cannot be read.
+    `files` are their `real_files`, where these are known. Raises UserError, with file and line,
+    for a label that is no class, a file with two labels, and files among `sample` of them, spread
+    over all, that cannot be read.
     """
     outside = np.flatnonzero(examples.labels >= num_classes)
     if len(outside):
@@ -201,14 +254,66 @@ def check_examples(
             f"model.num_classes={num_classes} has labels 0 to {num_classes - 1}; "
             f"set model.num_classes={worst + 1} or correct the list"
         )
+    warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
     _check_files(examples, sample, channels)
     counts = np.bincount(examples.labels, minlength=num_classes)
     empty = np.flatnonzero(counts == 0).tolist()
-    if not empty:
-        return counts, []
-    named = ", ".join(examples.classes.get(label, str(label)) for label in empty[:NAMED])
-    more = ", ..." if len(empty) > NAMED else ""
-    return counts, [f"{len(empty)} of {num_classes} classes have no images: {named}{more}"]
+    if empty:
+        shown = _named(examples, empty)
+        warnings.append(f"{len(empty)} of {num_classes} classes have no images: {shown}")
+    return counts, warnings
+
+
+def real_files(paths: Sequence[str]) -> list[str]:
+    """The file that each path leads to: the same for `./a/1.jpg`, `a/1.jpg` and links to either.
+
+    A folder is resolved and listed once; of its files only those that are links are followed, so
+    a million paths take seconds. Hard links are files of their own.
+    """
+    folders: dict[str, tuple[str, set[str]]] = {}
+    real = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder), _links(folder)
+        place, links = folders[folder]
+        real.append(os.path.realpath(path) if name in links else os.path.join(place, name))  # noqa: PTH118
+    return real
+
+
+def _links(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return set()  # its files cannot be read, which is said where they are
+
+
+def _repeats(examples: Examples, files: Sequence[str]) -> list[str]:
+    """Files that are listed more than once. Raises UserError for one with two labels."""
+    if len(set(files)) == len(files):
+        return []
+    first: dict[str, int] = {}
+    again = [index for index, file in enumerate(files) if first.setdefault(file, index) != index]
+    for index in again:
+        before = first[files[index]]
+        if examples.labels[before] != examples.labels[index]:
+            raise UserError(
+                f"{examples.where(index)}: {readable(examples.paths[index])} has label "
+                f"{_named(examples, [int(examples.labels[index])])}, and at "
+                f"{examples.where(before)} label "
+                f"{_named(examples, [int(examples.labels[before])])}; an image has one class: "
+                f"correct the list, or the links"
+            )
+    return [
+        f"{readable(examples.origin)}: {len(again)} of {len(files)} images are listed more than "
+        f"once, such as {readable(examples.paths[again[0]])}, and count as often"
+    ]
+
+
+def _named(examples: Examples, labels: Sequence[int]) -> str:
+    more = ", ..." if len(labels) > NAMED else ""
+    return ", ".join(examples.classes.get(label, str(label)) for label in labels[:NAMED]) + more
 
 
 def _check_files(examples: Examples, sample: int, channels: int) -> None:

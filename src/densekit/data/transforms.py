@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import stat
 import struct
 from pathlib import Path
 from typing import Literal
@@ -61,10 +62,7 @@ def decode(source: str | Path | bytes, channels: int) -> Tensor:
     convert do. Of 16 bits the high 8 are kept, as cv2 does. Of several frames the first is taken.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(name, f"cannot be read: {error.strerror}") from error
+    data = source if isinstance(source, bytes) else _read(Path(source))
     if not data:
         raise UnreadableImage(name, "is empty")
     try:
@@ -74,6 +72,25 @@ def decode(source: str | Path | bytes, channels: int) -> Tensor:
         raise UnreadableImage(name, "is not an image that PIL can read") from error
     except Exception as error:  # PIL's plugins raise many kinds for damaged files
         raise UnreadableImage(name, f"cannot be read as an image: {error}") from error
+
+
+def _read(file: Path) -> bytes:
+    """Of a regular file: a pipe or a device might never end. Raises UnreadableImage."""
+    try:
+        if stat.S_ISREG(file.stat().st_mode):
+            return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnreadableImage(str(file), f"there is no such file{_with_slashes(file)}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UnreadableImage(str(file), f"cannot be read: {why}") from error
+    raise UnreadableImage(str(file), "is a folder" if file.is_dir() else "is no regular file")
+
+
+def _with_slashes(file: Path) -> str:
+    """What to say of a list from Windows."""
+    other = Path(str(file).replace("\\", "/"))
+    return f", but there is {other}: write / in the list" if other.is_file() else ""
 
 
 def from_image(image: Image.Image | np.ndarray | bytes | str | Path, channels: int) -> Tensor:

@@ -21,11 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from densekit.config import UserError
-from densekit.data.listing import SUFFIXES, images_below
+from densekit.data.folders import images_below
+from densekit.data.listing import readable
 from densekit.data.transforms import UnreadableImage, from_image
 from densekit.infer.engines import logits_of
 from densekit.infer.model import Opened, open_path
 from densekit.precision import Precision, resolve
+from densekit.progress import say
 
 Input = str | os.PathLike | bytes | Image.Image | np.ndarray
 """A path, a file's bytes, a PIL image, or a uint8 array [H, W, C] in RGB order."""
@@ -94,6 +96,8 @@ class Classifier:
         try:
             return self.preprocess(from_image(source, self.preprocess.channels))
         except UnreadableImage as error:
+            if isinstance(source, (str, Path)) and Path(source).is_dir():
+                return _of_folder(Path(source))
             return error
 
     def _answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
@@ -110,6 +114,15 @@ class Classifier:
 
     def _answer(self, place: int, prob: float) -> Answer:
         return {"class": place, "label": self.classes[place], "prob": prob}
+
+
+def _of_folder(folder: Path) -> UnreadableImage:
+    """Why a folder has no answer."""
+    found = images_below(folder)
+    if found.paths:
+        return UnreadableImage(str(folder), "is a folder; name its images")
+    others = f", only {found.left_out()}" if found.others else ""
+    return UnreadableImage(str(folder), f"is a folder without images{others}")
 
 
 def _row(image: Input, result: list[Answer] | UnreadableImage) -> Row:
@@ -135,29 +148,26 @@ def load(path: str | os.PathLike, device: str = "auto") -> Classifier:
 def expand(paths: Iterable[str]) -> list[str]:
     """Files as given; for a folder, the images at any depth below it, sorted.
 
-    A file that does not exist stays, and becomes a row with its error. Raises UserError for a
-    folder without images.
+    A file that does not exist and a folder without images stay, and become rows with their error.
+    Files of a folder that are no images are counted on stderr.
     """
     files: list[str] = []
     for path in paths:
-        if not Path(path).is_dir():
-            files.append(path)
-            continue
-        below = list(images_below(Path(path)))
-        if not below:
-            raise UserError(f"{path}: this folder holds no images ({' '.join(SUFFIXES)})")
-        files += below
+        found = images_below(Path(path)) if Path(path).is_dir() else None
+        if found is not None and found.paths and found.others:
+            say(f"{readable(path)}: left out, not being images: {found.left_out()}")
+        files += found.paths if found is not None and found.paths else [path]
     return files
 
 
-# Output -------------------------------------------------------------------------------------
+# Output: names that are no UTF-8 are written as `readable` writes them ------------------------
 
 
 def write_json(rows: Iterable[Row], out: TextIO) -> int:
     """A JSON array with a row on each line, as they come. Returns the rows with an error."""
     failed, before = 0, "[\n"
     for row in rows:
-        out.write(before + json.dumps(row))
+        out.write(before + json.dumps({**row, "file": _name(row)}))
         failed, before = failed + (row["error"] is not None), ",\n"
     out.write("\n]\n" if before != "[\n" else "[]\n")
     return failed
@@ -172,7 +182,7 @@ def write_csv(rows: Iterable[Row], out: TextIO, topk: int) -> int:
     for row in rows:
         cells: list[Any] = [value for answer in row["topk"] for value in answer.values()]
         cells += [""] * (len(names) - len(cells))
-        table.writerow([row["file"], *cells, row["error"]])
+        table.writerow([_name(row), *cells, row["error"]])
         failed += row["error"] is not None
     return failed
 
@@ -182,6 +192,10 @@ def write_text(rows: Iterable[Row], out: TextIO) -> int:
     failed = 0
     for row in rows:
         answers = "  ".join(f"{a['label']} {a['prob']:.4f}" for a in row["topk"])
-        out.write(f"{row['file']}  {answers or 'error: ' + str(row['error'])}\n")
+        out.write(f"{_name(row)}  {answers or 'error: ' + str(row['error'])}\n")
         failed += row["error"] is not None
     return failed
+
+
+def _name(row: Row) -> str | None:
+    return None if row["file"] is None else readable(row["file"])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from densekit import distributed
 from densekit.config import ConfigSource, Tree, UserError, build, rename
+from densekit.data.classes import Numbering, match
 from densekit.data.config import DataConfig
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
@@ -24,7 +25,7 @@ from densekit.infer import metrics
 from densekit.infer.engines import Logits, logits_of
 from densekit.infer.model import Opened
 from densekit.precision import Precision
-from densekit.progress import bar
+from densekit.progress import bar, say
 
 __all__ = ["Evaluation", "evaluate", "evaluate_source", "logits_of"]
 
@@ -106,7 +107,9 @@ def evaluate_source(
     """
     if opened.task != "multiclass":
         raise UserError(f"evaluate counts one class an image, but this network is {opened.task}")
-    examples = distributed.on_every_rank(lambda: _examples(opened, data))
+    examples, notes = distributed.on_every_rank(lambda: _examples(opened, data))
+    for note in notes:
+        say(note)
     batch_size = batch_size or _stored_batch_size(opened.data) or BATCH_SIZE
     device, world = precision.device.type, distributed.world_size()
     workers = resolve_workers(workers, device, distributed.local_world_size())
@@ -139,15 +142,14 @@ def _stored_batch_size(data: Tree) -> int | None:
     return rename(DataConfig, ConfigSource(data)).tree.get("evaluate", {}).get("batch_size")
 
 
-def _examples(opened: Opened, data: str | None) -> Examples:
-    """The images to count, every label of them one of the network's."""
-    numbered = [str(label) for label in range(len(opened.classes))]
+def _examples(opened: Opened, data: str | None) -> tuple[Examples, list[str]]:
+    """The images to count, with the network's labels; and what a person should know of them."""
+    outputs = Numbering.of_network(opened.classes, opened.named)
     if data is not None:
-        known = None if opened.classes == numbered else dict(enumerate(opened.classes))
-        examples = open_examples(data, known=known)
+        examples = open_examples(data, numbering=outputs)
     elif opened.data:
-        examples = open_val(build(DataConfig, ConfigSource(opened.data)))
+        examples = match(open_val(build(DataConfig, ConfigSource(opened.data))), outputs)
     else:
         raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
-    check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)
-    return examples
+    _, notes = check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)
+    return examples, notes

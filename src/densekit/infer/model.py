@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from densekit.config import UserError
+from densekit.data.classes import names_by_output
 from densekit.data.config import DataConfig
 from densekit.models import artifact
 from densekit.models.artifact import Preprocessing, Task
@@ -32,11 +32,13 @@ class Opened:
     """The data section it was trained with, where that is known."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was opened."""
+    named: bool = True
+    """False: nobody named the classes, which are called by their numbers."""
 
 
-def open_path(path: str, model: str | None = None, classes: Sequence[str] | None = None) -> Opened:
-    """An artifact's or run's folder; or a weights file of the variant `model`, where `classes`
-    None numbers the classes and preprocessing is ImageNet's.
+def open_path(path: str, model: str | None = None, classes: str | None = None) -> Opened:
+    """An artifact's or run's folder; or a weights file of the variant `model`, whose classes the
+    file `classes` names and whose preprocessing is ImageNet's.
 
     Raises UserError for what cannot be opened, and for options that do not apply.
     """
@@ -57,10 +59,9 @@ def open_path(path: str, model: str | None = None, classes: Sequence[str] | None
     return _open_file(place, model, classes)
 
 
-def open_configured(
-    model: ModelConfig, data: DataConfig, classes: Sequence[str] | None = None
-) -> Opened:
-    """A recipe's network with the weights that its `model.pretrained` names. Raises UserError."""
+def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = None) -> Opened:
+    """A recipe's network with the weights that its `model.pretrained` names; the file `classes`
+    names its classes. Raises UserError."""
     pretrained = model.pretrained
     if not pretrained:
         raise UserError("a recipe has no weights of its own: add -o model.pretrained=FILE|FOLDER")
@@ -68,21 +69,24 @@ def open_configured(
     if model.num_classes is None:
         model = model.model_copy(update={"num_classes": _size(weights, "classifier.weight", 0)})
     config = architecture(model)
+    loaded = _loaded(config, weights, f"model.pretrained={pretrained}")
+    stored = None if classes else _stored_names(pretrained, config)
     return Opened(
         name=model.name,
-        model=_loaded(config, weights, f"model.pretrained={pretrained}"),
+        model=loaded,
         preprocessing=Preprocessing.from_config(data),
-        classes=_named(classes or _stored_names(pretrained, config), config),
+        classes=stored or _names(classes, config),
         data=data.model_dump(mode="json"),
+        named=bool(stored or classes),
     )
 
 
-def _stored_names(pretrained: str, config: DenseNetConfig) -> Sequence[str] | None:
+def _stored_names(pretrained: str, config: DenseNetConfig) -> list[str] | None:
     """The classes of an artifact that fits the network."""
     if not Path(pretrained).is_dir():
         return None
     classes = artifact.read(artifact.locate(Path(pretrained))).config.classes
-    return classes if len(classes) == config.num_classes else None
+    return list(classes) if len(classes) == config.num_classes else None
 
 
 def _open_folder(folder: Path) -> Opened:
@@ -100,7 +104,7 @@ def _open_folder(folder: Path) -> Opened:
     )
 
 
-def _open_file(file: Path, name: str, classes: Sequence[str] | None) -> Opened:
+def _open_file(file: Path, name: str, classes: str | None) -> Opened:
     weights = read_weights(file)
     num_classes = _size(weights, "classifier.weight", 0)
     config = architecture(ModelConfig(name=name, num_classes=num_classes))
@@ -116,8 +120,9 @@ def _open_file(file: Path, name: str, classes: Sequence[str] | None) -> Opened:
         name=name,
         model=_loaded(config, weights, str(file)),
         preprocessing=Preprocessing(resize=resize, crop=side),
-        classes=_named(classes, config),
+        classes=_names(classes, config),
         notes=(f"{file}: taken to need ImageNet's preprocessing, {resize} to {side} pixels",),
+        named=classes is not None,
     )
 
 
@@ -135,10 +140,9 @@ def _size(weights: StateDict, name: str, axis: int) -> int | None:
     return weights[name].shape[axis] if name in weights and weights[name].ndim > axis else None
 
 
-def _named(classes: Sequence[str] | None, config: DenseNetConfig) -> list[str]:
-    """A name for each output."""
+def _names(classes: str | None, config: DenseNetConfig) -> list[str]:
+    """A name for each output, from a file of `label name` lines; without one, its number."""
     if classes is None:
         return [str(label) for label in range(config.num_classes)]
-    if len(classes) != config.num_classes:
-        raise UserError(f"--classes: {len(classes)} names for {config.num_classes} outputs")
-    return list(classes)
+    file = Path(classes).expanduser()
+    return names_by_output(file, config.num_classes, f"--classes {classes}")

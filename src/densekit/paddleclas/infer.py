@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from densekit.data.listing import read_class_names
+from densekit.config import UserError
+from densekit.data.classes import names_by_output
 from densekit.infer.model import Opened
 from densekit.paddleclas.translation import Translation
 
@@ -33,17 +34,16 @@ def read_infer(t: Translation) -> Infer:
 
 
 def named(opened: Opened, infer: Infer) -> Opened:
-    """`opened` with class_id_map_file's names, where they are as many as its outputs.
+    """`opened` with class_id_map_file's names, where they are those of its outputs.
 
     Theirs gives the names of ImageNet to a network of other classes.
     """
     if infer.classes is None:
         return opened
-    file, outputs = Path(infer.classes), len(opened.classes)
-    if not file.is_file():
-        said = f"class_id_map_file: there is no {file}"
-    elif len(names := read_class_names(file)) != outputs:
-        said = f"class_id_map_file: {len(names)} names in {file} for {outputs} outputs"
-    else:
-        return replace(opened, classes=[names.get(i, str(i)) for i in range(outputs)])
-    return replace(opened, notes=(*opened.notes, f"{said}; the names are the weights' own"))
+    asked = "class_id_map_file"
+    try:
+        names = names_by_output(Path(infer.classes), len(opened.classes), asked)
+    except UserError as error:
+        said = f"{error}; the names are the weights' own"
+        return replace(opened, notes=(*opened.notes, said))
+    return replace(opened, classes=names, named=True)

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from densekit.config import UserError, build, nearest, read_yaml
-from densekit.data.listing import read_class_names
+from densekit.data.classes import names_by_output
 from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described, Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
@@ -206,21 +206,15 @@ def _classes(
             f"{origin.source['file']}: a file of weights does not name its {count} classes; give "
             f"--classes {'|'.join(CLASSES)}, or a file of `label name` lines"
         )
-    names = _names(given)
+    if given == "torchxrayvision":
+        names = published.XRAY_CLASSES
+    elif given == "imagenet":
+        weights = torchvision.models.get_model_weights("densenet121")
+        names = tuple(weights["IMAGENET1K_V1"].meta["categories"])
+    elif Path(given).is_file():
+        return tuple(names_by_output(Path(given), count, f"--classes {given}"))
+    else:
+        raise UserError(f"--classes {given}: neither a file nor a name{nearest(given, CLASSES)}")
     if len(names) != count:
         raise UserError(f"--classes {given}: {len(names)} names for {count} outputs")
     return names
-
-
-def _names(given: str) -> tuple[str, ...]:
-    if given == "torchxrayvision":
-        return published.XRAY_CLASSES
-    if given == "imagenet":
-        weights = torchvision.models.get_model_weights("densenet121")
-        return tuple(weights["IMAGENET1K_V1"].meta["categories"])
-    if not Path(given).is_file():
-        raise UserError(f"--classes {given}: neither a file nor a name{nearest(given, CLASSES)}")
-    names = read_class_names(Path(given))
-    if sorted(names) != list(range(len(names))):
-        raise UserError(f"--classes {given}: its labels must be 0 to {len(names) - 1}, each once")
-    return tuple(names[label] for label in range(len(names)))

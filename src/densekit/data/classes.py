@@ -1,0 +1,207 @@
+"""Which class a label means: matched by name wherever both sides have names.
+
+A list or folder numbers its classes in its own way: by its classes.txt, or by the sorted names of
+its folders. A network's outputs, or the training images, are numbered in theirs. `match` brings
+the first numbering into the second, and refuses, showing both, where it cannot.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from densekit.config import UserError
+from densekit.data.listing import Examples, is_label, read_class_names
+
+SHOWN = 10  # class names in a message
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The classes that labels are brought to: a network's outputs, or the training labels."""
+
+    names: Mapping[int, str]
+    """By label; empty where nobody named them."""
+    count: int
+    owner: str
+    """Whose they are, for messages: "the network", or the training list."""
+
+    @classmethod
+    def of_network(cls, classes: Sequence[str], named: bool) -> Numbering:
+        return cls(dict(enumerate(classes)) if named else {}, len(classes), "the network")
+
+    @classmethod
+    def of_examples(cls, examples: Examples) -> Numbering:
+        return cls(examples.classes, examples.num_classes, examples.origin)
+
+
+def match(examples: Examples, target: Numbering) -> Examples:
+    """`examples` with the labels, and the names, of `target`.
+
+    - Both have names: by name. A name that `target` lacks is refused.
+    - A list without names, for classes whose names are whole numbers: its labels are those names.
+    - A list without names, for classes with other names: its labels are `target`'s, said in a note.
+    - Class folders for classes without names: folders named by numbers are those labels, others
+      are taken in sorted order if their number fits, said in a note.
+
+    Raises UserError.
+    """
+    if not target.names:
+        return examples if examples.lines is not None else _folders_by_number(examples, target)
+    if examples.classes:
+        new, notes = _by_name(examples, target)
+    else:
+        new, notes = _by_number(examples, target)
+    return _renumbered(examples, new, target.names, notes)
+
+
+def names_by_output(file: Path, outputs: int, asked: str) -> list[str]:
+    """A name for each output from `label name` lines in any order; `asked` is how the file was
+    asked for. Raises UserError where the labels are not exactly those of the outputs.
+    """
+    names = read_class_names(file)
+    if not file.is_file():
+        raise UserError(f"{asked}: there is no file {file}")
+    if set(names) == set(range(outputs)):
+        return [names[label] for label in range(outputs)]
+    wanted = f"the network has {outputs} outputs, labels 0 to {outputs - 1}"
+    missing = [label for label in range(outputs) if label not in names]
+    if not names:
+        raise UserError(f"{asked}: {file} is empty, but {wanted}")
+    if len(names) == outputs and set(names) == set(range(1, outputs + 1)):
+        raise UserError(f"{asked}: labels 1 to {outputs}, but {wanted}; number them from 0")
+    if len(names) != outputs:
+        raise UserError(f"{asked}: {len(names)} names, but {wanted}")
+    outside = next(label for label in names if label >= outputs)
+    raise UserError(
+        f"{asked}: names label {outside} and not label {missing[0]}, but {wanted}; "
+        f"name each of them once"
+    )
+
+
+# How labels are matched ---------------------------------------------------------------------
+
+
+def _by_name(examples: Examples, target: Numbering) -> tuple[dict[int, int], list[str]]:
+    own, new, foreign = examples.classes, {}, []
+    theirs: dict[str, list[int]] = {}
+    for label, name in target.names.items():
+        theirs.setdefault(_key(name), []).append(label)
+    for label in _present(examples):
+        places = theirs.get(_key(own[label]), []) if label in own else []
+        if label in places or len(places) == 1:
+            new[label] = label if label in places else places[0]
+        elif places:
+            raise UserError(
+                f"{examples.origin}: {target.owner} has {len(places)} classes that are called "
+                f"{own[label]!r}, labels {_listed(map(str, places))}; give a list file whose "
+                f"classes.txt numbers the classes as there"
+            )
+        else:
+            foreign.append(label)
+    alike = all(old == label for old, label in new.items())
+    for label in foreign:
+        # With the same numbers on both sides, a label that one side does not name keeps its own.
+        if not alike or (label in own and label in target.names) or _is_folder(examples):
+            raise _foreign(examples, label, target)
+        new[label] = label
+    if alike or _is_folder(examples):
+        return new, []
+    old = next(old for old, label in new.items() if old != label)
+    return new, [
+        f"{examples.origin}: its classes.txt numbers the classes otherwise than {target.owner}, "
+        f"so they are matched by name: its {old} is {own[old]!r}, {new[old]} there"
+    ]
+
+
+def _by_number(examples: Examples, target: Numbering) -> tuple[dict[int, int], list[str]]:
+    """Of a list that does not name its classes."""
+    labels, names = _present(examples), target.names
+    numbers = {int(name): label for label, name in names.items() if is_label(name)}
+    if not len(numbers) == len(names) == target.count:
+        shown = _listed(f"{label} is {name!r}" for label, name in sorted(names.items()))
+        return {label: label for label in labels}, [
+            f"{examples.origin}: names no classes, so its labels are taken as those of "
+            f"{target.owner}: {shown}"
+        ]
+    if all(number == label for number, label in numbers.items()):
+        return {label: label for label in labels}, []
+    strangers = [label for label in labels if label not in numbers]
+    if strangers:
+        raise _foreign(examples, strangers[0], target)
+    old = next((label for label in labels if numbers[label] != label), None)
+    if old is None:
+        return {label: label for label in labels}, []
+    return {label: numbers[label] for label in labels}, [
+        f"{examples.origin}: its labels are taken as the class names of {target.owner}, which "
+        f"are numbers: label {old} is the class {names[numbers[old]]!r}, {numbers[old]} there"
+    ]
+
+
+def _folders_by_number(examples: Examples, target: Numbering) -> Examples:
+    """Class folders for classes without names."""
+    own = examples.classes
+    if all(is_label(name) for name in own.values()):
+        new = {label: int(name) for label, name in own.items()}
+        if max(new.values()) < target.count and len(set(new.values())) == len(new):
+            names = {new[label]: name for label, name in own.items()}
+            return _renumbered(examples, new, names, [])
+    elif len(own) == target.count:
+        return replace(examples, notes=(*examples.notes, (
+            f"{examples.origin}: the classes of {target.owner} have no names, so the {len(own)} "
+            f"class folders are taken as labels 0 to {len(own) - 1} in sorted order"
+        )))  # fmt: skip
+    raise UserError(
+        f"{examples.origin}: its class folders are {_listed(own.values())}, and the "
+        f"{target.count} classes of {target.owner} have no names, only numbers from 0 to "
+        f"{target.count - 1}, so which is which is not known; name the folders by these numbers, "
+        f"or give a list file"
+    )
+
+
+def _renumbered(
+    examples: Examples, new: Mapping[int, int], names: Mapping[int, str], notes: list[str]
+) -> Examples:
+    labels = examples.labels
+    if any(old != label for old, label in new.items()):
+        labels = np.array([new[label] for label in labels.tolist()], np.int64)
+    return replace(examples, labels=labels, classes=dict(names), notes=(*examples.notes, *notes))
+
+
+def _foreign(examples: Examples, label: int, target: Numbering) -> UserError:
+    """A class that `target` lacks, with both lists."""
+    own = examples.classes
+    name = repr(own[label]) if label in own else f"label {label}"
+    have = [own.get(label, str(label)) for label in _present(examples)]
+    remedy = (
+        "rename its folders as there, or remove what is no such class"
+        if _is_folder(examples)
+        else "name its classes as there, in a classes.txt of `label name` lines beside it"
+    )
+    return UserError(
+        f"{examples.origin}: its class {name} is none of the classes of {target.owner}: it has "
+        f"{_listed(have)}; {target.owner} has {_listed(target.names.values())}; {remedy}"
+    )
+
+
+def _present(examples: Examples) -> list[int]:
+    return [int(label) for label in np.unique(examples.labels)]
+
+
+def _is_folder(examples: Examples) -> bool:
+    return examples.lines is None
+
+
+def _key(name: str) -> str:
+    """The same for the two ways in which Unicode may spell an accent; file systems differ."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
