@@ -19,7 +19,7 @@ ROOMS = {
     "precision": "",
     "distributed": "",
     "progress": "distributed",
-    "ops": "files",
+    "ops": "files progress",
     "data": "distributed progress",
     "models": "ops data files",
     "weights": "models data files",

@@ -39,3 +39,13 @@ def test_without_a_terminal_nothing_is_written(
     monkeypatch.setattr(display, "PATIENCE", 0.0)
     assert list(display.bar("abc", 3, "reading")) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_waiting_is_shown_on_a_terminal_and_elsewhere_only_if_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with display.waiting("counting"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    with display.waiting("compiling", line=True):
+        assert capsys.readouterr() == ("", "compiling ...\n")

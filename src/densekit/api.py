@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from densekit import distributed
+from densekit.config import ConfigSource, build
 from densekit.infer.classifier import Classifier, load
 from densekit.models import variants
 from densekit.models.densenet import DenseNet
@@ -27,21 +28,24 @@ def create_model(
 ) -> DenseNet:
     """A DenseNet with torchvision's state_dict keys, [N, in_channels, H, W] -> [N, num_classes].
 
-    `num_classes` None takes the variant's. `pretrained` is an artifact's folder, a file of weights
-    of any library that `densekit convert` reads, a URL, "hf-hub:org/name", or "torchvision",
-    "timm", "paddle", "keras"; another class count than the weights' makes a new head.
-    `overrides` are fields of DenseNetConfig. Raises UserError for names and weights that do not
-    fit.
+    `num_classes` None takes the variant's; 0 leaves the classifier out, so that the network gives
+    pooled features [N, C] (`densekit.train` and artifacts need a classifier). `pretrained` is an
+    artifact's folder, a file of weights of any library that `densekit convert` reads, a URL,
+    "hf-hub:org/name", or "torchvision", "timm", "paddle", "keras"; another class count than the
+    weights' makes a new head.
+    `overrides` are fields of DenseNetConfig. Raises UserError for names, numbers and weights that
+    do not fit.
     """
-    config = ModelConfig(
-        name=name,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        drop_rate=drop_rate,
-        pretrained=pretrained,
-        overrides=overrides or {},
-    )
-    model = variants.create(config)
+    tree: dict[str, object] = {
+        "name": name,
+        "num_classes": None if num_classes == 0 else num_classes,
+        "in_channels": in_channels,
+        "drop_rate": drop_rate,
+        "pretrained": pretrained,
+        "overrides": overrides or {},
+    }
+    config = build(ModelConfig, ConfigSource(tree, {(): "create_model"}))
+    model = variants.create(config, with_head=num_classes != 0)
     if pretrained is not None:
         for said in start_from(model, pretrained):
             warnings.warn(said, stacklevel=2)

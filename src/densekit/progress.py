@@ -41,10 +41,14 @@ def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """While it lasts, a terminal shows what is waited for."""
-    console = Console(stderr=True, quiet=not distributed.is_main())
+def waiting(what: str, line: bool = False) -> Iterator[None]:
+    """While it lasts, a terminal shows what is waited for; with `line`, a file or notebook gets a
+    line of it.
+    """
+    console = Console(stderr=True, quiet=not distributed.is_main(), highlight=False)
     if not console.is_terminal:
+        if line:
+            console.print(f"{what} ...", markup=False, soft_wrap=True)
         yield
         return
     with console.status(what):

@@ -201,6 +201,15 @@ def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
         ({"clases": ["a"]}, 'unknown key "clases"; did you mean "classes"'),
         ({"classes": ["a"]}, "1 names in classes for 3 outputs"),
         ({"task": "regression"}, "task"),
+        (
+            {
+                "model": Described(
+                    name="tiny", architecture=DenseNetConfig(num_classes=0)
+                ).model_dump(mode="json"),
+                "classes": [],
+            },
+            "no classifier",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(

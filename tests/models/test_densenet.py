@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from densekit.config import UserError
 from densekit.models.densenet import DenseNet, DenseNetConfig
@@ -33,7 +33,7 @@ def configs(draw: st.DrawFn) -> DenseNetConfig:
         stem=draw(st.sampled_from(["imagenet", "cifar"])),
         init=draw(st.sampled_from(["fan_in", "fan_out"])),
         in_channels=draw(st.integers(1, 4)),
-        num_classes=draw(st.integers(1, 4)),
+        num_classes=draw(st.integers(0, 4)),
     )
 
 
@@ -46,7 +46,8 @@ def test_any_config_builds_and_describes_its_maps(
     stride = model.feature_info[-1].stride
     x = torch.randn(2, config.in_channels, height * stride, width * stride)
     logits, maps = model(x), model.forward_pyramid(x)
-    assert logits.shape == (2, config.num_classes)
+    assert logits.shape == (2, config.num_classes or config.block_outputs[-1])
+    assert config.parameter_count == sum(p.numel() for p in model.parameters())
     assert len(maps) == len(model.feature_info)
     for features, info in zip(maps, model.feature_info, strict=True):
         size = (height * stride // info.stride, width * stride // info.stride)
@@ -109,6 +110,39 @@ def test_hooks_fire_and_replaced_modules_are_used() -> None:
         model.features.denseblock2.denselayer3.conv1, nn.Tanh()
     )
     assert not torch.equal(model(x), before)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["backward_hook", "backward_pre_hook"])
+@pytest.mark.parametrize("op", ["auto", "reference", "recompute"])
+def test_every_module_can_have_a_backward_hook(op: str, kind: str, training: bool) -> None:
+    """As Grad-CAM tools need: torch cannot hook what stands beside a relu in place."""
+    model, expected = DenseNet(SMALL, op=op).train(training), None
+    for name, module in model.named_modules():
+        fired: list[nn.Module] = []
+        hook = getattr(module, f"register_full_{kind}")(lambda m, *_, f=fired: f.append(m))
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, 32, 32, requires_grad=True)
+        model(x).square().sum().backward()
+        hook.remove()
+        assert set(fired) == {module}, name
+        assert x.grad is not None
+        expected = x.grad if expected is None else expected
+        assert torch.allclose(x.grad, expected, rtol=1e-3, atol=1e-5), name
+
+
+def test_a_backward_hook_gets_the_gradient_of_the_last_map() -> None:
+    """Of norm5 before relu: Grad-CAM's weights, by a forward and a backward hook."""
+    model, x = DenseNet(SMALL).eval(), torch.randn(2, 3, 32, 32)
+    seen: dict[str, Tensor] = {}
+    norm5 = model.features.norm5
+    norm5.register_forward_hook(lambda m, args, out: seen.update(map=out))
+    norm5.register_full_backward_hook(lambda m, into, out: seen.update(gradient=out[0]))
+    model(x)[:, 1].sum().backward()
+    weight = model.classifier.weight[1].view(1, -1, 1, 1) / seen["map"][0, 0].numel()
+    assert torch.allclose(seen["gradient"], weight * (seen["map"] > 0), atol=1e-7)
+    assert seen["map"].min() < 0
 
 
 @pytest.mark.parametrize("training", [True, False])

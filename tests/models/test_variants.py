@@ -45,6 +45,7 @@ def test_parameter_count(name: str) -> None:
     with torch.device("meta"):
         model = DenseNet(VARIANTS[name])
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert VARIANTS[name].parameter_count == PARAMETERS[name]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,9 @@ def test_pattern_names_any_other() -> None:
         ("densenet_bc_4_12", "10 and 16"),
         ("densenet_0_12", "7 and 10"),
         ("densenet_40_0", "growth rate 0"),
+        ("densenet_bc_40000_4", "19,998 dense layers; more than 1,000 are refused"),
+        ("densenet_bc_40_9000000", "parameters; more than 10,000,000,000 are refused"),
+        ("densenet_bc_" + "9" * 5000 + "_4", "densenet_bc_L_k"),
         ("resnet50", "densenet_bc_L_k"),
     ],
 )
@@ -116,6 +120,8 @@ def test_architecture_is_the_variant_with_the_configs_own_fields_and_overrides()
         ({"block_config": []}, "model.overrides: block_config: "),
         ({"num_classes": 3}, "model.overrides: .*model.num_classes"),
         ({"compression": 0.001}, "compression=0.001 leaves a block without channels"),
+        ({"block_config": [400, 400, 400]}, "1,200 dense layers; more than 1,000 are refused"),
+        ({"growth_rate": 10**8}, "parameters; more than 10,000,000,000 are refused"),
     ],
 )
 def test_wrong_overrides_are_refused_by_name(overrides: dict[str, object], said: str) -> None:
@@ -137,3 +143,13 @@ def test_create_follows_the_whole_config() -> None:
     plain = create(config.model_copy(update={"sync_bn": False}))
     assert not any(isinstance(m, SyncBatchNorm2d) for m in plain.modules())
     assert list(plain.state_dict()) == list(model.state_dict())
+
+
+def test_without_a_head_it_gives_pooled_features() -> None:
+    config = ModelConfig(name="densenet_bc_16_8")
+    headless, whole = create(config, with_head=False).eval(), create(config).eval()
+    left = whole.load_state_dict(headless.state_dict(), strict=False).missing_keys
+    x = torch.randn(2, 3, 8, 8)
+    assert isinstance(headless.classifier, nn.Identity)
+    assert torch.allclose(headless(x), whole.forward_features(x).mean((2, 3)), atol=1e-6)
+    assert left == ["classifier.weight", "classifier.bias"]

@@ -274,7 +274,6 @@ OUTER = [
     (place, kind)
     for place in ("", "denseblock1", "transition1", "conv0", "norm5")
     for kind in HOOKS
-    if "forward" in kind or place not in ("", "norm5")  # the network's last relu is in place
 ]
 
 
@@ -282,8 +281,6 @@ def hooked(op: str, place: str, kind: str) -> tuple[DenseNet, list[nn.Module]]:
     """And where the modules that it was called for are noted."""
     model, seen = network(op), []
     module = model.features.get_submodule(place)
-    for relu in (m for m in model.modules() if isinstance(m, nn.ReLU)):
-        relu.inplace = False  # torch has no backward hooks before one that is
     HOOKS[kind](module, lambda module, *_: seen.append(module))
     return model, seen
 

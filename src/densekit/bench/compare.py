@@ -155,8 +155,7 @@ def measure(recipe: Recipe, ops: Sequence[str], steps: int) -> Report:
     loop, images, side = recipe.loop, recipe.micro_batch_size, recipe.data.train_side
     formats = precision.resolve(loop.device, loop.precision, loop.memory_format)
     _check(recipe)
-    with display.waiting("compiling kernels (once per machine)"):
-        why = why_not_lean(formats.device, formats.dtype)
+    why = why_not_lean(formats.device, formats.dtype)
     rule = Rule(pairs=steps, steps=1, warmup=1, threads=distributed.set_threads(loop.threads))
     free = free_bytes(formats.device)
     room = math.inf if free is None else ROOM * free

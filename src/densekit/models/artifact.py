@@ -79,6 +79,8 @@ class ArtifactConfig(Section):
     @model_validator(mode="after")
     def _agrees(self) -> ArtifactConfig:
         architecture, channels = self.model.architecture, self.preprocessing.channels
+        if architecture.num_classes == 0:
+            raise ValueError("the model has no classifier (num_classes=0), which an artifact needs")
         if len(self.classes) != architecture.num_classes:
             raise ValueError(
                 f"{len(self.classes)} names in classes for {architecture.num_classes} outputs"

@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from densekit.config import Section, UserError, nearest
 from densekit.ops.choose import DENSE_BLOCKS, check_name, choose
 from densekit.ops.lean.norm_relu import norm_relu
+from densekit.ops.relu import ReLU
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 Norm = Callable[[int], nn.BatchNorm2d]
 """Makes the BatchNorm of that many channels."""
 
 STEM = ("conv0", "norm0", "relu0", "pool0")
+MAX_LAYERS, MAX_PARAMETERS = 1000, 10**10
+"""More is taken for a typing error, since building it would fill the memory or take minutes. The
+published networks have at most 132 dense layers and 33 million parameters."""
 
 
 class DenseNetConfig(Section):
@@ -50,15 +54,25 @@ class DenseNetConfig(Section):
     """He initialisation of convolutions: torchvision's fan_in, or the paper's fan_out."""
     in_channels: int = Field(3, ge=1)
     """Channels of the input image."""
-    num_classes: int = Field(1000, ge=1)
-    """Rows of the classifier."""
+    num_classes: int = Field(1000, ge=0)
+    """Rows of the classifier; 0 leaves it out, so that the network gives pooled features."""
     image_size: int = Field(224, ge=1)
     """The side of the images this architecture was published for; any other size works too."""
 
     @model_validator(mode="after")
-    def _has_channels(self) -> DenseNetConfig:
+    def _can_be_built(self) -> DenseNetConfig:
+        layers = sum(self.block_config)
+        if layers > MAX_LAYERS:
+            raise ValueError(
+                f"the network has {layers:,} dense layers; more than {MAX_LAYERS:,} are refused"
+            )
         if min(self.block_inputs) < 1:
             raise ValueError(f"compression={self.compression} leaves a block without channels")
+        if self.parameter_count > MAX_PARAMETERS:
+            raise ValueError(
+                f"the network has {self.parameter_count:,} parameters; more than "
+                f"{MAX_PARAMETERS:,} are refused"
+            )
         return self
 
     @property
@@ -74,6 +88,20 @@ class DenseNetConfig(Section):
         """Channels that leave each dense block."""
         pairs = zip(self.block_inputs, self.block_config, strict=True)
         return tuple(width + layers * self.growth_rate for width, layers in pairs)
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters of the network, by arithmetic."""
+        k, width, outputs = self.growth_rate, self.bn_size * self.growth_rate, self.block_outputs
+        imagenet = self.stem == "imagenet"
+        count = (49 if imagenet else 9) * self.in_channels * self.num_init_features
+        count += 2 * self.num_init_features if imagenet else 0
+        for b in range(len(outputs)):
+            for c in range(self.block_inputs[b], outputs[b], k):  # what each layer reads
+                count += 2 * c + (c * width + 2 * width + 9 * width * k if width else 9 * c * k)
+            if b + 1 < len(outputs):
+                count += 2 * outputs[b] + outputs[b] * self.block_inputs[b + 1]
+        return count + 2 * outputs[-1] + (outputs[-1] + 1) * self.num_classes
 
 
 @dataclass(frozen=True)
@@ -96,13 +124,13 @@ class DenseLayer(nn.Module):
         self.drop_rate = config.drop_rate
         self.bottleneck = width > 0
         self.norm1 = norm(channels)
-        self.relu1 = nn.ReLU(inplace=True)
+        self.relu1 = ReLU()
         if not self.bottleneck:
             self.conv1 = nn.Conv2d(channels, k, 3, padding=1, bias=False)
             return
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.norm2 = norm(width)
-        self.relu2 = nn.ReLU(inplace=True)
+        self.relu2 = ReLU()
         self.conv2 = nn.Conv2d(width, k, 3, padding=1, bias=False)
 
     def forward(
@@ -153,7 +181,7 @@ class Transition(nn.Module):
         super().__init__()
         self.op = "auto"
         self.norm = norm(channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = ReLU()
         self.conv = nn.Conv2d(channels, kept, 1, bias=False)
         self.pool = nn.AvgPool2d(2, stride=2)
 
@@ -193,6 +221,7 @@ class Features(nn.Sequential):
 class DenseNet(nn.Module):
     """[N, in_channels, H, W] -> logits [N, num_classes]; H and W of any size, N of 0 too.
 
+    With num_classes=0 there is no classifier, and the result is the pooled features [N, C].
     `op` is how dense blocks are computed (see `ops.choose`); `sync_bn` takes BatchNorm's training
     statistics over all ranks.
     """
@@ -205,7 +234,11 @@ class DenseNet(nn.Module):
         self.features = Features()
         self._add_stem(norm)
         self._add_blocks(norm)
-        self.classifier = nn.Linear(config.block_outputs[-1], config.num_classes)
+        self.classifier = (
+            nn.Linear(config.block_outputs[-1], config.num_classes)
+            if config.num_classes
+            else nn.Identity()
+        )
         self._initialise()
         self.set_op(op)
 
@@ -217,7 +250,7 @@ class DenseNet(nn.Module):
         conv = nn.Conv2d(c_in, c_out, 7, stride=2, padding=3, bias=False)
         self.features.add_module("conv0", conv)
         self.features.add_module("norm0", norm(c_out))
-        self.features.add_module("relu0", nn.ReLU(inplace=True))
+        self.features.add_module("relu0", ReLU())
         self.features.add_module("pool0", nn.MaxPool2d(3, stride=2, padding=1))
 
     def _add_blocks(self, norm: Norm) -> None:
@@ -235,19 +268,20 @@ class DenseNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode=self.config.init)
-        nn.init.zeros_(self.classifier.bias)
+        if isinstance(self.classifier, nn.Linear):
+            nn.init.zeros_(self.classifier.bias)
 
     # Forward --------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, num_classes]."""
+        """[N, in_channels, H, W] -> [N, num_classes], or [N, C] without a classifier."""
         x = self.forward_features(x)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         return self.classifier(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, after norm5 and relu: [N, in_channels, H, W] -> [N, C, h, w]."""
-        return F.relu(self.features(x), inplace=True)
+        return F.relu(self.features(x))  # not in place: `features` and norm5 may have hooks
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` describes, each [N, channels, h, w], norms after relu."""
@@ -256,7 +290,7 @@ class DenseNet(nn.Module):
         for name, module in self.features.named_children():
             x = module(x)
             if name == "norm5":
-                x = F.relu(x, inplace=True)
+                x = F.relu(x)
             if name in taken:
                 maps.append(x)
         return maps

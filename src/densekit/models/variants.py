@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from densekit.config import ConfigSource, PathKey, Section, UserError, build, nearest
@@ -79,11 +79,11 @@ def variant(name: str) -> DenseNetConfig:
     """The architecture that `name` stands for, in VARIANTS or by the CIFAR names' pattern.
 
     densenet_L_k and densenet_bc_L_k have L layers and growth rate k. Raises UserError for another
-    name, and for a depth that three equal blocks cannot have.
+    name, for a depth that three equal blocks cannot have, and for a network that is too large.
     """
     if name in VARIANTS:
         return VARIANTS[name]
-    match = re.fullmatch(r"densenet(_bc)?_([0-9]+)_([0-9]+)", name)
+    match = re.fullmatch(r"densenet(_bc)?_([0-9]{1,9})_([0-9]{1,9})", name)
     if match is None:
         raise UserError(
             f'model.name: unknown model "{name}"{nearest(name, VARIANTS)} '
@@ -99,7 +99,10 @@ def variant(name: str) -> DenseNetConfig:
             f'model.name: "{name}" has {depth} layers, which three equal blocks cannot have; '
             f"the nearest depths are {below} and {below + step}"
         )
-    return _cifar(depth, growth_rate, bottleneck)
+    try:
+        return _cifar(depth, growth_rate, bottleneck)
+    except ValidationError as invalid:
+        raise UserError(f'model.name: "{name}": {invalid.errors()[0]["ctx"]["error"]}') from invalid
 
 
 def architecture(config: ModelConfig) -> DenseNetConfig:
@@ -118,9 +121,15 @@ def architecture(config: ModelConfig) -> DenseNetConfig:
     return build(DenseNetConfig, ConfigSource(tree, places))
 
 
-def create(config: ModelConfig) -> DenseNet:
-    """The network with new weights, drawn from torch's generator; model.pretrained is not read."""
-    return DenseNet(architecture(config), op=config.op, sync_bn=config.sync_bn)
+def create(config: ModelConfig, with_head: bool = True) -> DenseNet:
+    """The network with new weights, drawn from torch's generator; model.pretrained is not read.
+
+    Without a head it gives pooled features.
+    """
+    network = architecture(config)
+    if not with_head:
+        network = network.model_copy(update={"num_classes": 0})
+    return DenseNet(network, op=config.op, sync_bn=config.sync_bn)
 
 
 @dataclass(frozen=True)
@@ -136,10 +145,12 @@ class Description:
 
 def describe(name: str, config: DenseNetConfig) -> Description:
     """The network's size, found without making it."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in DenseNet(config).parameters())
     return Description(
-        name, parameters, multiply_adds(config), config.image_size, config.num_classes
+        name,
+        config.parameter_count,
+        multiply_adds(config),
+        config.image_size,
+        config.num_classes,
     )
 
 

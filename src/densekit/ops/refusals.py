@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densekit.ops.relu import ReLU
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 Parts = Mapping[str, nn.Module]
@@ -23,6 +24,7 @@ AS_BUILT: dict[type[nn.Module], dict[str, Any]] = {
     nn.BatchNorm2d: {"affine": True, "track_running_stats": True},
     SyncBatchNorm2d: {"affine": True, "track_running_stats": True},
     nn.ReLU: {},
+    ReLU: {},
     nn.MaxPool2d: {
         "kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False,
         "return_indices": False,

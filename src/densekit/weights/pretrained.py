@@ -21,9 +21,12 @@ HEAD = ("classifier.weight", "classifier.bias")
 def start_from(model: DenseNet, pretrained: str) -> list[str]:
     """Loads what `model.pretrained` names into a network that is to be trained.
 
-    Another class count makes a new head. Returns what a person should know. Raises UserError.
+    Another class count makes a new head; a network without a head ignores the weights' own.
+    Returns what a person should know. Raises UserError.
     """
     weights = find(pretrained, model.config)
+    if model.config.num_classes == 0:
+        weights = {name: tensor for name, tensor in weights.items() if name not in HEAD}
     if not load_into(model, weights, new_head=True):
         return []
     return [
@@ -132,6 +135,8 @@ def _remedies(own: StateDict, weights: StateDict) -> list[str]:
         ("features.conv0.weight", 1, "in_channels"),
         (HEAD[0], 0, "num_classes"),
     ):
+        if name not in own:  # the head of a network without one
+            continue
         theirs = weights.get(name, own[name]).shape
         if len(theirs) > axis and theirs[axis] != own[name].shape[axis]:
             found.append(f"these weights are for model.{key}={theirs[axis]}")

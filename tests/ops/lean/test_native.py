@@ -103,12 +103,16 @@ def test_this_machines_compiler_builds_what_is_called(compiled: Path) -> None:
         assert hasattr(library, f"{name}_bf16") == (name not in native.VECTORS)
 
 
-def test_it_is_compiled_once_and_kept(compiler: Compiler, cache: Path) -> None:
+def test_it_is_compiled_once_and_kept(
+    compiler: Compiler, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says so: it takes a while."""
     for _ in range(3):
         assert native.reason() is None
         computes()
         forget()
     assert compiler.calls == 1
+    assert capsys.readouterr().err.count("compiling densekit's C++ kernels") == 1
     (kept,) = cache.iterdir()
     assert re.fullmatch(r"native-[0-9a-f]{16}\.so", kept.name)
 

@@ -93,7 +93,10 @@ def _parameters(layer: Any) -> list[Tensor]:
 
 
 @torch.library.custom_op(
-    "densekit::dense_block", mutates_args=(), tags=torch.Tag.nondeterministic_seeded
+    # torch before 2.12 takes only a sequence of tags
+    "densekit::dense_block",
+    mutates_args=(),
+    tags=(torch.Tag.nondeterministic_seeded,),
 )
 def _dense_block(
     x: Tensor,

@@ -27,6 +27,7 @@ from torch import Tensor
 from densekit.files import cache_folder
 from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool, Size
 from densekit.ops.lean.rows import dense
+from densekit.progress import waiting
 
 FOLDER = Path(__file__).parent
 SOURCE, HEADERS = FOLDER / "native.cpp", sorted(FOLDER.glob("*.h"))
@@ -149,17 +150,18 @@ def _flags() -> tuple[str, ...]:
 
 
 def _compile(compiler: str, file: Path) -> None:
-    """Beside and renamed, so that processes that do it at once cannot disturb one another."""
+    """Compiles next to `file` and renames, so that processes may do it at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+    said = "compiling densekit's C++ kernels, once for this machine (seconds, up to a minute)"
+    with waiting(said, line=True), tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         fresh = Path(scratch, file.name)
         done = subprocess.run(
             [compiler, *_flags(), str(SOURCE), "-o", str(fresh)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            said = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr)
-            raise Unavailable(f"{compiler} cannot compile the kernels: {said.strip()}")
+            why = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr)
+            raise Unavailable(f"{compiler} cannot compile the kernels: {why.strip()}")
         fresh.replace(file)
 
 
