@@ -11,8 +11,8 @@ from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import ModelConfig
 from densekit.paddleclas.open import open_recipe
-from densekit.training.run_training import Outcome
-from densekit.training.run_training import train as run
+from densekit.training.loop import Outcome
+from densekit.training.loop import train as run
 from densekit.weights.pretrained import start_from
 
 __all__ = ["Classifier", "create_model", "list_models", "load", "train"]

@@ -18,7 +18,7 @@ from densekit.bench import steps as bench
 from densekit.bench.compare import ROOM, Tried, largest_that_fits, parse_ops
 from densekit.bench.steps import Workload
 from densekit.bench.turns import Rule, Side, Turn
-from densekit.cli import report
+from densekit.cli.bench import print_bench
 from densekit.config import UserError
 from densekit.training.recipe import Recipe, load
 
@@ -218,7 +218,7 @@ def test_the_table_and_the_line_on_auto(
     monkeypatch.setattr(bench_ops, "why_not_lean", lambda device, dtype: reason)
     monkeypatch.setattr(bench_ops.turns, "alternate", Machine({"reference": GIB}).alternate)
     monkeypatch.setattr(bench_ops, "free_bytes", lambda device: 20 * GIB)
-    report.print_bench(bench_ops.measure(recipe("data.batch_size=8"), ["reference"], 1), False)
+    print_bench(bench_ops.measure(recipe("data.batch_size=8"), ["reference"], 1), False)
     printed = capsys.readouterr().out
     assert "8 images of 32 x 32 at once" in printed
     assert "reference (by test)" in printed

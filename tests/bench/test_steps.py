@@ -30,10 +30,9 @@ from densekit.models import variants
 from densekit.models.variants import ModelConfig
 from densekit.precision import resolve
 from densekit.training import optim
-from densekit.training.learner import create_learner
 from densekit.training.recipe import load
 from densekit.training.setup import make_plan
-from densekit.training.step import train_step
+from densekit.training.step import create_learner, train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -182,7 +181,7 @@ def test_the_training_side_is_a_step_of_densekit_train(tmp_path: Path, precision
         "loop.device": "cpu",
     }
     plan = make_plan(load(None, [f"{key}={value}" for key, value in options.items()]))
-    learner, _ = create_learner(plan)
+    learner, _ = create_learner(plan.recipe, plan.precision)
     images, labels = bench.batch(TINY.batch_size, 3, TINY.image_size, bench.NUM_CLASSES)
 
     def product() -> object:

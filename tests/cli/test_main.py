@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from densekit.cli import report
+from densekit.cli import catalog
 from densekit.data.transforms import Preprocessing
 from densekit.models import artifact, variants
 from densekit.models.artifact import ArtifactConfig, Described
@@ -107,7 +107,7 @@ def broken() -> None:
     def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError("ours")
 
-    report.print_models = fails
+    variants.describe = fails
 
 
 def test_a_bug_keeps_its_traceback_and_exits_3() -> None:
@@ -129,11 +129,11 @@ def test_models_as_a_table(
 ) -> None:
     """Of sizes made up, since finding them takes seconds."""
     monkeypatch.setattr(
-        report.variants,
+        variants,
         "describe",
         lambda name, _: variants.Description(name, 7_978_856, 2_834_161_664, 224, 1000),
     )
-    report.print_models(as_json=False)
+    catalog.models(json=False)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "densenet264" in line]
     assert row.split() == ["densenet264", "7,978,856", "2.83", "G", "224", "x", "224", "1,000"]
 

@@ -29,7 +29,8 @@ from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision
-from densekit.training.step import SUMS, Learner, LoopConfig, train_step
+from densekit.training.recipe import LoopConfig
+from densekit.training.step import SUMS, Learner, train_step
 from runs import Runs
 
 slow = pytest.mark.slow

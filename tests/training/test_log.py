@@ -9,7 +9,8 @@ import torch
 
 from densekit import distributed
 from densekit.training import log as monitor
-from densekit.training.log import NonFinite, Window, read_later
+from densekit.training.log import Window, read_later
+from densekit.training.nonfinite import NonFinite
 from densekit.training.step import SUMS
 
 
@@ -51,7 +52,7 @@ def test_rates_are_images_per_second(
     own.add(sums(loss=10.0, count=60), 0.5, ended=102.0)
     own.add(sums(loss=10.0, count=60), 0.5, ended=104.0)
     clock.now += 50.0  # a step is read later than it ends
-    line = own.line(step=12, epoch=1.5, lr=0.1, images_left=600)
+    line = own.line(step=12, epoch=1.5, rate=0.1, images_left=600)
     assert line == {
         "kind": "train",
         "step": 12,

@@ -19,9 +19,9 @@ from densekit.models import artifact
 from densekit.precision import resolve
 from densekit.training import curves
 from densekit.training import loop as run
+from densekit.training.loop import Outcome, train
 from densekit.training.optim import lr_factor
 from densekit.training.recipe import Recipe, load
-from densekit.training.run_training import Outcome, train
 from densekit.training.state import step_of
 from runs import EPOCHS, OPTIONS, STEPS, STEPS_PER_EPOCH, VAL, Options, Runs, lines, states, weights
 

@@ -15,10 +15,10 @@ from densekit.config import UserError, build, read_yaml, to_yaml
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.training.optim import (
     OptimConfig,
+    Schedule,
     create_optimizer,
     lr_factor,
     parameter_groups,
-    rates_by_epoch,
     set_lr,
 )
 from densekit.training.recipe import Recipe, load
@@ -112,20 +112,20 @@ def test_sgd_is_the_papers_update() -> None:
         torch.testing.assert_close(weight.detach(), w, rtol=1e-12, atol=1e-14)
 
 
-def test_rates_by_epoch_lists_changes_and_samples_smooth_schedules() -> None:
-    step = rates_by_epoch(OptimConfig(), 256, 90, 10)
+def test_a_schedule_by_epoch_lists_changes_and_samples_smooth_schedules() -> None:
+    step = Schedule(OptimConfig(), 256, 10, 90).by_epoch()
     assert [epoch for epoch, _ in step] == [1, 31, 61]
     assert [rate for _, rate in step] == pytest.approx([0.1, 0.01, 0.001])
-    smooth = rates_by_epoch(OptimConfig(schedule="cosine"), 256, 90, 10)
+    smooth = Schedule(OptimConfig(schedule="cosine"), 256, 10, 90).by_epoch()
     assert len(smooth) == 6
     assert smooth[0][0] == 1
     assert smooth[-1][0] == 90
 
 
 def test_rates_by_epoch_takes_no_longer_for_a_thousand_million_epochs() -> None:
-    found = rates_by_epoch(OptimConfig(warmup_epochs=2), 256, 10**9, 5005)
+    found = Schedule(OptimConfig(warmup_epochs=2), 256, 5005, 10**9).by_epoch()
     assert [epoch for epoch, _ in found] == [1, 3, 31, 61]
-    smooth = rates_by_epoch(OptimConfig(schedule="cosine"), 256, 10**9, 5005)
+    smooth = Schedule(OptimConfig(schedule="cosine"), 256, 5005, 10**9).by_epoch()
     assert len(smooth) == 6
     assert smooth[-1][1] < 1e-6
 

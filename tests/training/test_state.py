@@ -79,20 +79,29 @@ def test_any_damage_is_found_and_the_state_before_it_taken(
     else:
         content[at] ^= 1 << bit
     newest.write_bytes(content)
-    with pytest.warns(UserWarning, match="damaged"):
-        found = states.newest()
+    found = states.newest()
+    assert list(states.corrupt) == [newest]
     assert found is not None
     assert found["step"] == 1
 
 
-def test_all_damaged_is_one_sentence(tmp_path: Path) -> None:
+def test_all_corrupt_is_one_sentence(tmp_path: Path) -> None:
     states = saved(tmp_path, 1)
     states.files()[0].write_bytes(b"")
-    with (
-        pytest.warns(UserWarning, match="damaged"),
-        pytest.raises(UserError, match="none of its 1"),
-    ):
+    with pytest.raises(UserError, match="all of its 1 states are corrupt"):
         states.newest()
+
+
+def test_a_corrupt_state_stays_and_does_not_count_as_kept(tmp_path: Path) -> None:
+    states = saved(tmp_path, 1, 2, keep=2)
+    spoilt = states.files()[-1]
+    spoilt.write_bytes(spoilt.read_bytes()[:-1])
+    again = StateFolder(tmp_path, 2)
+    assert again.newest() is not None
+    again.save(2, {**state(2), "replayed": True})
+    again.wait()
+    assert [checkpoint.step_of(f) for f in again.files() if f != spoilt] == [1, 2]
+    assert spoilt.exists()
 
 
 def test_a_state_runs_no_code_when_it_is_read(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from densekit.ops.lean import kernels
 from densekit.precision import resolve
 from densekit.training import optim
 from densekit.training.optim import OptimConfig
-from densekit.training.step import Learner, LoopConfig, train_step
+from densekit.training.recipe import LoopConfig
+from densekit.training.step import Learner, train_step
 
 Step = Callable[[], object]
 NUM_CLASSES = 1000

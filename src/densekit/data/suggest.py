@@ -29,6 +29,7 @@ from densekit.data.splits import find_part, locate, open_examples
 SAMPLE = 64  # files whose headers are read
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I"}  # PIL's modes
 STEPS = 6000  # optimizer steps to train for, within EPOCHS
+VAL_FRACTION = 0.2
 EPOCHS = (30, 200)
 BATCH = (32, 256)
 
@@ -49,21 +50,46 @@ class Look:
         return len(set(self.short_sides)) == 1
 
 
-def suggest(folder: Path) -> tuple[Tree, list[str]]:
+def own_images(folder: str | Path) -> tuple[Tree, list[str]]:
+    """What `--data FOLDER` puts in the place of a recipe's own images, and a sentence that says so.
+
+    Raises UserError where there is nothing to train on.
+    """
+    spec, _, train, has_val = _open_own(folder)
+    fraction = 0.0 if has_val else VAL_FRACTION
+    tree: Tree = {
+        "data": {"root": None, "train": spec, "val": None, "val_fraction": fraction},
+        "model": {"num_classes": None},
+    }
+    held = "" if has_val else f"; data.val_fraction={fraction} of each class is held out"
+    classes = len(np.unique(train.labels))
+    return tree, [
+        f"--data {folder}: {len(train)} images of {classes} classes in the place of the recipe's "
+        f"own{held}"
+    ]
+
+
+def _open_own(folder: str | Path) -> tuple[str, Path, Examples, bool]:
+    """What data.train becomes, the place, its training images, and whether it has others."""
+    builtin = str(folder).startswith("builtin:")
+    spec = str(folder) if builtin else str(Path(folder).expanduser().absolute())
+    place = locate(spec)
+    train = open_examples(str(place), split="train")
+    if len(np.unique(train.labels)) < 2:
+        raise UserError(
+            f"{train.origin}: all images are of one class; give a folder with one folder per class"
+        )
+    return spec, place, train, place.is_dir() and find_part(place, "val") is not None
+
+
+def suggest(folder: str | Path) -> tuple[Tree, list[str]]:
     """Settings for the images in `folder`, as a recipe has them, and sentences that say why.
 
     `folder` is anything that data.train may be. Raises UserError where there is nothing to train
     on.
     """
-    spec = str(folder) if str(folder).startswith("builtin:") else str(folder.absolute())
-    place = locate(spec)
-    train = open_examples(str(place), split="train")
+    spec, place, train, has_val = _open_own(folder)
     classes = len(np.unique(train.labels))
-    if classes < 2:
-        raise UserError(
-            f"{train.origin}: all images are of one class; give a folder with one folder per class"
-        )
-    has_val = place.is_dir() and find_part(place, "val") is not None
     look = look_at(train)
     picks = [
         (
@@ -74,7 +100,7 @@ def suggest(folder: Path) -> tuple[Tree, list[str]]:
         _size(look),
         _channels(look),
         _flip(train),
-        _length(len(train) if has_val else round(0.8 * len(train))),
+        _length(len(train) if has_val else round((1 - VAL_FRACTION) * len(train))),
     ]
     tree: Tree = {}
     for settings, _ in picks:
@@ -104,8 +130,9 @@ Pick = tuple[Tree, str]
 def _validation(has_val: bool) -> Pick:
     if has_val:
         return {}, ""
-    return {"data": {"val_fraction": 0.2}}, (
-        "no validation images of their own: data.val_fraction=0.2 of each class is held out"
+    return {"data": {"val_fraction": VAL_FRACTION}}, (
+        f"no validation images of their own: data.val_fraction={VAL_FRACTION} of each class is "
+        f"held out"
     )
 
 

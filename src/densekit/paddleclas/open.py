@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from densekit import distributed
-from densekit.config import Tree
+from densekit.config import ConfigSource, build, merge
+from densekit.data.suggest import own_images, suggest
 from densekit.paddleclas import flags, translate
 from densekit.paddleclas.infer import Infer
 from densekit.paddleclas.translate import Use
@@ -31,15 +32,28 @@ def open_recipe(
     config: str | None,
     options: Sequence[str] = (),
     use: Use = "train",
-    suggested: Tree | None = None,
+    folder: str | None = None,
 ) -> OpenedRecipe:
     """densekit's own file or name, or a PaddleClas file, which its sections tell apart.
 
-    Raises UserError.
+    `folder` is the user's own folder of images. Without a file it decides defaults too; with one,
+    it takes the place of the file's images and its number of classes, and nothing else. Options
+    win over both. Raises UserError.
     """
+    suggested, own = None, None
+    notes: list[str] = []
+    if folder is not None and config is None:
+        suggested, notes = suggest(folder)
+    elif folder is not None:
+        own, notes = own_images(folder)
     if config is None or not translate.recognises(config):
-        return OpenedRecipe(*recipe.load_with_notes(config, options, suggested))
+        made, renamed = recipe.load_with_notes(config, options, suggested, own)
+        return OpenedRecipe(made, [*renamed, *notes])
     found = translate.load(config, options, distributed.world_size(), use)
     translate.check_device(found)
-    notes = [*flags.follow(os.environ), *found.renamed, *(found.said if use == "train" else ())]
-    return OpenedRecipe(found.recipe, notes, found.infer, paddleclas=True)
+    said = found.said if use == "train" else ()
+    notes = [*flags.follow(os.environ), *found.renamed, *said, *notes]
+    theirs = found.recipe
+    if own is not None:
+        theirs = build(Recipe, ConfigSource(merge(theirs.model_dump(), own)))
+    return OpenedRecipe(theirs, notes, found.infer, paddleclas=True)

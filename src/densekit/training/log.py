@@ -1,4 +1,4 @@
-"""What the steps report: read one step late, averaged over windows, logged.
+"""What the steps report: read one step late, averaged over windows, written to log.jsonl.
 
 The sums of a step are copied to the host while the next step runs, so the device never waits for
 the log, and a stop or a number that is not finite is known one step after it happened, on every
@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from densekit import distributed
+from densekit.training.progress import EpochBars, as_paddleclas, duration, for_people
+from densekit.training.run_folder import RunFolder
+from densekit.training.setup import Plan
+from densekit.training.state import Progress
 from densekit.training.step import SUMS
 
-
-class NonFinite(Exception):  # noqa: N818 (an event of training, handled by loop.on_nonfinite)
-    """A step whose loss or gradient is not finite."""
-
-    def __init__(self, reading: Reading) -> None:
-        super().__init__(f"step {reading.step}")
-        self.reading = reading
+LONG = 600.0  # seconds: a run that takes longer says so at its beginning
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Reading:
 
     step: int
     sums: Tensor
-    lr: float
+    rate: float
     waited: float
     batches: Sequence[Any]
     ended: float
@@ -47,15 +45,15 @@ class Reading:
         return dict(zip(SUMS, self.sums.tolist(), strict=True))
 
 
-def read_later(step: int, sums: Tensor, lr: float, waited: float, batches: Sequence) -> Reading:
+def read_later(step: int, sums: Tensor, rate: float, waited: float, batches: Sequence) -> Reading:
     """Starts the copy of `sums` to the host."""
     ended = time.perf_counter()
     if sums.device.type != "cuda":
-        return Reading(step, sums, lr, waited, batches, ended)
+        return Reading(step, sums, rate, waited, batches, ended)
     host = sums.to("cpu", non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()
-    return Reading(step, host, lr, waited, batches, ended, arrived)
+    return Reading(step, host, rate, waited, batches, ended, arrived)
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Window:
         count = max(self.sums["count"], 1.0)
         return {name: self.sums[name] / count for name in ("loss", "top1", "top5")}
 
-    def line(self, step: int, epoch: float, lr: float, images_left: float) -> dict[str, Any]:
+    def line(self, step: int, epoch: float, rate: float, images_left: float) -> dict[str, Any]:
         """A `train` line of log.jsonl. Rates are images per second."""
         ips = self.images / self.seconds
         return {
@@ -98,9 +96,67 @@ class Window:
             "step": step,
             "epoch": epoch,
             **self.means(),
-            "lr": lr,
+            "lr": rate,
             "ips": ips,
             "ips_rank": ips / distributed.world_size(),
             "data_wait": self.waited / self.seconds,
             "eta": images_left / max(ips, 1e-9),
         }
+
+
+class RunLog:
+    """A run's lines, in log.jsonl and on the terminal."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress, bars: EpochBars) -> None:
+        self.plan, self.folder, self.progress, self.bars = plan, folder, progress, bars
+        self.window = Window(dict(progress.window or Window().sums))
+        self._estimated = False
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends a line to log.jsonl; every rank counts it."""
+        self.progress.lines += 1
+        if distributed.is_main():
+            self.folder.log(line)
+
+    def start_epoch(self) -> None:
+        """A bar for the epoch that runs now, and a clock that has seen nothing yet."""
+        done = self.progress.step - self.progress.epochs * self.plan.steps_per_epoch
+        self.bars.start(self.progress.epochs, done)
+        self.window.restart_clock()
+
+    def step(self, reading: Reading, values: dict[str, float]) -> None:
+        """Counts a step; logs the window where loop.log_every or the epoch's end is reached."""
+        per_epoch, done = self.plan.steps_per_epoch, reading.step + 1
+        if not values["bad"]:
+            self.window.add(values, reading.waited, reading.ended)
+        due = done % self.plan.recipe.loop.log_every == 0 or done % per_epoch == 0
+        # a window whose steps were all left out has no line
+        text = self._close_window(done, reading.rate) if due and self.window.sums["count"] else None
+        self.bars.advance(done - self.progress.epochs * per_epoch, text)
+
+    def _close_window(self, done: int, rate: float) -> str:
+        """Writes a `train` line, the means since the last one; returns it for people."""
+        recipe, per_epoch = self.plan.recipe, self.plan.steps_per_epoch
+        left = (self.plan.steps - done) * recipe.data.batch_size
+        line = self.window.line(done, done / per_epoch, rate, left)
+        if recipe.data.mixes:  # of mixed images no answer is right
+            del line["top1"], line["top5"]
+        self.write(line)
+        if recipe.loop.log_format == "paddleclas":
+            numbers = recipe.loop.epochs, per_epoch, recipe.data.batch_size
+            self.bars.say(as_paddleclas(line, *numbers, recipe.optim.schedule))
+        self._estimate(line)
+        self.progress.images += self.window.images
+        self.progress.seconds += self.window.seconds
+        self.window = Window(started=self.window.ended)
+        return for_people(line)
+
+    def _estimate(self, line: dict[str, Any]) -> None:
+        """Says once how long the rest of a long run takes, by the first window's steps."""
+        if not self._estimated and line["eta"] > LONG:
+            self.bars.say(
+                f"about {duration(line['eta'])} h to the end of epoch "
+                f"{self.plan.recipe.loop.epochs} at {line['ips']:.0f} images per second; Ctrl-C "
+                f"saves the state, and the same command resumes"
+            )
+        self._estimated = True

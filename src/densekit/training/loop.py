@@ -1,337 +1,301 @@
-"""A run in progress: its steps, its epochs, its states."""
+"""Training: set-up under headings, then the epochs, from a recipe to the run it describes."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from densekit import distributed
-from densekit import progress as display
 from densekit.config import UserError
 from densekit.data.loader import Step, TrainStream, eval_batches
 from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models import artifact
-from densekit.models.artifact import ArtifactConfig, Described
-from densekit.progress import EpochBars
-from densekit.training import curves, nonfinite, optim
-from densekit.training.learner import (
+from densekit.precision import keep_freed_memory
+from densekit.training import curves, nonfinite
+from densekit.training.log import Reading, RunLog, read_later
+from densekit.training.nonfinite import NonFinite
+from densekit.training.progress import EpochBars
+from densekit.training.recipe import Recipe
+from densekit.training.run_folder import RunFolder
+from densekit.training.setup import Plan, make_plan
+from densekit.training.state import FORMAT, Progress, State
+from densekit.training.step import (
+    Learner,
     create_learner,
-    evaluated_model,
     learner_state,
     load_learner_state,
+    train_step,
 )
-from densekit.training.log import NonFinite, Reading, Window, read_later
-from densekit.training.run_folder import RunFolder
-from densekit.training.setup import Plan
-from densekit.training.state import State
-from densekit.training.step import train_step
 from densekit.training.stop import StopRequest
 
-Metrics = dict[str, Any]
-STATE_FORMAT = 1
 CURVES_EVERY = 60.0  # seconds
 
 
-@dataclass
-class Progress:
-    """Where a run stands: with the learner's, all that a training state holds."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
 
-    step: int = 0
-    """Optimizer steps done."""
-    epochs: int = 0
-    """Epochs that are trained and evaluated."""
-    last: Metrics = field(default_factory=dict)
-    best: Metrics = field(default_factory=dict)
-    skipped: list[int] = field(default_factory=list)
-    """Steps without an update: their loss or gradient was not finite."""
-    images: float = 0.0
-    seconds: float = 0.0
-    """Of training alone: with images, the run's images per second."""
-    window: Metrics = field(default_factory=dict)
-    """Sums of the steps since the last line of the log."""
-    lines: int = 0
-    """Of log.jsonl: a resumed run cuts it back to these."""
-
-
-class Run:
-    """A run in progress: steps, epochs, states."""
-
-    def __init__(self, plan: Plan, folder: RunFolder, stop: StopRequest) -> None:
-        self.plan, self.folder, self.stop = plan, folder, stop
-        self.config = plan.recipe.loop
-        self.bars = EpochBars(self.config.epochs, plan.steps_per_epoch)
-        self.learner, said = create_learner(plan)
-        scaled = optim.scaling_note(plan.recipe.optim, plan.recipe.data.batch_size)
-        self.notes = [*plan.warnings, *said, *([scaled] if scaled else [])]
-        for text in self.notes:
-            self.bars.say(text)
-        self.progress, self.window = Progress(), Window()
-        self.saved_at, self.drawn_at = time.monotonic(), 0.0
+    folder: Path
+    plan: Plan
+    progress: Progress
+    stopped: bool = False
+    """Asked to stop before its last step; its state is saved."""
+    already_finished: bool = False
 
     @property
-    def finished(self) -> bool:
-        return self.progress.epochs == self.config.epochs
+    def ips(self) -> float:
+        """Training images per second over all ranks."""
+        return self.progress.images / max(self.progress.seconds, 1e-9)
 
-    def go(self) -> bool:
-        """To the last epoch's end. Returns whether it was asked to stop before."""
-        while not self.finished:
-            try:
-                if self.train_epoch():
-                    self.save()
-                    return True
-                self.close_epoch()
-            except NonFinite as event:
-                self.go_back(event.reading)
-        return False
 
-    # Steps ----------------------------------------------------------------------------------
+@dataclass
+class Run:
+    """What the functions below share."""
 
-    def train_epoch(self) -> bool:
-        """The steps that the epoch still has. Returns whether the ranks agreed to stop."""
-        progress, per_epoch = self.progress, self.plan.steps_per_epoch
-        end = (progress.epochs + 1) * per_epoch
-        self.bars.start(progress.epochs, per_epoch - (end - progress.step))
-        self.window.restart_clock()
-        pending: Reading | None = None
-        for step in range(progress.step, end):
-            reading = self.step(step)
-            asked = self.note(pending) if pending else set()
-            pending, progress.step = reading, step + 1
-            if asked or self.save_is_due():
-                asked |= self.note(pending)
-                pending = None
-                if "stop" in asked:
-                    return True
-                self.save()
-        if pending:
-            self.note(pending)
-        return False
+    plan: Plan
+    learner: Learner
+    folder: RunFolder
+    stop: StopRequest
+    log: RunLog
+    progress: Progress
+    steps: Iterator[Step]
+    """This rank's share of every step that is left."""
+    saved_at: float
+    """When, by time.monotonic()."""
+    drawn_at: float = -math.inf
 
-    def step(self, step: int) -> Reading:
-        """One update, its sums not yet read."""
-        recipe, began = self.plan.recipe, time.perf_counter()
+
+def train(recipe: Recipe) -> Outcome:
+    """Trains by `recipe`, from the start or from where its folder's newest state stands.
+
+    Raises UserError for a recipe, data or folder that does not fit, and for numbers that are not
+    finite.
+    """
+    with StopRequest() as stop:
+        # Set-up: the recipe against machine and data, the network, the folder, the state --------
+        keep_freed_memory()
+        plan = make_plan(recipe)
+        learner, notes = create_learner(plan.recipe, plan.precision)
+        with RunFolder.opened(plan.recipe) as folder:
+            state = distributed.from_main(lambda: starting_state(plan, folder))
+            bars = EpochBars(plan.recipe.loop.epochs, plan.steps_per_epoch)
+            notes = [*folder.notes, *folder.states.corrupt.values(), *plan.warnings, *notes]
+            for note in notes:
+                bars.say(note)
+            run = resume(plan, learner, folder, stop, bars, state)
+            if state is None:
+                run.log.write({"kind": "event", "step": 0, "event": "start", "notes": notes,
+                               **plan.environment})  # fmt: skip
+                save(run)
+            if run.progress.epochs == plan.recipe.loop.epochs:
+                return Outcome(folder.path, plan, run.progress, already_finished=True)
+
+            # Epochs -----------------------------------------------------------------------------
+            with bars:
+                while run.progress.epochs < plan.recipe.loop.epochs:
+                    try:
+                        if train_epoch(run):
+                            save(run)
+                            return Outcome(folder.path, plan, run.progress, stopped=True)
+                        finish_epoch(run)
+                    except NonFinite as event:
+                        run = roll_back(run, event.reading)
+            return Outcome(folder.path, plan, run.progress)
+
+
+def train_epoch(run: Run) -> bool:
+    """The steps that the epoch still has. Returns whether the ranks agreed to stop."""
+    plan, progress, recipe = run.plan, run.progress, run.plan.recipe
+    run.log.start_epoch()
+    pending: Reading | None = None  # a step's sums are read while the next step runs
+    for step in range(progress.step, (progress.epochs + 1) * plan.steps_per_epoch):
         distributed.at_step(step)
-        batches, count = next(self.stream)
+        began = time.perf_counter()
+        batches, count = next(run.steps)
         waited = time.perf_counter() - began
-        lr = self.set_lr(step)
-        left_out = step in self.progress.skipped
+        rate = plan.schedule.set(run.learner.optimizer, step)
         sums = train_step(
-            self.learner,
-            self.config,
-            [] if left_out else [(batch.images, batch.labels) for batch in batches],
+            run.learner,
+            recipe.loop,
+            [(b.images, b.labels) for b in batches] if step not in progress.skipped else [],
             count,
             step,
             clip_norm=recipe.optim.clip_norm,
-            asks=(self.stop.asked, distributed.is_main() and self.minutes_are_up()),
+            asks=(run.stop.asked, distributed.is_main() and minutes_are_up(run)),
         )
-        return read_later(step, sums, lr, waited, batches)
+        asked = note(run, pending)
+        pending, progress.step = read_later(step, sums, rate, waited, batches), step + 1
+        if asked or progress.step % recipe.loop.save_steps == 0:
+            asked |= note(run, pending)
+            pending = None
+            if "stop" in asked:
+                return True
+            save(run)
+    note(run, pending)
+    return False
 
-    def set_lr(self, step: int) -> float:
-        """Rates are a function of the step alone."""
-        config, per_epoch = self.plan.recipe.optim, self.plan.steps_per_epoch
-        factor = optim.lr_factor(config, step, per_epoch, self.plan.steps)
-        return optim.set_lr(self.learner.optimizer, factor)
 
-    def note(self, reading: Reading) -> set[str]:
-        """Counts and logs a step's sums; what a rank asked for in it, "stop" or "save"."""
-        values = reading.values()
-        if values["bad"] and self.config.on_nonfinite == "rollback":
+def note(run: Run, reading: Reading | None) -> set[str]:
+    """Counts and logs a step's sums; what a rank asked for in it, "stop" or "save"."""
+    if reading is None:
+        return set()
+    values = reading.values()
+    if values["bad"]:
+        if run.plan.recipe.loop.on_nonfinite == "rollback":
             raise NonFinite(reading)
-        if values["bad"]:
-            self.log({**self.leave_out(reading, "skipped"), "step": reading.step + 1})
-        else:
-            self.window.add(values, reading.waited, reading.ended)
-        done = reading.step + 1
-        due = done % self.config.log_every == 0 or done % self.plan.steps_per_epoch == 0
-        # a window whose steps were all left out has no line
-        text = self.log_window(done, reading.lr) if due and self.window.sums["count"] else None
-        self.bars.advance(done - self.progress.epochs * self.plan.steps_per_epoch, text)
-        return {name for name in ("stop", "save") if values[name]}
+        event = nonfinite.leave_out(reading, run.log, "skipped")
+        run.log.write({**event, "step": reading.step + 1})
+    run.log.step(reading, values)
+    return {name for name in ("stop", "save") if values[name]}
 
-    def log_window(self, done: int, lr: float) -> str:
-        """Writes a `train` line, the means since the last one; returns it for people."""
-        recipe, per_epoch = self.plan.recipe, self.plan.steps_per_epoch
-        left = (self.plan.steps - done) * recipe.data.batch_size
-        line = self.window.line(done, done / per_epoch, lr, left)
-        if recipe.data.mixes:  # of mixed images no answer is right
-            del line["top1"], line["top5"]
-        self.log(line)
-        if self.config.log_format == "paddleclas":
-            numbers = self.config.epochs, per_epoch, recipe.data.batch_size
-            self.bars.say(display.as_paddleclas(line, *numbers, recipe.optim.schedule))
-        self.progress.images += self.window.images
-        self.progress.seconds += self.window.seconds
-        self.window = Window(started=self.window.ended)
-        return display.for_people(line)
 
-    def log(self, line: Metrics) -> None:
-        self.progress.lines += 1
-        if distributed.is_main():
-            self.folder.log(line)
-
-    def open_stream(self) -> Iterator[Step]:
-        """This rank's share of every step that is left, read by workers that live as long."""
-        stream = TrainStream(
-            self.plan.train,
-            self.plan.recipe.data,
-            seed=self.config.seed,
-            epochs=self.config.epochs,
-            accumulation=self.config.accumulation,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            pin_memory=self.plan.precision.device.type == "cuda",
-        )
-        return stream.from_step(self.progress.step)
-
-    # Epochs ---------------------------------------------------------------------------------
-
-    def close_epoch(self) -> None:
-        """Evaluates where that is due, saves the state, draws the curves."""
-        self.progress.epochs += 1
-        due = self.config.evaluates(self.progress.epochs)
-        text = self.keep_networks(self.evaluate()) if due else "not evaluated"
-        self.bars.finish(self.progress.epochs - 1, text)
-        self.save()
-        if distributed.is_main() and self.curves_are_due():
-            title = f"{self.plan.recipe.name}: {self.plan.recipe.model.name}"
-            curves.draw(self.folder.lines(), title, self.folder.path / "curves.png")
-            self.drawn_at = time.monotonic()
-
-    def keep_networks(self, metrics: Metrics) -> str:
-        """Logs an evaluation and keeps the last and the best network; says so to people."""
-        progress = self.progress
-        progress.last = {"epoch": progress.epochs, **metrics}
-        lr = self.set_lr(progress.step - 1)
-        self.log({"kind": "eval", "step": progress.step, **progress.last, "lr": lr})
-        better = metrics["top1"] > progress.best.get("top1", -1.0)
-        if better and math.isfinite(metrics["loss"]):
+def finish_epoch(run: Run) -> None:
+    """Evaluates where that is due, keeps the last and the best network, draws the curves."""
+    plan, progress, loop = run.plan, run.progress, run.plan.recipe.loop
+    text = "not evaluated"
+    if loop.evaluates(progress.epochs + 1):
+        save(run)  # an evaluation may take long, and the epoch's steps are done
+        metrics = evaluate_epoch(plan, run.learner)
+        progress.last = {"epoch": progress.epochs + 1, **metrics}
+        rate = plan.schedule.rate(run.learner.optimizer, progress.step - 1)
+        run.log.write({"kind": "eval", "step": progress.step, **progress.last, "lr": rate})
+        if metrics["top1"] > progress.best.get("top1", -1.0) and math.isfinite(metrics["loss"]):
             progress.best = progress.last
-            self.write_artifact(self.folder.best, metrics)
-        self.write_artifact(self.folder.last, metrics)
+            keep(run, run.folder.best)
+        keep(run, run.folder.last)
         best = "  (best)" if progress.best == progress.last else ""
-        return f"val loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.4f}{best}"
+        text = f"val loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.4f}{best}"
+    progress.epochs += 1
+    run.log.bars.finish(progress.epochs - 1, text)
+    save(run)
+    finished = progress.epochs == loop.epochs
+    if distributed.is_main() and (finished or time.monotonic() - run.drawn_at > CURVES_EVERY):
+        title = f"{plan.recipe.name}: {plan.recipe.model.name}"
+        curves.draw(run.folder.lines(), title, run.folder.path / "curves.png")
+        run.drawn_at = time.monotonic()
 
-    def curves_are_due(self) -> bool:
-        return self.finished or time.monotonic() - self.drawn_at > CURVES_EVERY
 
-    def evaluate(self) -> Metrics:
-        """count, top1, top5 and loss of the evaluated weights over the validation images."""
-        data, precision = self.plan.recipe.data, self.plan.eval_precision
-        model = evaluated_model(self.learner)
-        distributed.broadcast_buffers(model)
-        preprocessing = Preprocessing.from_config(data)
-        batches = eval_batches(
-            self.plan.val,
-            preprocessing,
-            data.eval_batch_size,
-            int(data.workers),
-            *(distributed.rank(), distributed.world_size()),
-            precision.device.type == "cuda",
+def evaluate_epoch(plan: Plan, learner: Learner) -> dict[str, Any]:
+    """count, top1, top5 and loss of the evaluated network over the validation images."""
+    data, precision, model = plan.recipe.data, plan.eval_precision, learner.evaluated
+    distributed.broadcast_buffers(model)
+    preprocessing = Preprocessing.from_config(data)
+    batches = eval_batches(
+        plan.val,
+        preprocessing,
+        data.eval_batch_size,
+        int(data.workers),
+        *(distributed.rank(), distributed.world_size()),
+        precision.device.type == "cuda",
+    )
+    return evaluate(logits_of(model, preprocessing, precision), batches).summary
+
+
+def keep(run: Run, folder: Path) -> None:
+    """Writes an artifact of the evaluated network, with the last evaluation's metrics."""
+    if distributed.is_main():
+        metrics = {key: run.progress.last[key] for key in run.progress.last if key != "epoch"}
+        artifact.write(folder, run.plan.artifact(metrics), run.learner.evaluated.state_dict())
+
+
+# States -------------------------------------------------------------------------------------
+
+
+def minutes_are_up(run: Run) -> bool:
+    return time.monotonic() - run.saved_at > 60 * run.plan.recipe.loop.save_minutes
+
+
+def save(run: Run) -> None:
+    """A training state of now: whole on the disk some time later, or not there at all.
+
+    Every step up to here has been read, so its loss is known to be finite.
+    """
+    run.saved_at = time.monotonic()
+    if distributed.is_main():
+        run.folder.sync_log()
+        run.progress.window = dict(run.log.window.sums)
+        run.folder.states.save(
+            run.progress.step,
+            {
+                "format": FORMAT,
+                "data": run.plan.digest,
+                "environment": run.plan.environment,
+                "progress": asdict(run.progress),
+                "learner": learner_state(run.learner),
+            },
         )
-        return evaluate(logits_of(model, preprocessing, precision), batches).summary
 
-    def write_artifact(self, folder: Path, metrics: Metrics) -> None:
-        if not distributed.is_main():
-            return
-        recipe, plan = self.plan.recipe, self.plan
-        config = ArtifactConfig(
-            model=Described(name=recipe.model.name, architecture=plan.architecture),
-            preprocessing=Preprocessing.from_config(recipe.data),
-            classes=tuple(plan.classes),
-            metrics=metrics,
-            data=recipe.data.model_dump(mode="json"),
-            provenance=artifact.provenance(recipe.model_dump(mode="json")),
+
+def starting_state(plan: Plan, folder: RunFolder) -> State | None:
+    """The state that loop.resume names; None begins at step 0. Raises UserError."""
+    origin = plan.recipe.loop.resume
+    if origin not in ("auto", "never") and not folder.states.files():
+        folder.adopt(Path(origin), plan.recipe)
+    state = folder.states.newest()
+    if state is not None and state["format"] != FORMAT:
+        raise UserError(
+            f"{folder.path}: its state has format {state['format']}, this densekit reads format "
+            f"{FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
         )
-        artifact.write(folder, config, evaluated_model(self.learner).state_dict())
+    if state is not None and state["data"] != plan.digest:
+        raise UserError(
+            f"{folder.path}: its state was trained on other lists of images than "
+            f"{plan.train.origin} and {plan.val.origin}; to start anew, set loop.output_dir"
+        )
+    return state
 
-    # States ---------------------------------------------------------------------------------
 
-    def save_is_due(self) -> bool:
-        every = self.config.save_every
-        return isinstance(every, int) and self.progress.step % every == 0
+def resume(
+    plan: Plan,
+    learner: Learner,
+    folder: RunFolder,
+    stop: StopRequest,
+    bars: EpochBars,
+    state: State | None,
+) -> Run:
+    """The run as `state` has it, the log cut back to it; None: before its first step."""
+    progress = Progress()
+    if state is not None:
+        for key, value in plan.environment.items():
+            before = state["environment"][key]
+            if before != value:
+                bars.say(
+                    f"{key} was {before} and is now {value}: the run goes on, but its numbers are "
+                    f"not bit for bit what they would have been"
+                )
+        load_learner_state(learner, state["learner"])
+        progress = Progress(**state["progress"])
+    if distributed.is_main():
+        folder.cut_log(progress.lines)
+    recipe = plan.recipe
+    stream = TrainStream(
+        plan.train,
+        recipe.data,
+        seed=recipe.loop.seed,
+        epochs=recipe.loop.epochs,
+        accumulation=recipe.loop.accumulation,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        pin_memory=plan.precision.device.type == "cuda",
+    )
+    log = RunLog(plan, folder, progress, bars)
+    steps, now = stream.from_step(progress.step), time.monotonic()
+    return Run(plan, learner, folder, stop, log, progress, steps, saved_at=now)
 
-    def minutes_are_up(self) -> bool:
-        every = self.config.save_every
-        minutes = float(every.split()[0]) if isinstance(every, str) else math.inf
-        return time.monotonic() - self.saved_at > 60 * minutes
 
-    def save(self) -> None:
-        """A training state of now: whole on the disk some time later, or not there at all.
-
-        Every step up to here has been read, so its loss is known to be finite.
-        """
-        self.saved_at = time.monotonic()
-        if distributed.is_main():
-            self.folder.sync_log()
-            self.progress.window = dict(self.window.sums)
-            self.folder.states.save(
-                self.progress.step,
-                {
-                    "format": STATE_FORMAT,
-                    "data": self.plan.digest,
-                    "environment": self.plan.environment,
-                    "progress": asdict(self.progress),
-                    "learner": learner_state(self.learner),
-                },
-            )
-
-    def restore(self, state: State | None) -> None:
-        """Goes to where `state` was saved; None: to step 0, whose state is saved."""
-        if state is not None:
-            for key, value in self.plan.environment.items():
-                before = state["environment"][key]
-                if before != value:
-                    self.bars.say(
-                        f"{key} was {before} and is now {value}: the run goes on, but "
-                        f"its numbers are not bit for bit what they would have been"
-                    )
-            load_learner_state(self.learner, state["learner"])
-            self.progress = Progress(**state["progress"])
-        if distributed.is_main():
-            self.folder.cut_log(self.progress.lines)
-        self.window = Window(dict(self.progress.window or Window().sums))
-        if state is None:
-            start = {"event": "start", "notes": self.notes, **self.plan.environment}
-            self.log({"kind": "event", "step": 0, **start})
-            self.save()
-        self.stream = self.open_stream()
-
-    # Numbers that are not finite ------------------------------------------------------------
-
-    def leave_out(self, reading: Reading, what: str) -> Metrics:
-        """Counts a step that makes no update; returns its log line. UserError at one too many."""
-        named = nonfinite.files(reading, self.plan.train)
-        text = nonfinite.describe(reading, named, self.plan.steps_per_epoch)
-        skipped, allowed = self.progress.skipped, self.config.max_skips
-        if self.config.on_nonfinite == "stop" or len(skipped) >= allowed:
-            kept = nonfinite.keep_batch(reading, self.plan.train, self.folder.path)
-            self.folder.states.wait()
-            newest = self.folder.states.newest_file() if distributed.is_main() else None
-            raise UserError(
-                f"{text}\nits images are kept in {kept}; the last good state is {newest}\n"
-                + (
-                    "go on with a lower optim.lr in a new folder, or leave such batches out with "
-                    "loop.on_nonfinite=skip or rollback"
-                    if self.config.on_nonfinite == "stop"
-                    else f"loop.max_skips={allowed} batches have been left out before it"
-                ),
-                shared=True,
-            )
-        skipped.append(reading.step)
-        self.bars.say(f"{text}: {what}")
-        return {"kind": "event", "event": what, "bad_step": reading.step + 1, "files": named}
-
-    def go_back(self, reading: Reading) -> None:
-        """To the newest state; the replay leaves the step's batch out, and the state says so."""
-        self.folder.states.wait()
-        event = self.leave_out(reading, "left out of the replay")
-        skipped = self.progress.skipped
-        self.restore(distributed.from_main(self.folder.states.newest))
-        self.progress.skipped = sorted({*skipped, *self.progress.skipped})
-        self.log({**event, "step": self.progress.step})
-        self.save()
+def roll_back(run: Run, reading: Reading) -> Run:
+    """To the newest state; the replay leaves the step's batch out, and the state says so."""
+    run.folder.states.wait()
+    event = nonfinite.leave_out(reading, run.log, "left out of the replay")
+    skipped = run.progress.skipped
+    state = distributed.from_main(run.folder.states.newest)
+    run = resume(run.plan, run.learner, run.folder, run.stop, run.log.bars, state)
+    run.progress.skipped = sorted({*skipped, *run.progress.skipped})
+    run.log.write({**event, "step": run.progress.step})
+    save(run)
+    return run

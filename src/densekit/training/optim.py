@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -131,24 +132,47 @@ def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, steps: int) 
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall
 
 
-def rates_by_epoch(
-    config: OptimConfig, batch_size: int, epochs: int, steps_per_epoch: int
-) -> list[tuple[int, float]]:
-    """(epoch from 1, the rate at its first step) wherever that changes; of many changes 6."""
-    peak, steps = config.lr * scale(config, batch_size), epochs * steps_per_epoch
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of a run: a pure function of the step, so that no state holds it."""
 
-    def rate(epoch: int) -> float:
-        return peak * lr_factor(config, epoch * steps_per_epoch, steps_per_epoch, steps)
+    config: OptimConfig
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int
 
-    looked_at: Iterable[int] = range(epochs)
-    if epochs > LOOKED_AT:  # the bends, and some between them
-        grid = {round(i * (epochs - 1) / LOOKED_AT) for i in range(LOOKED_AT + 1)}
-        bends = {math.ceil(at) for at in (*config.milestones, config.warmup_epochs)}
-        looked_at = sorted(grid | {epoch for epoch in bends if epoch < epochs})
-    changes = [e for e in looked_at if e == 0 or rate(e) != rate(e - 1)]
-    if len(changes) > 6:
-        changes = sorted({changes[round(i * (len(changes) - 1) / 5)] for i in range(6)})
-    return [(epoch + 1, rate(epoch)) for epoch in changes]
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def factor(self, step: int) -> float:
+        """The rate at `step` (from 0) as a share of the peak."""
+        return lr_factor(self.config, step, self.steps_per_epoch, self.steps)
+
+    def set(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Sets the rates of `step`; returns the body's."""
+        return set_lr(optimizer, self.factor(step))
+
+    def rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """What `set` returns, without setting it."""
+        return optimizer.param_groups[0]["peak_lr"] * self.factor(step)
+
+    def by_epoch(self) -> list[tuple[int, float]]:
+        """(epoch from 1, the rate at its first step) wherever that changes; of many changes 6."""
+        peak = self.config.lr * scale(self.config, self.batch_size)
+
+        def rate(epoch: int) -> float:
+            return peak * self.factor(epoch * self.steps_per_epoch)
+
+        looked_at: Iterable[int] = range(self.epochs)
+        if self.epochs > LOOKED_AT:  # the bends, and some between them
+            grid = {round(i * (self.epochs - 1) / LOOKED_AT) for i in range(LOOKED_AT + 1)}
+            bends = {math.ceil(at) for at in (*self.config.milestones, self.config.warmup_epochs)}
+            looked_at = sorted(grid | {epoch for epoch in bends if epoch < self.epochs})
+        changes = [e for e in looked_at if e == 0 or rate(e) != rate(e - 1)]
+        if len(changes) > 6:
+            changes = sorted({changes[round(i * (len(changes) - 1) / 5)] for i in range(6)})
+        return [(epoch + 1, rate(epoch)) for epoch in changes]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -1,12 +1,15 @@
-"""A recipe: model + data + optim + loop, one YAML file, and the checks that span sections."""
+"""A recipe: model + data + optim + loop in one YAML file, and the checks that span sections."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
 
 from densekit.config import (
     ConfigSource,
@@ -22,8 +25,87 @@ from densekit.config import (
 from densekit.config import read_yaml as read_yaml_file
 from densekit.data.config import DataConfig
 from densekit.models.variants import ModelConfig
+from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
-from densekit.training.step import LoopConfig
+
+NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
+
+
+class LoopConfig(Section):
+    """How long, how exactly, on what, and what is kept."""
+
+    epochs: int = Field(90, ge=1)
+    """Passes over the training images."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches per optimizer step: less memory, the same batch (BatchNorm sees the parts)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the weights' exponential moving average; > 0: it is evaluated and kept as best."""
+    seed: int = Field(0, ge=0)
+    """Of initial weights, order, augmentation and dropout."""
+
+    device: DeviceName = "auto"
+    """auto: cuda, else mps, else cpu."""
+    precision: PrecisionName = "auto"
+    """Of training; auto: the table in densekit.precision."""
+    eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of evaluation within training."""
+    memory_format: MemoryFormatName = "auto"
+    """auto: the table in densekit.precision."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads per rank; null: OMP_NUM_THREADS, else cores / local ranks."""
+
+    output_dir: str | None = Field(None, json_schema_extra=NO_NUMBER)
+    """The run's folder; null: runs/<recipe name>."""
+    resume: str = Field("auto", json_schema_extra=NO_NUMBER)
+    """auto: go on from the folder's newest state; never: only a new folder; or the state file or
+    run folder that a new folder starts from."""
+    save_every: int | str = Field("10 minutes", json_schema_extra=NO_NUMBER)
+    """Steps, or "N minutes", between training states; the end of each epoch saves one too."""
+    keep: int = Field(2, ge=1, json_schema_extra=NO_NUMBER)
+    """Newest training states that are kept."""
+    log_every: int = Field(10, ge=1, json_schema_extra=NO_NUMBER)
+    """Steps per line of log.jsonl."""
+    log_format: Literal["densekit", "paddleclas"] = Field("densekit", json_schema_extra=NO_NUMBER)
+    """paddleclas: each such line on the terminal, too, as PaddleClas writes it."""
+    eval_every: int = Field(1, ge=1)
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_from: int = Field(1, ge=1)
+    """The first epoch that is evaluated."""
+    rank_timeout: float = Field(600, gt=0, json_schema_extra=NO_NUMBER)
+    """Seconds that ranks wait for one that does not come before the run stops."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field("stop", json_schema_extra=NO_NUMBER)
+    """A loss or gradient that is not finite: stop and keep the batch for a look; skip its update;
+    or go back to the newest state and leave the batch out."""
+    max_skips: int = Field(10, ge=0, json_schema_extra=NO_NUMBER)
+    """skip, rollback: batches that may be left out before the run stops."""
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether `epoch`, from 1, ends with an evaluation."""
+        due = epoch >= self.eval_from and epoch % self.eval_every == 0
+        return due or epoch == self.epochs
+
+    @property
+    def save_steps(self) -> float:
+        """Steps between training states; infinite where minutes decide."""
+        return self.save_every if isinstance(self.save_every, int) else math.inf
+
+    @property
+    def save_minutes(self) -> float:
+        """Minutes between training states; infinite where steps decide."""
+        every = self.save_every
+        return float(every.split()[0]) if isinstance(every, str) else math.inf
+
+    @field_validator("save_every")
+    @classmethod
+    def _steps_or_minutes(cls, value: int | str) -> int | str:
+        number, _, unit = str(value).partition(" ")
+        if (isinstance(value, int) and value > 0) or (
+            unit in ("minute", "minutes") and number.isdecimal() and int(number) > 0
+        ):
+            return value
+        raise ValueError('loop.save_every is a number of steps or "N minutes", such as 10 minutes')
 
 
 class Recipe(Section):
@@ -66,21 +148,30 @@ def find(name: str) -> Path:
 
 
 def load(
-    name: str | None = None, options: Iterable[str] = (), suggested: Tree | None = None
+    name: str | None = None,
+    options: Iterable[str] = (),
+    suggested: Tree | None = None,
+    typed: Tree | None = None,
 ) -> Recipe:
-    """Defaults, then `suggested`, then the file or shipped recipe `name`, then `-o` options.
+    """Defaults, then `suggested`, then the file or shipped recipe `name`, then what the command's
+    own options say (`typed`), then `-o` options.
 
     Raises UserError that names file:line or the option as typed for every mistake.
     """
-    return load_with_notes(name, options, suggested)[0]
+    return load_with_notes(name, options, suggested, typed)[0]
 
 
 def load_with_notes(
-    name: str | None = None, options: Iterable[str] = (), suggested: Tree | None = None
+    name: str | None = None,
+    options: Iterable[str] = (),
+    suggested: Tree | None = None,
+    typed: Tree | None = None,
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The same, and what the user should know of it, such as options given by an old name."""
     path = find(name) if name else None
     source = read_yaml_file(path) if path else ConfigSource({})
+    source = rename(Recipe, source)  # before it is merged with what has the new names
+    source = replace(source, tree=merge(source.tree, typed or {}))
     return assemble(source, options, suggested or ({"name": path.stem} if path else {}))
 
 

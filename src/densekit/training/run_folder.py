@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager, suppress
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import filelock
 
+from densekit import distributed
 from densekit.config import UserError, build, read_yaml, to_yaml
 from densekit.files import make_folder, write_atomically
 from densekit.training.recipe import Recipe, differences
-from densekit.training.state import StateFolder, read
+from densekit.training.state import StateFolder, read, step_of
 
 Line = dict[str, Any]
 LOCK_PATIENCE = 5.0  # seconds: the kernel may still be freeing a killed run's lock
 
 
 class RunFolder:
-    """The folder of `recipe`; `open_` it on rank 0 before anything is written."""
+    """A run's folder; `open_` it on rank 0 before anything is written."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
+        self.notes: list[str] = []
+        """What a person should know of how it was opened."""
         self.states = StateFolder(path / "state", keep)
         self.log_file = path / "log.jsonl"
         self._log: TextIO | None = None
@@ -38,10 +43,42 @@ class RunFolder:
     def last(self) -> Path:
         return self.path / "last"
 
+    @classmethod
+    @contextmanager
+    def opened(cls, recipe: Recipe) -> Iterator[RunFolder]:
+        """The folder of a run of `recipe`, held by every rank until the run ends, however it ends.
+
+        loop.output_dir, or else the first of runs/<name>, runs/<name>-2, ... that is free or holds
+        a run of this recipe. Raises UserError as `open_` does.
+        """
+        path, notes = distributed.from_main(lambda: _choose(recipe))
+        folder = cls(path, recipe.loop.keep)
+        folder.notes += notes
+        distributed.from_main(lambda: folder.open_(recipe))
+        distributed.on_every_rank(lambda: folder.hold(distributed.rank()))
+        try:
+            yield folder
+        finally:
+            folder.close()
+
+    @classmethod
+    def look(cls, recipe: Recipe) -> list[str]:
+        """The notes that `opened` would give, and its UserErrors, without writing anything."""
+        path, notes = _choose(recipe)
+        folder = cls(path, recipe.loop.keep)
+        if path.exists():
+            folder._refuse_foreign()
+        stored = path / "recipe.yaml"
+        if stored.exists() and folder._started():
+            folder._refuse_other(recipe, build(Recipe, read_yaml(stored)))
+        return notes
+
     def open_(self, recipe: Recipe) -> None:
         """Takes the folder for a run of `recipe`: a new or empty one, or one of the same recipe.
 
-        Raises UserError for a folder of something else, of another recipe, or in use.
+        A run that has not done its first step holds nothing: its folder may be taken by another
+        recipe, so that a mistaken start is simply corrected. Raises UserError for a folder of
+        something else, of another recipe, or in use.
         """
         ours = self.path / "recipe.yaml"
         if self.path.exists():
@@ -50,7 +87,17 @@ class RunFolder:
             make_folder(self.path)
         self.hold(rank=0)
         if ours.exists():
-            self._refuse_other(recipe, build(Recipe, read_yaml(ours)))
+            theirs = build(Recipe, read_yaml(ours))
+            if self._started():
+                self._refuse_other(recipe, theirs)
+            else:
+                for file in (*self.states.files(), self.log_file):
+                    file.unlink(missing_ok=True)
+            if theirs.loop.epochs < recipe.loop.epochs and self._started():
+                self.notes.append(
+                    f"{self.path}: its run of {theirs.loop.epochs} epochs is extended to "
+                    f"loop.epochs={recipe.loop.epochs}"
+                )
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
         # first of all: a folder with anything else and no recipe.yaml is taken for somebody's own
@@ -102,13 +149,17 @@ class RunFolder:
                 f"set loop.output_dir to a new folder"
             )
 
+    def _started(self) -> bool:
+        """Whether a step of the run that is there was done and saved."""
+        return any(step_of(file) > 0 for file in self.states.files())
+
     def _refuse_other(self, recipe: Recipe, theirs: Recipe) -> None:
         if recipe.loop.resume != "auto":
             raise UserError(
                 f"{self.path}: already holds a run and loop.resume={recipe.loop.resume}; set "
                 f"loop.output_dir to a new folder, or go on with loop.resume=auto"
             )
-        changed = differences(theirs, recipe)
+        changed = _other(theirs, recipe)
         if changed:
             raise UserError(
                 f"{self.path}: holds a run of another recipe:\n  "
@@ -148,7 +199,7 @@ class RunFolder:
         """Appends one line and hands it to the kernel."""
         if self._log is None:
             self._log = self.log_file.open("a", encoding="utf-8")
-        self._log.write(json.dumps(line) + "\n")
+        self._log.write(_strict(line) + "\n")
         self._log.flush()
 
     def _close_log(self) -> None:
@@ -162,18 +213,67 @@ class RunFolder:
             os.fsync(self._log.fileno())
 
     def lines(self) -> Iterator[Line]:
-        """The whole lines of log.jsonl; one cut short by a crash ends it."""
+        """The lines of log.jsonl, without those that are no JSON, as a crash may leave them."""
         if not self.log_file.exists():
             return
-        with self.log_file.open(encoding="utf-8") as file:
+        with self.log_file.open("rb") as file:
             for text in file:
-                try:
-                    yield json.loads(text)
-                except json.JSONDecodeError:
-                    return
+                with suppress(json.JSONDecodeError, UnicodeDecodeError):
+                    line = json.loads(text)
+                    if isinstance(line, dict) and "kind" in line:
+                        yield line
 
     def cut_log(self, lines: int) -> None:
-        """Keeps the first `lines`: what a resumed run does again, it logs again."""
+        """Keeps the first `lines`, as they are: what a resumed run does again, it logs again."""
         self._close_log()  # the file that is open now is not the one that stays
-        kept = [json.dumps(line) + "\n" for line in islice(self.lines(), lines)]
-        write_atomically(self.log_file, "".join(kept).encode())
+        kept: list[bytes] = []
+        if self.log_file.exists():
+            with self.log_file.open("rb") as file:
+                kept = [text.rstrip(b"\n") + b"\n" for text in islice(file, lines)]
+        write_atomically(self.log_file, b"".join(kept))
+
+
+def _strict(line: Line) -> str:
+    """A line of JSON, which has no NaN and no Infinity: they are null."""
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
+    }
+    return json.dumps(finite, allow_nan=False)
+
+
+def _choose(recipe: Recipe) -> tuple[Path, list[str]]:
+    """The folder that a run of `recipe` takes, and why it is not the first that would do."""
+    if recipe.loop.output_dir is not None:
+        return recipe.output_dir, []
+    first = recipe.output_dir
+    notes: list[str] = []
+    for number in count(2):
+        path = recipe.output_dir if number == 2 else first.with_name(f"{first.name}-{number - 1}")
+        stored = path / "recipe.yaml"
+        if not stored.exists():
+            return path, notes
+        changed = _other(build(Recipe, read_yaml(stored)), recipe)
+        if recipe.loop.resume == "auto" and not changed:
+            return path, notes
+        why = "; ".join(changed) or f"loop.resume={recipe.loop.resume}"
+        notes = [
+            f"{first} holds a run of another recipe ({why}): this one has a folder of its own; "
+            f"loop.output_dir chooses it"
+        ]
+    raise AssertionError("count() does not end")
+
+
+def _other(theirs: Recipe, recipe: Recipe) -> list[str]:
+    """What keeps a run of the recipe `theirs` from going on by `recipe`; nothing: it may.
+
+    More epochs are fine where the rates of those that are done do not depend on their number.
+    """
+    changed = differences(theirs, recipe)
+    if theirs.loop.epochs < recipe.loop.epochs:
+        key = f"loop.epochs: {theirs.loop.epochs} -> {recipe.loop.epochs}"
+        schedule = recipe.optim.schedule
+        if schedule in ("step", "constant"):
+            changed.remove(key)
+        else:
+            changed[changed.index(key)] += f" (a {schedule} schedule falls otherwise over these)"
+    return changed

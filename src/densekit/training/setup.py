@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from densekit import distributed, precision
-from densekit import progress as display
 from densekit.config import UserError
 from densekit.data.listing import Examples
 from densekit.data.loader import micro_batches, resolve_workers, steps_per_epoch
 from densekit.data.splits import check_examples, open_split
+from densekit.data.transforms import Preprocessing
+from densekit.models.artifact import ArtifactConfig, Described, provenance
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import architecture, last_map
 from densekit.ops.choose import why_not_lean
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
+from densekit.progress import waiting
+from densekit.training.optim import Schedule, scaling_note
 from densekit.training.recipe import Recipe, check
 
 
@@ -45,15 +49,34 @@ class Plan:
         return self.recipe.loop.epochs * self.steps_per_epoch
 
     @property
+    def schedule(self) -> Schedule:
+        recipe = self.recipe
+        return Schedule(
+            recipe.optim, recipe.data.batch_size, self.steps_per_epoch, recipe.loop.epochs
+        )
+
+    @property
     def classes(self) -> list[str]:
         """The classes' names by label."""
         names = {**self.val.classes, **self.train.classes}
         return [names.get(label, str(label)) for label in range(self.architecture.num_classes)]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of both lists; a run goes on only with the images it began with."""
+        """Of both lists: a run is resumed with the images it began with. Seconds for a million."""
         return f"{self.train.digest()}-{self.val.digest()}"
+
+    def artifact(self, metrics: dict[str, Any]) -> ArtifactConfig:
+        """What the run's artifacts say of their weights."""
+        recipe = self.recipe
+        return ArtifactConfig(
+            model=Described(name=recipe.model.name, architecture=self.architecture),
+            preprocessing=Preprocessing.from_config(recipe.data),
+            classes=tuple(self.classes),
+            metrics=metrics,
+            data=recipe.data.model_dump(mode="json"),
+            provenance=provenance(recipe.model_dump(mode="json")),
+        )
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -88,6 +111,7 @@ def make_plan(recipe: Recipe) -> Plan:
     resolved = _resolve(recipe, formats, num_classes, op)
     counts, warnings = distributed.from_main(lambda: _look_at(train, val, resolved))
     data = resolved.data
+    scaled = scaling_note(resolved.optim, data.batch_size)
     _refuse_lone_pixels(resolved, len(train))
     return Plan(
         recipe=resolved,
@@ -97,7 +121,7 @@ def make_plan(recipe: Recipe) -> Plan:
         train=train,
         val=val,
         counts=counts,
-        warnings=[*warnings, *why],
+        warnings=[*warnings, *why, *([scaled] if scaled else [])],
         precision=formats,
         eval_precision=precision.resolve(
             formats.device.type, loop.eval_precision, local_rank=distributed.local_rank()
@@ -111,7 +135,7 @@ def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
     """The op that the run takes, fixed before its first step, and why auto takes no faster one."""
     if name != "auto":
         return name, []
-    with display.waiting("compiling kernels (once per machine)"):
+    with waiting("compiling kernels (once per machine)"):
         reason = why_not_lean(formats.device, formats.dtype)
     if reason is None:
         return "lean", []
@@ -138,6 +162,7 @@ def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str) -> R
 
 def _refuse_lone_pixels(recipe: Recipe, images: int) -> None:
     """BatchNorm has no variance where a rank trains one image whose last map is one pixel."""
+    pixels = last_map(architecture(recipe.model), recipe.data.train_side)
     data, world = recipe.data, distributed.world_size()
     counts = {min(images, data.batch_size)}
     if images % data.batch_size and not data.drop_last:
@@ -151,7 +176,7 @@ def _refuse_lone_pixels(recipe: Recipe, images: int) -> None:
             count, data.batch_size, recipe.loop.accumulation, rank, len(parts)
         )
     )
-    if alone and last_map(architecture(recipe.model), data.train_side) == 1:
+    if alone and pixels == 1:
         raise UserError(
             f"{images} training images in batches of data.batch_size={data.batch_size} leave one "
             f"image alone, and of {data.train_side} x {data.train_side} pixels one is left at the "

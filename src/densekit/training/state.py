@@ -11,8 +11,8 @@ import copy
 import hashlib
 import io
 import re
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,28 @@ from densekit.files import write_atomically
 
 STATE_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.pt")
 State = dict[str, Any]
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands: with the learner's, all that a training state holds."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epochs: int = 0
+    """Epochs that are trained and evaluated."""
+    last: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
+    """Steps without an update: their loss or gradient was not finite."""
+    images: float = 0.0
+    seconds: float = 0.0
+    """Of training alone: with images, the run's images per second."""
+    window: dict[str, Any] = field(default_factory=dict)
+    """Sums of the steps since the last line of the log."""
+    lines: int = 0
+    """Of log.jsonl: a resumed run cuts it back to these."""
 
 
 class StateFolder:
@@ -30,6 +52,8 @@ class StateFolder:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self.corrupt: dict[Path, str] = {}
+        """Files that were found corrupt, and how; they stay, and do not count as kept."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="densekit-state")
         self._writing: Future[None] | None = None
 
@@ -58,18 +82,18 @@ class StateFolder:
         return None if file is None else read(file)
 
     def newest_file(self) -> Path | None:
-        """Its file. Damaged ones are passed over with a warning; UserError if all are damaged."""
+        """Its file. Corrupt ones are passed over and noted; UserError if all are corrupt."""
         files = self.files()
         for file in reversed(files):
             try:
                 read(file)
             except UserError as damage:
-                warnings.warn(f"{damage}; going on from the state before it", stacklevel=2)
+                self.corrupt[file] = f"{damage}; going on from the state before it"
             else:
                 return file
         if files:
             raise UserError(
-                f"{self.folder}: none of its {len(files)} states is whole; to start again, set "
+                f"{self.folder}: all of its {len(files)} states are corrupt; to start again, set "
                 f"loop.output_dir to a new folder"
             )
         return None
@@ -80,8 +104,11 @@ class StateFolder:
         content = buffer.getbuffer()
         target = self.folder / f"step-{step:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         write_atomically(target, content)
-        others = [file for file in self.files() if file != target]
-        for old in others[: max(0, len(others) - (self.keep - 1))]:
+        self.corrupt.pop(target, None)  # of the same content, and whole again
+        others = [f for f in self.files() if f != target and f not in self.corrupt]
+        replaced = [f for f in others if step_of(f) == step]
+        older = [f for f in others if step_of(f) != step]
+        for old in [*replaced, *older[: max(0, len(older) - (self.keep - 1))]]:
             old.unlink()
 
 
@@ -95,7 +122,7 @@ def read(file: Path) -> State:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest()[:16] != name[2]:
-        raise UserError(f"{file}: damaged: its content does not have the checksum in its name")
+        raise UserError(f"{file}: corrupt: its content does not have the checksum in its name")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 

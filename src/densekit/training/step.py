@@ -1,92 +1,32 @@
-"""LoopConfig and one optimizer step."""
+"""The learner (network, optimizer, scaler, moving average) and one optimizer step of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from densekit import distributed
-from densekit.config import Section
+from densekit.data.mix import mixing
+from densekit.data.transforms import Preprocessing
 from densekit.infer.metrics import correct
-from densekit.precision import DeviceName, MemoryFormatName, Precision, PrecisionName
+from densekit.models import variants
+from densekit.models.densenet import DenseNet
+from densekit.precision import Precision
+from densekit.training import optim
+from densekit.training.recipe import LoopConfig, Recipe
+from densekit.training.state import State
+from densekit.weights.pretrained import start_from
 
-NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
-
-
-class LoopConfig(Section):
-    """How long, how exactly, on what, and what is kept."""
-
-    epochs: int = Field(90, ge=1)
-    """Passes over the training images."""
-    accumulation: int = Field(1, ge=1)
-    """Micro-batches per optimizer step: less memory, the same batch (BatchNorm sees the parts)."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread evenly over all classes."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the weights' exponential moving average; > 0: it is evaluated and kept as best."""
-    seed: int = Field(0, ge=0)
-    """Of initial weights, order, augmentation and dropout."""
-
-    device: DeviceName = "auto"
-    """auto: cuda, else mps, else cpu."""
-    precision: PrecisionName = "auto"
-    """Of training; auto: the table in densekit.precision."""
-    eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of evaluation within training."""
-    memory_format: MemoryFormatName = "auto"
-    """auto: the table in densekit.precision."""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads per rank; null: OMP_NUM_THREADS, else cores / local ranks."""
-
-    output_dir: str | None = Field(None, json_schema_extra=NO_NUMBER)
-    """The run's folder; null: runs/<recipe name>."""
-    resume: str = Field("auto", json_schema_extra=NO_NUMBER)
-    """auto: go on from the folder's newest state; never: only a new folder; or the state file or
-    run folder that a new folder starts from."""
-    save_every: int | str = Field("10 minutes", json_schema_extra=NO_NUMBER)
-    """Steps, or "N minutes", between training states; the end of each epoch saves one too."""
-    keep: int = Field(2, ge=1, json_schema_extra=NO_NUMBER)
-    """Newest training states that are kept."""
-    log_every: int = Field(10, ge=1, json_schema_extra=NO_NUMBER)
-    """Steps per line of log.jsonl."""
-    log_format: Literal["densekit", "paddleclas"] = Field("densekit", json_schema_extra=NO_NUMBER)
-    """paddleclas: each such line on the terminal, too, as PaddleClas writes it."""
-    eval_every: int = Field(1, ge=1)
-    """Epochs between evaluations; the last epoch is always evaluated."""
-    eval_from: int = Field(1, ge=1)
-    """The first epoch that is evaluated."""
-    rank_timeout: float = Field(600, gt=0, json_schema_extra=NO_NUMBER)
-    """Seconds that ranks wait for one that does not come before the run stops."""
-    on_nonfinite: Literal["stop", "skip", "rollback"] = Field("stop", json_schema_extra=NO_NUMBER)
-    """A loss or gradient that is not finite: stop and keep the batch for a look; skip its update;
-    or go back to the newest state and leave the batch out."""
-    max_skips: int = Field(10, ge=0, json_schema_extra=NO_NUMBER)
-    """skip, rollback: batches that may be left out before the run stops."""
-
-    def evaluates(self, epoch: int) -> bool:
-        """Whether `epoch`, from 1, ends with an evaluation."""
-        due = epoch >= self.eval_from and epoch % self.eval_every == 0
-        return due or epoch == self.epochs
-
-    @field_validator("save_every")
-    @classmethod
-    def _steps_or_minutes(cls, value: int | str) -> int | str:
-        number, _, unit = str(value).partition(" ")
-        if (isinstance(value, int) and value > 0) or (
-            unit in ("minute", "minutes") and number.isdecimal() and int(number) > 0
-        ):
-            return value
-        raise ValueError('loop.save_every is a number of steps or "N minutes", such as 10 minutes')
+SUMS = ("loss", "top1", "top5", "count", "stop", "save", "bad")
+"""What train_step returns: over the step's images; what ranks ask for; whether it went wrong."""
 
 
 @dataclass
@@ -106,6 +46,13 @@ class Learner:
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     """Such images and labels [n] -> the same, or mixed ones and their soft labels [n, K]."""
 
+    @property
+    def evaluated(self) -> DenseNet:
+        """The network that is evaluated and kept: the moving average where there is one."""
+        model = self.model if self.ema is None else self.ema.module
+        assert isinstance(model, DenseNet)
+        return model
+
     def no_sync(self) -> AbstractContextManager[None]:
         """Gradients of all but the last micro-batch stay on their rank."""
         if isinstance(self.forward, DistributedDataParallel):
@@ -113,8 +60,34 @@ class Learner:
         return nullcontext()
 
 
-SUMS = ("loss", "top1", "top5", "count", "stop", "save", "bad")
-"""What train_step returns: over the step's images; what ranks ask for; whether it went wrong."""
+def create_learner(recipe: Recipe, precision: Precision) -> tuple[Learner, list[str]]:
+    """The learner before the first step, the same on every rank; and notes on its weights.
+
+    `recipe.model.num_classes` is a number here. Raises UserError for weights and stages that do
+    not fit the network.
+    """
+    torch.manual_seed(recipe.loop.seed)
+    model = variants.create(recipe.model)
+    notes = start_from(model, recipe.model.pretrained) if recipe.model.pretrained else []
+    if recipe.optim.freeze:
+        model.freeze(recipe.optim.freeze)
+    precision.place(model.train())
+    preprocessing, side = Preprocessing.from_config(recipe.data), recipe.data.train_side
+    shape = (recipe.data.channels, side, side)
+
+    def prepare(images: Tensor) -> Tensor:
+        return preprocessing.normalize(precision.send(images))
+
+    return Learner(
+        model=model,
+        forward=distributed.wrap(model, prepare(torch.zeros(1, *shape, dtype=torch.uint8))),
+        optimizer=optim.create_optimizer(model, recipe.optim, recipe.data.batch_size),
+        scaler=precision.scaler(),
+        ema=moving_average(model, recipe.loop.ema) if recipe.loop.ema else None,
+        precision=precision,
+        prepare=prepare,
+        mix=mixing(recipe.data, model.config.num_classes),
+    ), notes
 
 
 def train_step(
@@ -157,22 +130,27 @@ def train_step(
     distributed.reduce_sum(sums)
     finite = sums[0].isfinite() & _gradients_finite(learner, clip_norm)
     sums[6] = ~finite
+    if not shares:
+        return sums
     if may_skip and not finite:  # the forward pass has spoilt the running statistics
         for buffer, value in zip(learner.model.buffers(), before, strict=True):
             buffer.copy_(value)
-    elif shares:
+    else:
         learner.scaler.step(learner.optimizer)
         if learner.ema is not None:
             learner.ema.update_parameters(learner.model)
-        learner.scaler.update()
+    learner.scaler.update()
     return sums
 
 
 def _gradients_finite(learner: Learner, clip_norm: float | None) -> Tensor:
-    """Clips, and says whether the gradients' norm is finite. fp16's scaler sees to its own."""
+    """Unscales, clips, and says whether the gradients' norm is finite.
+
+    fp16's scaler sees to gradients that are not: it skips the update and lowers the scale.
+    """
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if clip_norm is not None and gradients:
+    if gradients:
         learner.scaler.unscale_(learner.optimizer)
     norm = nn.utils.get_total_norm(gradients).to(learner.precision.device)
     if clip_norm is not None and gradients:
@@ -188,3 +166,50 @@ def sums_dtype(device: torch.device) -> torch.dtype:
 def _draws_seed(*position: int) -> int:
     """Of mixing and dropout: f(seed, step, micro-step, rank), so that neighbours share nothing."""
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
+
+
+# Moving average -----------------------------------------------------------------------------
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of weights and BatchNorm's running statistics.
+
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), as TensorFlow's and PaddleClas'
+    moving averages have it, so that the initial weights are soon forgotten. Counters (BatchNorm's
+    num_batches_tracked) are the network's own.
+    """
+
+    @torch.no_grad()
+    def update(averages: PARAM_LIST, currents: PARAM_LIST, updates: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            n = int(average.n_averaged)  # the host's, where `updates` may be on the device
+            get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, currents, updates)
+        else:
+            torch._foreach_copy_(averages, currents)
+
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average
+
+
+# What a training state holds ----------------------------------------------------------------
+
+
+def learner_state(learner: Learner) -> State:
+    """All that the steps have changed. Rates are functions of the step and not in it."""
+    return {
+        "model": learner.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict()["state"],
+        "scaler": learner.scaler.state_dict(),
+        "ema": None if learner.ema is None else learner.ema.state_dict(),
+    }
+
+
+def load_learner_state(learner: Learner, state: State) -> None:
+    """The inverse of `learner_state`."""
+    learner.model.load_state_dict(state["model"])
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+    if learner.scaler.is_enabled():
+        learner.scaler.load_state_dict(state["scaler"])
+    if learner.ema is not None:
+        learner.ema.load_state_dict(state["ema"])

@@ -1,0 +1,50 @@
+"""What commands print: results on stdout, as tables or as JSON; all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def is_main() -> bool:
+    """Whether this process is the one of its ranks that prints (without importing torch)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table with these columns; those in `right` are aligned there."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+def show(table: Table | str) -> None:
+    """Prints a table or a line, on rank 0."""
+    if is_main():
+        Console(highlight=False).print(table, soft_wrap=isinstance(table, str), markup=False)
+
+
+def show_json(value: Any) -> None:
+    """Prints JSON, on rank 0."""
+    if is_main():
+        print(json.dumps(value, indent=2))
+
+
+def show_notes(notes: Sequence[str]) -> None:
+    """What a person should know, on stderr."""
+    if is_main():
+        console = Console(stderr=True, highlight=False)
+        for note in notes:
+            console.print(note, markup=False, soft_wrap=True)
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash for a number that does not exist."""
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,166 @@
+"""`densekit train`, and what it prints."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from densekit.cli.options import AsJson, Config, Options, OwnFolder, ShortModel
+from densekit.cli.output import new_table, show, show_json, show_notes
+
+if TYPE_CHECKING:
+    from densekit.training.loop import Outcome
+    from densekit.training.rehearse import Rehearsal
+
+STOPPED = 75  # EX_TEMPFAIL: try again and the run goes on
+
+
+def train(
+    config: Config = None,
+    option: Options = None,
+    data: OwnFolder = None,
+    model: ShortModel = None,
+    resume: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--resume",
+            metavar="auto|never|PATH",
+            help="Go on from the folder's newest state (auto), or from another run's.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check recipe and data, print both, and stop."),
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Train a DenseNet.
+
+    [bold]Examples[/]
+
+      densekit train -c quickstart
+      densekit train --data ~/pets --model densenet121
+      densekit train -c imagenet/densenet121 -o data.root=/imagenet
+      torchrun --nproc-per-node=4 -m densekit train -c imagenet/densenet121 -o data.root=/imagenet
+    """
+    from densekit import distributed
+    from densekit.paddleclas.open import open_recipe
+    from densekit.training.loop import train as run
+    from densekit.training.rehearse import rehearse
+
+    options = list(option or [])
+    options += [f"model.name={model}"] if model else []
+    options += [f"loop.resume={resume}"] if resume else []
+    with distributed.session():
+        opened = open_recipe(config, options, folder=data)
+        show_notes(opened.notes)
+        if dry_run:
+            print_rehearsal(rehearse(opened.recipe), as_json=json)
+            return
+        outcome = run(opened.recipe)
+        # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print_outcome(outcome, as_json=json)
+    if outcome.stopped:
+        raise typer.Exit(STOPPED)
+
+
+def print_outcome(outcome: Outcome, as_json: bool) -> None:
+    """The results line of a model card, and where the run is."""
+    from densekit import distributed, precision
+    from densekit.models import variants
+
+    progress, plan = outcome.progress, outcome.plan
+    device = precision.describe(plan.precision.device, distributed.world_size())
+    if as_json:
+        show_json(
+            {
+                "model": variants.label(plan.recipe.model),
+                "device": device,
+                "best": progress.best,
+                "last": progress.last,
+                "ips": outcome.ips,
+                "folder": str(outcome.folder),
+                "stopped": outcome.stopped,
+                "steps": progress.step,
+            }
+        )
+        return
+    if outcome.stopped:
+        show(
+            f"stopped after step {progress.step} of {plan.steps}; the state is saved: the same "
+            f"command goes on"
+        )
+        return
+    if outcome.already_finished:
+        show(f"{outcome.folder} is finished: nothing to train")
+    columns = ("Model", "Device", "Top1", "Top5", "ips")
+    table = new_table(*columns, right=columns[2:])
+    best = progress.best or progress.last
+    table.add_row(
+        variants.label(plan.recipe.model),
+        device,
+        f"{best['top1']:.4f}",
+        f"{best['top5']:.4f}",
+        f"{outcome.ips:.0f}",
+    )
+    show(table)
+    if progress.last:
+        show(
+            f"best: epoch {best['epoch']} of {plan.recipe.loop.epochs}, in {outcome.folder}/best; "
+            f"last epoch: top-1 {progress.last['top1']:.4f}"
+        )
+
+
+def print_rehearsal(found: Rehearsal, as_json: bool) -> None:
+    """What --dry-run says: the recipe, the data, the model, the schedule, the time."""
+    from densekit.config import to_yaml
+    from densekit.models import variants
+    from densekit.training.progress import duration
+
+    plan, recipe = found.plan, found.plan.recipe
+    model = variants.describe(recipe.model.name, plan.architecture)
+    schedule = [{"epoch": epoch, "lr": rate} for epoch, rate in plan.schedule.by_epoch()]
+    if as_json:
+        show_json(
+            {
+                "recipe": recipe.model_dump(mode="json"),
+                "model": asdict(model),
+                "schedule": schedule,
+                "steps_per_epoch": plan.steps_per_epoch,
+                "train": len(plan.train),
+                "val": len(plan.val),
+                "counts": plan.counts.tolist(),
+                "warnings": found.notes,
+                "seconds": found.seconds,
+            }
+        )
+        return
+    show(to_yaml(recipe.model_dump(mode="json")))
+    show(
+        f"model     {model.name}: {model.parameters:,} parameters, "
+        f"{model.multiply_adds / 1e9:.2f} G multiply-adds at {model.image_size} x "
+        f"{model.image_size}"
+    )
+    show(
+        f"data      {len(plan.train):,} training images from {plan.train.origin}, "
+        f"{len(plan.val):,} validation images from {plan.val.origin}"
+    )
+    show(
+        f"          {len(plan.counts)} classes of {plan.counts.min():,} to "
+        f"{plan.counts.max():,} training images"
+    )
+    for text in found.notes:
+        show(f"          {text}")
+    show(
+        f"schedule  {recipe.loop.epochs} epochs of {plan.steps_per_epoch:,} steps; lr by epoch: "
+        + ", ".join(f"{row['epoch']}: {row['lr']:.4g}" for row in schedule)
+    )
+    show(
+        f"time      about {duration(found.seconds)} h of training steps, by one step of "
+        f"{found.images} images per rank; reading images and evaluation come on top"
+    )
+    show("nothing was trained: --dry-run")
