@@ -42,7 +42,7 @@ def _crop(config: DataConfig) -> list[Transform]:
     if augment.crop == "none":
         return [Preprocessing.from_config(config)]
     if augment.crop == "pad":
-        resize = config.evaluate.resize
+        resize = config.eval_resize
         first = [] if resize is None else [v2.Resize([resize], mode, antialias=config.antialias)]
         return [*first, v2.RandomCrop(size, augment.crop_padding or None, pad_if_needed=True)]
     if augment.crop_distribution == "paddle":

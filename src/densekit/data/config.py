@@ -7,13 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from densekit.config import Section
+from densekit.config import ON, Section, when
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Rounding = Literal["torchvision", "paddle"]
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
 
@@ -26,7 +27,20 @@ def _in_order(span: tuple[float, float]) -> tuple[float, float]:
     return span
 
 
+def _of_pixels_to_one(values: tuple[float, ...]) -> tuple[float, ...]:
+    if max(values, default=0) > 1:
+        raise ValueError(
+            f"expected values of pixels in 0..1, got {list(values)}; divide those of pixels in "
+            f"0..255 by 255"
+        )
+    return values
+
+
 Span = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
+PerChannel = Annotated[tuple[float, ...], AfterValidator(_of_pixels_to_one)]
+RESIZED = when(crop="random_resized")
+EVAL_RESIZED = when(**{"evaluate.resize": ON})
+TRAIN_RESIZED = when(**{"augment.crop": "random_resized"})
 
 
 class AugmentConfig(Section):
@@ -36,17 +50,17 @@ class AugmentConfig(Section):
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
     """Inception's random crop; or crop_padding zeros around, then a random crop; or the
     evaluation's own."""
-    crop_size: int | None = Field(None, ge=1)
+    crop_size: Annotated[int | None, Field(ge=1), RESIZED] = None
     """random_resized: side of the square that the network sees in training; null:
     data.image_size."""
-    crop_distribution: Literal["torchvision", "paddle"] = "torchvision"
+    crop_distribution: Annotated[Literal["torchvision", "paddle"], RESIZED] = "torchvision"
     """random_resized: the aspect ratio is log-uniform, in up to ten tries; paddle: uniform, and
     the area is bounded so that it fits."""
-    crop_scale: Span[Share] = (0.08, 1.0)
+    crop_scale: Annotated[Span[Share], RESIZED] = (0.08, 1.0)
     """Share of the image's area that random_resized keeps."""
-    crop_ratio: Span[Positive] = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[Span[Positive], RESIZED] = (3 / 4, 4 / 3)
     """Aspect ratio of random_resized's crop."""
-    crop_padding: int = Field(4, ge=0)
+    crop_padding: Annotated[int, Field(ge=0), when(crop="pad")] = 4
     """Pixels of zeros on each side for `pad`."""
 
     affine_degrees: float = Field(0.0, ge=0)
@@ -57,50 +71,52 @@ class AugmentConfig(Section):
     """Random zoom, by a factor from 1 - s to 1 + s."""
     affine_shear: float = Field(0.0, ge=0, lt=90)
     """Random shear along x, up to this many degrees either way."""
-    affine_prob: float = Field(1.0, ge=0, le=1)
+    affine_prob: Annotated[
+        Probability,
+        when(affine_degrees=ON),
+        when(affine_translate=ON),
+        when(affine_scale=ON),
+        when(affine_shear=ON),
+    ] = 1.0
     """Share of the images that the four above apply to."""
 
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: Probability = 0.5
     """Probability of a horizontal flip."""
 
     auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = None
     """AutoAugment's policy (Cubuk et al., 2019), learned on these images."""
     rand_augment: int = Field(0, ge=0)
     """RandAugment's operations per image (Cubuk et al., 2020); 0: none."""
-    rand_augment_magnitude: int = Field(9, ge=0, le=30)
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30), when(rand_augment=ON)] = 9
     """Their strength, of 30."""
-    policy_prob: float = Field(1.0, ge=0, le=1)
+    policy_prob: Annotated[Probability, when(auto_augment=ON), when(rand_augment=ON)] = 1.0
     """Share of the images that auto_augment and rand_augment apply to."""
     color_jitter: tuple[Amount, Amount, Amount, Hue] = (0.0, 0.0, 0.0, 0.0)
     """Random brightness, contrast and saturation, by factors from 1 - a to 1 + a, and hue, by up
     to this share of the circle."""
-    color_jitter_prob: float = Field(1.0, ge=0, le=1)
+    color_jitter_prob: Annotated[Probability, when(color_jitter=ON)] = 1.0
     """Share of the images that it applies to."""
 
-    erase: float = Field(0.0, ge=0, le=1)
+    erase: Probability = 0.0
     """Probability that a rectangle is erased (Zhong et al., 2020)."""
-    erase_scale: Span[Share] = (0.02, 0.33)
+    erase_scale: Annotated[Span[Share], when(erase=ON)] = (0.02, 0.33)
     """Share of the area that it takes."""
-    erase_ratio: Span[Positive] = (0.3, 3.3)
+    erase_ratio: Annotated[Span[Positive], when(erase=ON)] = (0.3, 3.3)
     """Its aspect ratio, log-uniform."""
-    erase_with: Literal["mean", "noise"] = "mean"
+    erase_with: Annotated[Literal["mean", "noise"], when(erase=ON)] = "mean"
     """What it is filled with: data.mean, or normal noise of data.mean and data.std."""
 
-    mixup: float = Field(0.0, ge=0, le=1)
+    mixup: Probability = 0.0
     """Probability that a micro-batch is mixed with itself by mixup (Zhang et al., 2018)."""
-    mixup_alpha: float = Field(0.2, gt=0)
+    mixup_alpha: Annotated[Positive, when(mixup=ON)] = 0.2
     """The shares come from Beta(alpha, alpha)."""
-    cutmix: float = Field(0.0, ge=0, le=1)
+    cutmix: Probability = 0.0
     """The same by cutmix (Yun et al., 2019); a micro-batch is mixed by one of them or neither."""
-    cutmix_alpha: float = Field(1.0, gt=0)
+    cutmix_alpha: Annotated[Positive, when(cutmix=ON)] = 1.0
     """The areas come from Beta(alpha, alpha)."""
 
     @model_validator(mode="after")
     def _agrees(self) -> AugmentConfig:
-        if self.crop_size is not None and self.crop != "random_resized":
-            raise ValueError(f"crop_size is for crop=random_resized, not {self.crop}")
-        if self.crop_distribution == "paddle" and self.crop != "random_resized":
-            raise ValueError(f"crop_distribution is for crop=random_resized, not {self.crop}")
         if self.mixup + self.cutmix > 1:
             raise ValueError(
                 f"mixup={self.mixup} and cutmix={self.cutmix} are probabilities of which "
@@ -118,9 +134,9 @@ class EvaluateConfig(Section):
     """What evaluation does: to an image before the centre crop of data.image_size, and how many
     at once."""
 
-    resize: int | None = Field(256, ge=1)
-    """Pixels of the short side before the crop; null: no resize. Training with
-    data.augment.crop=pad or none begins with the same resize."""
+    resize: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Pixels of the short side before the crop; auto: 8/7 of data.image_size, 256 for 224; null:
+    no resize. Training with data.augment.crop=pad or none begins with the same resize."""
     rounding: Rounding = "torchvision"
     """torchvision rounds the long side down and the crop's offset to nearest; paddle the other
     way round."""
@@ -163,13 +179,13 @@ class DataConfig(Section):
     """3: colour, 1: grey; files are converted to it."""
     image_size: int = Field(224, ge=1)
     """Side of the square that the network sees."""
-    interpolation: Interpolation = "bilinear"
+    interpolation: Annotated[Interpolation, EVAL_RESIZED, TRAIN_RESIZED] = "bilinear"
     """Of every resize, in training and evaluation."""
-    antialias: bool = True
+    antialias: Annotated[bool, EVAL_RESIZED, TRAIN_RESIZED] = True
     """Whether resizes smooth before they shrink (PIL does, cv2 does not)."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    mean: PerChannel = (0.485, 0.456, 0.406)
     """Per channel, of pixels in 0..1; one value serves all channels."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: PerChannel = (0.229, 0.224, 0.225)
     """Per channel, of pixels in 0..1."""
 
     batch_size: int = Field(256, ge=1)
@@ -188,8 +204,19 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> DataConfig:
-        check_agreement(self.channels, self.evaluate.resize, self.image_size, self.mean, self.std)
+        check_agreement(self.channels, self.eval_resize, self.image_size, self.mean, self.std)
         return self
+
+    @property
+    def eval_resize(self) -> int | None:
+        """Pixels of the short side before the evaluation's crop; None: no resize."""
+        resize = self.evaluate.resize
+        return larger(self.image_size) if resize == "auto" else resize
+
+    def resolved(self, workers: int) -> DataConfig:
+        """The same with a value for each `auto`: these `workers`, and the resize."""
+        evaluate = self.evaluate.model_copy(update={"resize": self.eval_resize})
+        return self.model_copy(update={"workers": workers, "evaluate": evaluate})
 
     @property
     def train_side(self) -> int:
@@ -204,6 +231,11 @@ class DataConfig(Section):
     @property
     def eval_batch_size(self) -> int:
         return self.evaluate.batch_size
+
+
+def larger(side: int) -> int:
+    """The short side from which ImageNet's evaluation cuts a square: 256 for 224."""
+    return round(side * 8 / 7)
 
 
 def check_agreement(
@@ -221,5 +253,5 @@ def check_agreement(
     if resize is not None and resize < crop:
         raise ValueError(
             f"resize={resize} is smaller than the image size {crop}, which would leave black "
-            f"borders; set resize to {round(crop * 8 / 7)}, or to null for no resize"
+            f"borders; set resize to {larger(crop)}, or to null for no resize"
         )

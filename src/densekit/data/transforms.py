@@ -178,7 +178,7 @@ class Preprocessing(Section):
     def from_config(cls, config: DataConfig) -> Preprocessing:
         return cls(
             channels=config.channels,
-            resize=config.evaluate.resize,
+            resize=config.eval_resize,
             crop=config.image_size,
             interpolation=config.interpolation,
             antialias=config.antialias,

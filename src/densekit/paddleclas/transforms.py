@@ -170,7 +170,10 @@ def _erasing(t: Translation, path: str) -> None:
     ratio, mode = t.number(f"{path}.r1", 0.3), t.text(f"{path}.mode", "const")
     if mode not in ("const", "pixel"):
         t.fail(f"{path}.mode", f"{mode!r}: densekit erases with const, the mean, or pixel, noise")
-    t.set("data.augment.erase", t.number(f"{path}.EPSILON", 0.5), f"{path}.EPSILON")
+    probability = t.number(f"{path}.EPSILON", 0.5)
+    t.set("data.augment.erase", probability, f"{path}.EPSILON")
+    if not probability:
+        return
     t.set("data.augment.erase_scale", [t.number(f"{path}.sl", 0.02), t.number(f"{path}.sh", 0.4)])
     t.set("data.augment.erase_ratio", [ratio, 1 / ratio], f"{path}.r1")
     t.set("data.augment.erase_with", "mean" if mode == "const" else "noise", f"{path}.mode")
@@ -183,13 +186,18 @@ def _erasing(t: Translation, path: str) -> None:
 
 def _jitter(t: Translation, path: str) -> None:
     names = ("brightness", "contrast", "saturation", "hue")
-    t.set("data.augment.color_jitter", [t.number(f"{path}.{name}", 0.0) for name in names], path)
-    t.set("data.augment.color_jitter_prob", min(1.0, t.number(f"{path}.prob", 1.0)), f"{path}.prob")
+    amounts = [t.number(f"{path}.{name}", 0.0) for name in names]
+    probability = min(1.0, t.number(f"{path}.prob", 1.0))
+    t.set("data.augment.color_jitter", amounts, path)
+    if any(amounts):
+        t.set("data.augment.color_jitter_prob", probability, f"{path}.prob")
 
 
 def _rotation(t: Translation, path: str) -> None:
-    t.set("data.augment.affine_degrees", t.number(f"{path}.degrees", 0.0), f"{path}.degrees")
-    t.set("data.augment.affine_prob", t.number(f"{path}.prob", 0.5), f"{path}.prob")
+    degrees, probability = t.number(f"{path}.degrees", 0.0), t.number(f"{path}.prob", 0.5)
+    t.set("data.augment.affine_degrees", degrees, f"{path}.degrees")
+    if degrees:
+        t.set("data.augment.affine_prob", probability, f"{path}.prob")
 
 
 AUGMENTATIONS = {
@@ -216,7 +224,9 @@ def translate_mixing(t: Translation) -> None:
 
 def _mixer(t: Translation, mixer: str, path: str, sampled: bool) -> None:
     short, alpha = ("mixup", 1.0) if mixer == "MixupOperator" else ("cutmix", 0.2)
-    t.set(f"data.augment.{short}", t.number(f"{path}.prob", 0.0) if sampled else 1.0, path,
+    probability = t.number(f"{path}.prob", 0.0) if sampled else 1.0
+    t.set(f"data.augment.{short}", probability, path,
           "soft labels go into the loss as they are; theirs pass through a softmax first unless "
           "CELoss.epsilon is set")  # fmt: skip
-    t.set(f"data.augment.{short}_alpha", t.number(f"{path}.alpha", alpha), f"{path}.alpha")
+    if probability:
+        t.set(f"data.augment.{short}_alpha", t.number(f"{path}.alpha", alpha), f"{path}.alpha")

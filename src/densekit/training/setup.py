@@ -148,7 +148,7 @@ def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str) -> R
     workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
     updates: dict[str, Any] = {
         "model": model.model_copy(update={"num_classes": num_classes, "op": op}),
-        "data": data.model_copy(update={"workers": workers}),
+        "data": data.resolved(workers),
         "loop": loop.model_copy(
             update={
                 "device": formats.device.type,
