@@ -67,9 +67,8 @@ def test_an_artifacts_section_of_the_version_before() -> None:
 def test_options_and_files(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data:\n  crop: none\n  crop_scale: [0.5, 1]\n")
-    recipe, notes = load_with_notes(
-        str(file), ["data.crop=random_resized", "data.crop_scale.0=0.25"]
-    )
+    options = ["data.crop=random_resized", "data.crop_scale.0=0.25"]
+    recipe, notes = load_with_notes(str(file), options)
     assert recipe.data.augment.crop == "random_resized"
     assert recipe.data.augment.crop_scale == (0.25, 1)
     now = "data.crop is now data.augment.crop; the old name works for this version"
@@ -128,7 +127,7 @@ def test_every_default_written_out_is_no_mistake(tmp_path: Path) -> None:
 
 def test_interpolation_without_any_resize() -> None:
     alone = ["data.evaluate.resize=null", "data.augment.crop=none"]
-    with pytest.raises(UserError, match="-o data.interpolation=bicubic: has no effect"):
+    with pytest.raises(UserError, match=r"-o data\.interpolation=bicubic: has no effect"):
         load(None, [*alone, "data.interpolation=bicubic"])
     for used in alone:
         load(None, [used, "data.interpolation=bicubic"])
@@ -160,13 +159,9 @@ def test_the_resize_follows_the_image_size(side: int, resize: int) -> None:
     data = load(None, [f"data.image_size={side}"]).data
     assert Preprocessing.from_config(data).resize == resize
     assert data.resolved(workers=2).evaluate.resize == resize
-    assert (
-        load(None, [f"data.image_size={side}", "data.evaluate.resize=null"]).data.eval_resize
-        is None
-    )
-    assert (
-        load(None, [f"data.image_size={side}", "data.evaluate.resize=400"]).data.eval_resize == 400
-    )
+    for given, kept in (("null", None), ("400", 400)):
+        options = [f"data.image_size={side}", f"data.evaluate.resize={given}"]
+        assert load(None, options).data.eval_resize == kept
 
 
 def test_shipped_recipes_resize_as_they_always_did() -> None:
