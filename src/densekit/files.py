@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def write_atomically(target: Path, content: bytes | memoryview) -> None:
         raise UserError(
             f"{target}: cannot be written: {error.strerror}; what was there before is untouched"
         ) from error
+
+
+def digest(file: Path, kind: str) -> str:
+    """The hexadecimal digest, sha256 or md5, of a file's content."""
+    hashed = hashlib.new(kind, usedforsecurity=False)
+    with file.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            hashed.update(chunk)
+    return hashed.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

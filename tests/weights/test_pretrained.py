@@ -18,7 +18,7 @@ from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import VARIANTS
-from densekit.weights import pretrained
+from densekit.weights import pretrained, weights_file
 
 TINY = DenseNetConfig(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=5)
 
@@ -51,7 +51,7 @@ def test_code_in_a_pth_file_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harm()}, "weights.pth")
     with pytest.raises(UserError, match="could run code"):
-        pretrained.read(Path("weights.pth"))
+        weights_file.read(Path("weights.pth"))
     assert not Path("harmed").exists()
 
 
@@ -67,19 +67,19 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, content: str) -> N
     file.write_bytes({"empty": b"", "text": b"hello\n" * 9, "half": whole[: len(whole) // 2]}[
         content])  # fmt: skip
     with pytest.raises(UserError, match=re.escape(str(file))):
-        pretrained.read(file)
+        weights_file.read(file)
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="no state_dict"):
-        pretrained.read(tmp_path / "list.pth")
+    with pytest.raises(UserError, match=r"holds no weights|no DenseNet"):
+        weights_file.read(tmp_path / "list.pth")
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "densenet.pth")
     with pytest.raises(UserError, match=r'did you mean "densenet\.pth"'):
-        pretrained.read(tmp_path / "densnet.pth")
+        weights_file.read(tmp_path / "densnet.pth")
 
 
 # Complete or failing ------------------------------------------------------------------------
@@ -124,10 +124,36 @@ def test_batch_counters_may_be_missing() -> None:
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
 
 
-def test_input_channels_must_agree() -> None:
-    text = refusal(ours(in_channels=1), weights(), new_head=True)
-    assert "features.conv0.weight [8, 3, 7, 7] instead of [8, 1, 7, 7]" in text
+def test_other_input_channels_than_colour_and_grey_must_agree() -> None:
+    text = refusal(ours(in_channels=4), weights(), new_head=True)
+    assert "features.conv0.weight [8, 3, 7, 7] instead of [8, 4, 7, 7]" in text
     assert "these weights are for model.in_channels=3" in text
+
+
+def test_colour_weights_answer_alike_to_grey_images() -> None:
+    colour, grey, back = torchvision_tiny(), ours(in_channels=1), ours()
+    (note,) = pretrained.load_into(grey, colour.state_dict()).notes
+    assert "3 channels, summed for 1" in note
+    (note,) = pretrained.load_into(back, grey.state_dict()).notes
+    assert "1 channel, repeated for 3 and divided by 3" in note
+    images = torch.randn(2, 1, 32, 32)
+    with torch.inference_mode():
+        wanted = colour(images.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(grey(images), wanted)
+        torch.testing.assert_close(back(images.expand(-1, 3, -1, -1)), wanted)
+
+
+def test_grey_networks_start_from_colour_weights(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "w.pth")
+    (said,) = pretrained.start_from(ours(in_channels=1), str(tmp_path / "w.pth"))
+    assert said.endswith("w.pth: the stem's kernel is for 3 channels, summed for 1")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    state = {name: tensor.clone() for name, tensor in weights().items()}
+    state["features.norm5.running_var"][3] = value
+    assert "with NaN or infinity: features.norm5.running_var" in refusal(ours(), state)
 
 
 def test_a_new_head_is_made_only_when_asked_for() -> None:
@@ -136,14 +162,14 @@ def test_a_new_head_is_made_only_when_asked_for() -> None:
 
     model = ours(num_classes=2)
     head = model.classifier.weight.clone()
-    assert pretrained.load_into(model, weights(), new_head=True) == list(pretrained.HEAD)
+    assert pretrained.load_into(model, weights(), new_head=True).new_head
     assert torch.equal(model.classifier.weight, head)
     assert torch.equal(model.features.conv0.weight, weights()["features.conv0.weight"])
 
 
 def test_a_head_that_fits_is_loaded() -> None:
     model = ours()
-    assert pretrained.load_into(model, weights(), new_head=True) == []
+    assert not pretrained.load_into(model, weights(), new_head=True).new_head
     assert torch.equal(model.classifier.weight, weights()["classifier.weight"])
 
 

@@ -13,9 +13,10 @@ from densekit.models import artifact
 from densekit.models.artifact import Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig, architecture
-from densekit.weights.pretrained import StateDict, find, load_into, nearest_sibling
+from densekit.weights.pretrained import Found, Place, find, load_into, split_key
 from densekit.weights.pretrained import read as read_weights
 from densekit.weights.weights_file import READ as WEIGHT_FILES
+from densekit.weights.weights_file import StateDict, nearest_sibling
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ def open_path(path: str, model: str | None = None, classes: str | None = None) -
 
     Raises UserError for what cannot be opened, and for options that do not apply.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
+    place = split_key(path)
+    if place.path.is_dir():
         if model or classes:
             option = "--model" if model else "--classes"
             raise UserError(f"{path}: {option} is for files of weights; a folder says it itself")
-        return _open_folder(place)
-    if not place.exists():
-        raise UserError(f"{path}: there is no such file or folder{nearest_sibling(place)}")
-    if place.suffix not in WEIGHT_FILES:
+        return _open_folder(place.path)
+    if not place.path.exists():
+        raise UserError(f"{path}: there is no such file or folder{nearest_sibling(place.path)}")
+    if place.path.suffix not in WEIGHT_FILES:
         raise UserError(
             f"{path}: neither a folder nor a file of weights ({', '.join(WEIGHT_FILES)})"
         )
@@ -65,27 +66,30 @@ def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = 
     pretrained = model.pretrained
     if not pretrained:
         raise UserError("a recipe has no weights of its own: add -o model.pretrained=FILE|FOLDER")
-    weights = find(pretrained, architecture(model))
+    found = find(pretrained, architecture(model))
     if model.num_classes is None:
-        model = model.model_copy(update={"num_classes": _size(weights, "classifier.weight", 0)})
+        classes_of = _size(found.tensors, "classifier.weight", 0)
+        model = model.model_copy(update={"num_classes": classes_of})
     config = architecture(model)
-    loaded = _loaded(config, weights, f"model.pretrained={pretrained}")
+    network, notes = _loaded(config, found, f"model.pretrained={pretrained}")
     stored = None if classes else _stored_names(pretrained, config)
     return Opened(
         name=model.name,
-        model=loaded,
+        model=network,
         preprocessing=Preprocessing.from_config(data),
         classes=stored or _names(classes, config),
         data=data.model_dump(mode="json"),
         named=bool(stored or classes),
+        notes=notes,
     )
 
 
 def _stored_names(pretrained: str, config: DenseNetConfig) -> list[str] | None:
     """The classes of an artifact that fits the network."""
-    if not Path(pretrained).is_dir():
+    folder = Path(pretrained).expanduser()
+    if not folder.is_dir():
         return None
-    classes = artifact.read(artifact.locate(Path(pretrained))).config.classes
+    classes = artifact.read(artifact.locate(folder)).config.classes
     return list(classes) if len(classes) == config.num_classes else None
 
 
@@ -93,9 +97,10 @@ def _open_folder(folder: Path) -> Opened:
     place = artifact.locate(folder)
     stored = artifact.read(place)
     config = stored.config
+    network, _ = _loaded(config.model.architecture, Found(stored.state_dict), str(place))
     return Opened(
         name=config.model.name,
-        model=_loaded(config.model.architecture, stored.state_dict, str(place)),
+        model=network,
         preprocessing=config.preprocessing,
         classes=list(config.classes),
         task=config.task,
@@ -104,11 +109,11 @@ def _open_folder(folder: Path) -> Opened:
     )
 
 
-def _open_file(file: Path, name: str, classes: str | None) -> Opened:
-    weights = read_weights(file)
-    num_classes = _size(weights, "classifier.weight", 0)
+def _open_file(place: Place, name: str, classes: str | None) -> Opened:
+    found, file = read_weights(place), place.path
+    num_classes = _size(found.tensors, "classifier.weight", 0)
     config = architecture(ModelConfig(name=name, num_classes=num_classes))
-    channels = _size(weights, "features.conv0.weight", 1) or config.in_channels
+    channels = _size(found.tensors, "features.conv0.weight", 1) or config.in_channels
     if channels != config.in_channels:
         raise UserError(
             f"{file}: weights for {channels} input channel(s), so it is not ImageNet's "
@@ -116,23 +121,26 @@ def _open_file(file: Path, name: str, classes: str | None) -> Opened:
         )
     side = config.image_size
     resize = 256 if side == 224 else side
+    network, notes = _loaded(config, found, str(file))
+    taken = f"{file}: taken to need ImageNet's preprocessing, {resize} to {side} pixels"
     return Opened(
         name=name,
-        model=_loaded(config, weights, str(file)),
+        model=network,
         preprocessing=Preprocessing(resize=resize, crop=side),
         classes=_names(classes, config),
-        notes=(f"{file}: taken to need ImageNet's preprocessing, {resize} to {side} pixels",),
+        notes=(*notes, taken),
         named=classes is not None,
     )
 
 
-def _loaded(config: DenseNetConfig, weights: StateDict, origin: str) -> DenseNet:
+def _loaded(config: DenseNetConfig, found: Found, origin: str) -> tuple[DenseNet, tuple[str, ...]]:
+    """The network, and what a person should know of how its weights were read."""
     model = DenseNet(config, op="reference")
     try:
-        load_into(model, weights)
+        loaded = load_into(model, found.tensors)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
-    return model.eval()
+    return model.eval(), (*found.notes, *(f"{origin}: {note}" for note in loaded.notes))
 
 
 def _size(weights: StateDict, name: str, axis: int) -> int | None:

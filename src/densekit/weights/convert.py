@@ -11,12 +11,12 @@ import torchvision
 
 from densekit.config import UserError, build, nearest, read_yaml
 from densekit.data.classes import names_by_output
+from densekit.files import digest
 from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described, Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import variant
 from densekit.weights import pretrained, published, weights_file
-from densekit.weights.fetch import digest
 from densekit.weights.published import Published
 
 CLASSES = ("imagenet", "torchxrayvision")
@@ -48,6 +48,8 @@ class Origin:
     """An artifact's."""
     row: Published | None = None
     """The published row that has this file's checksum."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was read."""
 
 
 def convert(src: str, dst: str, options: Options) -> list[str]:
@@ -69,20 +71,25 @@ def convert(src: str, dst: str, options: Options) -> list[str]:
         torch.manual_seed(0)  # a new head's weights
         model = DenseNet(config, op="reference")
     try:
-        left = pretrained.load_into(
+        loaded = pretrained.load_into(
             model, origin.tensors, new_head=options.new_head is not None, shown=None
         )
     except UserError as error:
         raise UserError(f"{src} as {origin.name}: {error}") from error
-    said = [f"{src}: {origin.name}, {origin.what}, {len(origin.tensors)} tensors, all of them used"]
-    if left:
+    count = len(origin.tensors.keys() - (set(pretrained.HEAD) if loaded.new_head else set()))
+    said = [
+        f"{src}: {origin.name}, {origin.what}, {count} tensors, all of them used",
+        *origin.notes,
+        *(f"{src}: {note}" for note in loaded.notes),
+    ]
+    if loaded.new_head:
         said.append(
             f"{dst}: the head is new, {config.num_classes} classes with random weights: train it "
             f"before use"
         )
     if target.suffix:
         return [*said, *_to_file(target, model, options)]
-    return [*said, _to_artifact(target, model, origin, options, bool(left))]
+    return [*said, _to_artifact(target, model, origin, options, loaded.new_head)]
 
 
 def _to_file(target: Path, model: DenseNet, options: Options) -> list[str]:
@@ -120,22 +127,23 @@ def _to_artifact(
 def _open(src: str, model: str | None) -> Origin:
     named = variant(model) if model else None
     place = pretrained.locate(src, named)
-    if place.is_dir():
-        return _open_folder(place, model)
-    weights = weights_file.read(place)
+    if place.path.is_dir():
+        return _open_folder(place.path, model)
+    weights = weights_file.read(place.path, place.key)
     try:
         name, config = weights_file.identify(weights, model)
     except UserError as error:
         raise UserError(f"{src}: {error}") from error
-    row = published.of_digest(weights.sha256, digest(place, "md5"))
+    row = published.of_digest(weights.sha256, digest(place.path, "md5"))
     return Origin(
         name=name,
         config=config,
         tensors=weights.tensors,
         what=f"{weights.keymap.name}'s names",
-        source={"file": src if "://" in src else place.name, "sha256": weights.sha256,
+        source={"file": src if "://" in src else place.path.name, "sha256": weights.sha256,
                 "names": weights.keymap.name},
         row=row,
+        notes=weights.notes,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from densekit.config import UserError
-from densekit.files import cache_folder, make_folder
+from densekit.files import cache_folder, digest, make_folder
 
 ATTEMPTS = 3  # downloads that were cut short go on this often before it is an error
 TIMEOUT = 30.0  # seconds without a byte
@@ -184,12 +184,3 @@ def _check(url: str, part: Path, checksum: str | None) -> None:
             f"{url}: what came has {kind} {found[: len(expected)]}, and {expected} is published; "
             f"it was thrown away: try again, or fetch it elsewhere and give its path"
         )
-
-
-def digest(file: Path, kind: str) -> str:
-    """The hexadecimal digest of a file's content."""
-    hashed = hashlib.new(kind, usedforsecurity=False)
-    with file.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            hashed.update(chunk)
-    return hashed.hexdigest()

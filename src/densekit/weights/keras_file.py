@@ -1,7 +1,10 @@
-"""Keras' HDF5 files: .h5 of layers by name, .weights.h5 of layers by their order."""
+"""Keras' files: .h5 of layers by name, .weights.h5 of layers by their order, .keras around one."""
 
 from __future__ import annotations
 
+import io
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,10 @@ import torch
 from torch import Tensor
 
 from densekit.config import UserError
+from densekit.weights.layouts import Entries
+from densekit.weights.torch_file import BAD_ZIP
 
+WEIGHTS = "model.weights.h5"  # in a .keras archive
 VARIABLES = {
     "conv2d": ("kernel",),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
@@ -17,8 +23,8 @@ VARIABLES = {
 }  # in the order of .weights.h5
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """`layer/variable` -> tensor, in Keras' layout. Raises UserError."""
+def read(file: Path | io.BytesIO) -> Entries:
+    """`layer/variable` of an .h5 file, in Keras' layout. Raises UserError."""
     try:
         import h5py
     except ModuleNotFoundError as error:
@@ -32,51 +38,83 @@ def read(path: Path) -> dict[str, Tensor]:
             found[name] = node
 
     try:
-        with h5py.File(path, "r") as file:
-            file.visititems(collect)
-            by_order = {n: d for n, d in found.items() if n.startswith("layers/")}
-            chosen = _named_by_order(by_order) if by_order else _named(found)
-            return {name: _tensor(name, data) for name, data in chosen.items()}
+        with h5py.File(file, "r") as h5:
+            h5.visititems(collect)
+            by_order = {n: d for n, d in found.items() if "/vars/" in f"/{n}"}
+            others: list[str] = []
+            chosen = _named_by_order(by_order, others) if by_order else _named(found)
+            entries = Entries.of({name: _tensor(name, data) for name, data in chosen.items()})
+            entries.others.extend(others)
+            return entries
     except UserError:
         raise
     except Exception as error:  # h5py raises many kinds for damaged files
-        raise UserError(f"damaged, or no file of Keras' weights: {error}") from error
+        raise UserError(f"damaged, or not a file of Keras' weights: {error}") from error
+
+
+def read_archive(content: bytes) -> Entries:
+    """What a .keras file holds, a zip archive around an .h5. Raises UserError."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            part = archive.getinfo(WEIGHTS)
+            if part.file_size > 2 * len(content):
+                raise UserError(f"its {WEIGHTS} claims to be far larger than the file")
+            return read(io.BytesIO(archive.read(part)))
+    except UserError:
+        raise
+    except (*BAD_ZIP, KeyError) as error:
+        raise UserError(f"damaged: {error}") from error
 
 
 def _named(found: dict[str, Any]) -> dict[str, Any]:
-    """model_weights/conv1_bn/conv1_bn/gamma:0 -> conv1_bn/gamma. Optimizers' values are left."""
+    """model_weights/conv1_bn/conv1_bn/gamma:0 -> conv1_bn/gamma; of a network within another
+    densenet121/conv1_bn/gamma. Optimizers' values are left."""
     chosen = {}
     for name, data in found.items():
         *groups, variable = name.removeprefix("model_weights/").split("/")
         if groups and groups[0] != "optimizer_weights":
-            layer = "/".join(groups[: (len(groups) + 1) // 2])  # each layer stands there twice
-            chosen[f"{layer}/{variable.split(':')[0]}"] = data
+            half = len(groups) // 2
+            if groups[:half] == groups[half:]:  # each layer stands there twice
+                groups = groups[:half]
+            chosen[f"{'/'.join(groups)}/{variable.split(':')[0]}"] = data
     return chosen
 
 
-def _named_by_order(found: dict[str, Any]) -> dict[str, Any]:
-    """layers/batch_normalization_3/vars/0 -> conv2_block2_0_bn/gamma, by the network's order."""
-    layers: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in VARIABLES}
+def _named_by_order(found: dict[str, Any], others: list[str]) -> dict[str, Any]:
+    """layers/batch_normalization_3/vars/0 -> conv2_block2_0_bn/gamma, by the network's order.
+
+    The network is the group with the most convolutions: a model may have it as one of its layers,
+    and its class head beside it. The names of what else is there go to
+    `others`.
+    """
+    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for name, data in found.items():
-        match name.split("/"):
-            case [_, layer, "vars", place] if place.isdecimal():
-                kind, number = _counted(layer)
-                if kind in VARIABLES and int(place) < len(VARIABLES[kind]):
-                    layers[kind].setdefault(number, {})[VARIABLES[kind][int(place)]] = data
-                    continue
-        raise UserError(f"{name} is no part of a DenseNet of keras.applications")
+        match = re.fullmatch(r"(?:(.*)/)?([^/]+)/vars/(\d{1,3})", name)
+        kind, number = _counted(match[2]) if match else ("", 0)
+        if match and kind in VARIABLES and int(match[3]) < len(VARIABLES[kind]):
+            layers = groups.setdefault(match[1] or "", {kind: {} for kind in VARIABLES})
+            layers[kind].setdefault(number, {})[VARIABLES[kind][int(match[3])]] = data
+        elif not name.startswith("optimizer"):
+            others.append(name)
+    if not groups:
+        raise UserError("holds none of a DenseNet's layers: Conv2D, BatchNormalization, Dense")
+    group = max(groups, key=lambda group: len(groups[group]["conv2d"]))
+    layers = groups[group]
+    outside = [g["dense"] for place, g in groups.items() if place != group and g["dense"]]
+    if not layers["dense"] and len(outside) == 1 and len(outside[0]) == 1:
+        layers["dense"] = outside[0]
     convolutions = [layers["conv2d"][number] for number in sorted(layers["conv2d"])]
     kernels = [tuple(conv["kernel"].shape) for conv in convolutions if "kernel" in conv]
-    names = _order(kernels)
-    kinds = zip(("conv2d", "batch_normalization", "dense"), names, strict=True)
+    convs, norms = _order(kernels)
+    dense = ["predictions"] if layers["dense"] else []  # none: include_top=False
     chosen: dict[str, Any] = {}
-    for kind, of_kind in kinds:
-        if len(of_kind) != len(layers[kind]):
+    for kind, names in zip(VARIABLES, (convs, norms, dense), strict=True):
+        if len(names) != len(layers[kind]):
             raise UserError(
                 f"{len(layers[kind])} {kind} layers, where a DenseNet of keras.applications with "
-                f"{len(kernels)} convolutions has {len(of_kind)}"
+                f"{len(kernels)} convolutions has {len(names)}"
             )
-        for name, number in zip(of_kind, sorted(layers[kind]), strict=True):
+        for name, number in zip(names, sorted(layers[kind]), strict=True):
             chosen |= {f"{name}/{v}": data for v, data in layers[kind][number].items()}
     return chosen
 
@@ -87,8 +125,8 @@ def _counted(layer: str) -> tuple[str, int]:
     return (kind, int(number)) if number.isdecimal() else (layer, 0)
 
 
-def _order(kernels: list[tuple[int, ...]]) -> tuple[list[str], list[str], list[str]]:
-    """Names of convolutions, norms and dense layers in keras.applications' order.
+def _order(kernels: list[tuple[int, ...]]) -> tuple[list[str], list[str]]:
+    """Names of convolutions and norms in keras.applications' order.
 
     A 1x1 kernel that a 3x3 one follows is a layer's, any other a transition's.
     """
@@ -105,7 +143,7 @@ def _order(kernels: list[tuple[int, ...]]) -> tuple[list[str], list[str], list[s
             convs.append(f"pool{block}_conv")
             norms.append(f"pool{block}_bn")
             block, layer, i = block + 1, 0, i + 1
-    return convs, [*norms, "bn"], ["predictions"]
+    return convs, [*norms, "bn"]
 
 
 def _tensor(name: str, data: Any) -> Tensor:

@@ -1,7 +1,8 @@
 """Whose names are whose: a table for each library, from its modules to ours.
 
-{b} counts dense blocks from 1, {c} = b + 1; {l} counts layers; {n} is 1 or 2, {m} = n - 1. The
-axes say how a stored kernel becomes torch's [out, in, height, width], a matrix torch's [out, in].
+{b} counts dense blocks from 1, {a} = b - 1, {c} = b + 1; {l} counts layers from 1, {k} = l - 1;
+{n} is 1 or 2, {m} = n - 1. The axes say how a stored kernel becomes torch's [out, in, height,
+width], a matrix torch's [out, in]. What checkpoints put before these names is found by layouts.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ def _fields(template: str, module: str) -> dict[str, int] | None:
     if match is None:
         return None
     found = {place: int(text) for place, text in match.groupdict().items()}
-    b = found.get("b", found.get("c", 1) - 1)
+    b = found.get("b", found["a"] + 1 if "a" in found else found.get("c", 1) - 1)
     n = found.get("n", found.get("m", 0) + 1)
-    return {"b": b, "c": b + 1, "l": found.get("l", 0), "n": n, "m": n - 1}
+    layer = found.get("l", found.get("k", -1) + 1)
+    return {"a": b - 1, "b": b, "c": b + 1, "k": layer - 1, "l": layer, "n": n, "m": n - 1}
 
 
 @functools.cache
@@ -145,6 +147,29 @@ PADDLE = KeyMap(
 )
 
 
+FEATURES_ALONE = KeyMap(
+    "torchvision's features alone",  # as fastai and RadImageNet cut the network
+    {ours: theirs.removeprefix("features.") for ours, theirs in TORCHVISION.modules.items()},
+)
+FEATURES_ALONE_2017 = KeyMap(
+    "torchvision's (2017) features alone",
+    {ours: theirs.removeprefix("features.") for ours, theirs in TORCHVISION_2017.modules.items()},
+)
+MMPRETRAIN = KeyMap(
+    "mmpretrain",
+    _table(
+        "stem.0",
+        "stem.1",
+        "stages.{a}.block.{k}.norm{n}",
+        "stages.{a}.block.{k}.conv{n}",
+        "transitions.{a}.norm",
+        "transitions.{a}.conv",
+        "transitions.3.0",  # after the last of four blocks
+        "head.fc",
+    ),
+)
+
+
 def _keras(name: str, conv: str, norm: str, head: str) -> KeyMap:
     return KeyMap(
         name,
@@ -175,4 +200,7 @@ def _keras(name: str, conv: str, norm: str, head: str) -> KeyMap:
 
 KERAS = _keras("keras", "conv1_conv", "conv1_bn", "predictions")
 KERAS_2017 = _keras("keras (2017)", "conv1/conv", "conv1/bn", "fc1000")
-KEYMAPS = (TORCHVISION, TORCHVISION_2017, MONAI, TORCHXRAYVISION, PADDLE, KERAS, KERAS_2017)
+KEYMAPS = (
+    TORCHVISION, TORCHVISION_2017, MONAI, TORCHXRAYVISION, MMPRETRAIN, PADDLE, KERAS, KERAS_2017,
+    FEATURES_ALONE, FEATURES_ALONE_2017,
+)  # fmt: skip

@@ -13,27 +13,33 @@ import torch
 from torch import Tensor
 
 from densekit.config import UserError
+from densekit.weights import pickles
+from densekit.weights.layouts import Entries
 from densekit.weights.pickles import Record
 
 DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
+REBUILT = ("_reconstruct", "_frombuffer")  # numpy's functions that make an array
 NAMES = "StructuredToParameterName@@"  # Paddle's own names for the parameters, of no use here
 
 
-def arrays(tree: Any, size: int) -> dict[str, Tensor]:
-    """Name -> tensor of what pickles.load read from a file of `size` bytes. Raises UserError."""
-    if not isinstance(tree, dict):
-        raise UserError("holds no dict from names to arrays")
-    found, total = {}, 0
-    for name, node in tree.items():
-        if name != NAMES:
-            if not isinstance(node, Record):
-                raise UserError("holds something else than arrays: a dict of arrays is expected")
+def read(tree: Any, size: int) -> Entries:
+    """The arrays in what pickles.load read from a file of `size` bytes. Raises UserError."""
+    arrays: dict[str, Tensor] = {}
+    others, total = [], 0
+    for name, node in pickles.leaves(tree):
+        if isinstance(node, Record) and node.name.rpartition(".")[2] in REBUILT:
             array = _array(node)
             total += array.nbytes
             if total > size:  # the same bytes for many arrays, each of which takes memory
                 raise UserError("damaged: arrays larger than what is stored of them")
-            found[str(name)] = torch.from_numpy(array)
-    return found
+            arrays[name] = torch.from_numpy(array)
+        elif isinstance(node, Record) and node.name.startswith("torch."):
+            raise UserError("torch's tensors in a plain pickle; save them with torch.save")
+        elif not name.startswith(NAMES):
+            others.append(name)
+    entries = Entries.of(arrays)
+    entries.others.extend(others)
+    return entries
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -54,6 +60,8 @@ def _array(record: Record) -> np.ndarray:
     kind, data = _dtype(dtype), _content(data)
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise UserError("damaged: an array without its shape")
+    if len(shape) > 4:
+        raise UserError(f"holds an array of {len(shape)} dimensions, where weights have 4 at most")
     if math.prod(shape) * kind.itemsize != len(data):
         raise UserError("damaged: an array of another size than what is stored of it")
     array = np.frombuffer(data, kind).reshape(shape, order=order)

@@ -1,47 +1,43 @@
 """Reads pickles without running them: what a pickle would call becomes an inert Record.
 
 Python's own unpickler imports and calls whatever a file names. This one is a stack machine over
-`pickletools.genops` that has nothing to call with: a name is checked against ALLOWED and stays a
-name, a call becomes a Record of its arguments. Sizes in a pickle are never believed: genops reads
-at most what the file holds.
+`pickletools.genops` that has nothing to call with: a name stays a name, a call becomes a Record of
+its arguments, so that a Namespace or a scheduler beside the weights is no obstacle. Sizes in a
+pickle are never believed: genops reads at most what the file holds.
+
+Kept by hand beside `torch.load(weights_only=True)`, which (with stand-ins for every class too)
+refuses whole modules in the container of torch before 1.6 (TorchXRayVision's published files),
+subclasses of dict, and protocols 3 to 5; reads no Paddle file; and never ends on a dict's key of
+nested tuples. tests/weights/test_pickles.py shows each.
 """
 
 from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from densekit.config import UserError
 
-NUMPY = (
-    "numpy.ndarray", "numpy.dtype", "_codecs.encode",
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer",
+HARMFUL = frozenset(
+    (
+        "os", "posix", "nt", "sys", "subprocess", "shutil", "importlib", "runpy", "socket",
+        "ctypes", "multiprocessing", "threading", "signal", "pty", "code", "codeop", "pickle",
+        "_pickle", "dill", "cloudpickle", "marshal", "webbrowser", "urllib", "http", "tempfile",
+        "glob", "io", "_io", "pip", "setuptools", "torch.hub", "torch.jit",
+    )
 )  # fmt: skip
-TORCH = (
-    "collections.OrderedDict", "torch.Size", "torch.device", "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-    *(f"torch.{kind}Storage" for kind in (
-        "Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")),
+"""Modules that no weights need and whose functions act on the machine."""
+HARMFUL_NAMES = frozenset(
+    (
+        "eval", "exec", "compile", "open", "input", "getattr", "setattr", "delattr", "globals",
+        "locals", "vars", "__import__", "breakpoint", "load", "loads", "run", "system",
+    )
 )  # fmt: skip
-MODULES = (
-    *(f"torch.nn.modules.{name}" for name in (
-        "activation.ReLU", "activation.Sigmoid", "batchnorm.BatchNorm2d", "container.Sequential",
-        "container.ModuleDict", "conv.Conv2d", "dropout.Dropout", "flatten.Flatten",
-        "linear.Linear", "pooling.AvgPool2d", "pooling.MaxPool2d", "pooling.AdaptiveAvgPool2d")),
-    *(f"{package}.{name}" for package in (
-        "torchxrayvision.models", "models", "torchvision.models.densenet",
-        "monai.networks.nets.densenet") for name in (
-        "DenseNet", "_DenseBlock", "_DenseLayer", "_Transition")),
-    *(f"monai.networks.nets.densenet.DenseNet{depth}" for depth in (121, 169, 201, 264)),
-)  # fmt: skip
-BUILTINS = ("builtins.set", "__builtin__.set")
-ALLOWED = frozenset((*NUMPY, *TORCH, *MODULES, *BUILTINS))
-"""All that may be named. Whole modules are TorchXRayVision's, torchvision's and MONAI's."""
+"""Functions that could run what a file brings, whatever the module."""
+DEEPEST = 100  # containers within containers; weights stand a few deep
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def load(file: io.BytesIO, stored: list[Persistent] | None = None) -> Any:
     From memory, since a file on disk takes memory for as many bytes as it is asked for.
 
     dicts, lists, tuples, str, bytes, numbers, None, Records, Names and Persistents, which are
-    added to `stored` too. Raises UserError for a name that is not allowed and for what is no
+    added to `stored` too. Raises UserError for a name of something harmful and for what is no
     pickle of protocol 2 to 5.
     """
     machine = _Machine([] if stored is None else stored)
@@ -96,6 +92,50 @@ def load(file: io.BytesIO, stored: list[Persistent] | None = None) -> Any:
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"no pickle, or a damaged one: {error}") from error
     raise UserError("a pickle that is cut short")
+
+
+def leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """What stands in a tree of dicts, lists and objects, by the keys on the way joined by dots.
+
+    A torch module's parameters, buffers and submodules stand under its own name. A container that
+    is stored in two places is passed once, by the first of them.
+    """
+    seen: set[int] = set()
+    stack: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while stack:
+        name, node, depth = stack.pop()
+        children = _children(node)
+        if not children:
+            yield name, node
+        elif id(node) not in seen and depth < DEEPEST:
+            seen.add(id(node))
+            below = [(f"{name}.{key}" if name else str(key), child) for key, child in children]
+            stack.extend((key, child, depth + 1) for key, child in reversed(below))
+
+
+def _children(node: Any) -> list[tuple[Any, Any]] | None:
+    """Of a dict, a list or an object; None for a value, which a tensor's or array's record is."""
+    if isinstance(node, dict):
+        return list(node.items())
+    if isinstance(node, (list, tuple)):
+        containers = (dict, list, tuple, Record)
+        inside = [(i, child) for i, child in enumerate(node) if isinstance(child, containers)]
+        return inside or None
+    if not isinstance(node, Record) or not (node.items or isinstance(node.state, dict)):
+        return None
+    state = node.state if isinstance(node.state, dict) else {}
+    spliced = [
+        pair
+        for key in ("_parameters", "_buffers", "_modules")
+        for pair in _children(state.get(key)) or ()
+        if pair[1] is not None
+    ]
+    attributes = [
+        (key, value)
+        for key, value in state.items()
+        if isinstance(value, Record) and not str(key).startswith("_")
+    ]
+    return [*node.items.items(), *spliced, *attributes]
 
 
 class _Machine:
@@ -156,25 +196,25 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is no text")
         full = f"{module}.{name}"
-        if full not in ALLOWED:
+        of = full.split(".")
+        if of[0] in HARMFUL or ".".join(of[:2]) in HARMFUL or of[-1] in HARMFUL_NAMES:
             raise UserError(
-                f"names {full}, which is no part of a DenseNet's weights; loading it could run "
-                "code, so the file is not read"
+                f"names {full}, which is no part of a network's weights and could run code where "
+                "other programs load this file; nothing of it was run, and it is not read"
             )
         self.stack.append(Name(full))
 
     def call(self) -> None:
         """A call or a new object, as a record."""
         arguments, called = self.pop(), self.pop()
-        if not isinstance(called, Name) or not isinstance(arguments, tuple):
-            raise TypeError("a call of what has no name")
-        self.stack.append(Record(called.name, arguments))
+        if not isinstance(arguments, tuple):
+            raise TypeError("a call without arguments")
+        self.stack.append(Record(called.name if isinstance(called, Name) else "?", arguments))
 
     def build(self) -> None:
         state = self.pop()
-        if not isinstance(self.stack[-1], Record):
-            raise TypeError("a state for what is no object")
-        self.stack[-1].state = state
+        if isinstance(self.stack[-1], Record):
+            self.stack[-1].state = state
 
     def refer(self) -> None:
         """To a storage; or to a class, beside which torch stored its source."""
@@ -188,8 +228,8 @@ class _Machine:
 
 def _fill(target: dict[Any, Any], pairs: list[Any]) -> None:
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(key, (str, int, bytes)):  # hashing nested tuples can take for ever
-            raise UserError(f"a dict's key is a {type(key).__name__}; it is not read")
+        if not isinstance(key, (str, int, float, bytes, type(None))):
+            key = f"({type(key).__name__})"  # hashing nested tuples can take for ever
         target[key] = value
 
 
@@ -197,6 +237,11 @@ def _dict(pairs: list[Any]) -> dict[Any, Any]:
     filled: dict[Any, Any] = {}
     _fill(filled, pairs)
     return filled
+
+
+def _call_with_keywords(machine: _Machine, _: Any) -> None:
+    machine.pop()
+    machine.call()
 
 
 def _stack_global(machine: _Machine, _: Any) -> None:
@@ -233,6 +278,8 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": _stack_global,
     "REDUCE": lambda m, _: m.call(),
     "NEWOBJ": lambda m, _: m.call(),
+    "NEWOBJ_EX": _call_with_keywords,
+    "FROZENSET": lambda m, _: m.collect(lambda items: Record("builtins.frozenset", (items,))),
     "BUILD": lambda m, _: m.build(),
     "BINPERSID": lambda m, _: m.refer(),
 }

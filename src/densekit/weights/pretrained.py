@@ -3,61 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from densekit.config import UserError
 from densekit.models import artifact
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import VARIANTS
-from densekit.weights import published
+from densekit.weights import layouts, published, weights_file
 from densekit.weights.fetch import fetch
 from densekit.weights.weights_file import BODY, StateDict, at_eps
-from densekit.weights.weights_file import nearest_sibling as nearest_sibling
-from densekit.weights.weights_file import read as read_file
 
 HEAD = ("classifier.weight", "classifier.bias")
+STEM = "features.conv0.weight"
 
 
 def start_from(model: DenseNet, pretrained: str) -> list[str]:
     """Loads what `model.pretrained` names into a network that is to be trained.
 
-    Another class count makes a new head; a network without a head ignores the weights' own.
-    Returns what a person should know. Raises UserError.
+    Weights of another class count, or without a class head, leave the network's own; a network
+    without a head ignores the weights'. Returns what a person should know. Raises UserError.
     """
-    weights = find(pretrained, model.config)
-    if model.config.num_classes == 0:
-        weights = {name: tensor for name, tensor in weights.items() if name not in HEAD}
-    if not load_into(model, weights, new_head=True):
-        return []
-    return [
-        f"model.pretrained={pretrained}: a new head of {model.config.num_classes} classes; the "
-        f"weights' own has {len(weights[HEAD[0]])}"
-    ]
+    found = find(pretrained, model.config)
+    origin = f"model.pretrained={pretrained}"
+    try:
+        loaded = load_into(model, found.tensors, new_head=True)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    said = [*found.notes, *(f"{origin}: {note}" for note in loaded.notes)]
+    if loaded.new_head:
+        theirs = len(found.tensors[HEAD[0]]) if HEAD[0] in found.tensors else "none"
+        said.append(
+            f"{origin}: a new head of {model.config.num_classes} classes; the weights' own has "
+            f"{theirs}"
+        )
+    return said
 
 
-def find(pretrained: str, config: DenseNetConfig) -> StateDict:
-    """The tensors of an artifact, a run's best/, a weights file, a URL, hf-hub:org/name, or a
-    source in the published table for `config`; for the network's own BatchNorm epsilon.
+@dataclass(frozen=True)
+class Found:
+    """Tensors by our names."""
+
+    tensors: StateDict
+    notes: tuple[str, ...] = ()
+    """What a person should know of how they were read."""
+
+
+def find(pretrained: str, config: DenseNetConfig) -> Found:
+    """What `pretrained` names, see Place, for the network's own BatchNorm epsilon.
 
     Raises UserError.
     """
     place = locate(pretrained, config)
-    if not place.is_dir():
-        return read_file(place).at_eps(config.bn_eps)
-    stored = artifact.read(artifact.locate(place))
-    return at_eps(stored.state_dict, stored.config.model.architecture.bn_eps, config.bn_eps)
+    if not place.path.is_dir():
+        return read(place, config.bn_eps)
+    stored = artifact.read(artifact.locate(place.path))
+    own = stored.config.model.architecture.bn_eps
+    return Found(at_eps(stored.state_dict, own, config.bn_eps))
 
 
-def read(file: Path) -> StateDict:
-    """Tensors by our names of a file of any format that `formats` reads, for epsilon 1e-5.
-
-    Raises UserError.
-    """
-    return read_file(file).at_eps(1e-5)
+def read(place: Place, bn_eps: float = 1e-5) -> Found:
+    """A file of any format that weights_file reads. Raises UserError."""
+    weights = weights_file.read(place.path, place.key)
+    return Found(weights.at_eps(bn_eps), weights.notes)
 
 
-def locate(pretrained: str, config: DenseNetConfig | None = None) -> Path:
-    """The file or folder that `pretrained` names, fetched if need be; `config` picks a source's.
+@dataclass(frozen=True)
+class Place:
+    """An artifact's or run's folder, or a file of weights; of a checkpoint that holds several
+    networks, the one under `key`."""
+
+    path: Path
+    key: str | None = None
+
+
+def locate(pretrained: str, config: DenseNetConfig | None = None) -> Place:
+    """The file or folder that `pretrained` names, fetched if need be: a path, a URL,
+    hf-hub:org/name, or a source in the published table, of which `config` picks the row. The
+    first three may end in #KEY.
 
     Raises UserError.
     """
@@ -65,36 +88,85 @@ def locate(pretrained: str, config: DenseNetConfig | None = None) -> Path:
         if config is None:
             raise UserError(f"{pretrained}: has several DenseNets; give --model NAME")
         row = published.find(pretrained, _variant_of(config, pretrained))
-        return fetch(row.url, row.checksum)
-    if pretrained.startswith(("http://", "https://", "hf-hub:")):
-        known = {row.url: row.checksum for row in published.PUBLISHED}
-        return fetch(pretrained, known.get(pretrained))
-    return Path(pretrained).expanduser()
+        return Place(fetch(row.url, row.checksum))
+    if not pretrained.startswith(("http://", "https://", "hf-hub:")):
+        return split_key(pretrained)
+    url, _, key = pretrained.partition("#")
+    known = {row.url: row.checksum for row in published.PUBLISHED}
+    return Place(fetch(url, known.get(url)), key or None)
+
+
+def split_key(path: str) -> Place:
+    """FILE or FILE#KEY. Raises UserError for FOLDER#KEY."""
+    whole = Path(path).expanduser()
+    if "#" not in path or whole.exists():
+        return Place(whole)
+    name, _, key = path.rpartition("#")
+    place = Place(Path(name).expanduser(), key)
+    if place.path.is_dir():
+        raise UserError(f"{path}: #{key} is for files of weights, and {name} is a folder")
+    return place
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """How weights went into a network."""
+
+    new_head: bool
+    """The class head is the network's own, with random weights."""
+    notes: tuple[str, ...] = ()
 
 
 def load_into(
     model: DenseNet, weights: StateDict, new_head: bool = False, shown: int | None = 5
-) -> list[str]:
+) -> Loaded:
     """Copies every tensor into `model`, in the model's dtypes and memory format, or none.
 
-    With `new_head` a classifier of another class count is left as it was initialised. Returns the
-    names of the tensors so left. num_batches_tracked may be missing. Raises UserError that lists
-    the tensors that are missing, unknown or of another shape: the first `shown` of each, or all.
+    With `new_head` a class head that is missing, or has another class count or several layers, is
+    left as it was initialised. Colour and grey are converted to each other. num_batches_tracked
+    may be missing. Raises UserError that lists the tensors that are missing, unknown, of another
+    shape or not finite: the first `shown` of each, or all.
     """
     own = model.state_dict()
-    left = [name for name in HEAD if new_head and _differs(name, own, weights)]
-    weights = {name: t for name, t in weights.items() if name not in left}
+    headless = HEAD[0] not in own  # num_classes=0
+    made_new = new_head and not headless and any(
+        name not in weights or _differs(name, own, weights) for name in HEAD
+    )  # fmt: skip
+    if made_new or (new_head and headless):
+        weights = {name: t for name, t in weights.items() if not layouts.is_head(name)}
+    weights, notes = _with_channels(weights, own)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
+    left = set(HEAD) if made_new else set()
     problems = [
-        *_listed("missing", own.keys() - weights.keys() - counters - set(left), shown),
+        *_listed("missing", own.keys() - weights.keys() - counters - left, shown),
         *_listed("unknown", weights.keys() - own.keys(), shown),
         *_listed("of another shape", _misshapen(own, weights), shown),
-        *_remedies(own, weights),
+        *_listed("with NaN or infinity", _not_finite(weights), shown),
+        *_remedies(own, weights, left),
     ]
     if problems:
         raise UserError("the weights do not fit the model:\n  " + "\n  ".join(problems))
     model.load_state_dict(own | weights)
-    return left
+    return Loaded(made_new, notes)
+
+
+def _with_channels(weights: StateDict, own: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+    """The stem for grey images from one for colour, or the other way: a grey image gives what the
+    same image with three equal channels gives."""
+    kernel, wanted = weights.get(STEM), own[STEM].shape
+    if kernel is None or kernel.ndim != 4 or kernel.shape == wanted:
+        return weights, ()
+    if (kernel.shape[1], wanted[1]) == (3, 1):
+        kernel, how = kernel.sum(1, keepdim=True), "3 channels, summed for 1"
+    elif (kernel.shape[1], wanted[1]) == (1, 3):
+        kernel, how = kernel.repeat(1, 3, 1, 1) / 3, "1 channel, repeated for 3 and divided by 3"
+    else:
+        return weights, ()
+    return {**weights, STEM: kernel}, (f"the stem's kernel is for {how}",)
+
+
+def _not_finite(weights: StateDict) -> list[str]:
+    return [name for name, tensor in weights.items() if not tensor.isfinite().all()]
 
 
 def _variant_of(config: DenseNetConfig, source: str) -> str:
@@ -128,11 +200,16 @@ def _listed(problem: str, names: Iterable[str], shown: int | None) -> list[str]:
     return [f"{problem}: {', '.join(names[:shown])}{more}"] if names else []
 
 
-def _remedies(own: StateDict, weights: StateDict) -> list[str]:
-    """What to set where the two ends are all that may differ."""
+def _remedies(own: StateDict, weights: StateDict, left: set[str]) -> list[str]:
+    """What to do where only the two ends may differ."""
     found = []
+    if set(HEAD) <= own.keys() - left - weights.keys() and weights.keys() & own.keys():
+        found.append(
+            "these weights have no class head that fits; densekit convert --new-head N makes one, "
+            "and so does training from them (model.pretrained)"
+        )
     for name, axis, key in (
-        ("features.conv0.weight", 1, "in_channels"),
+        (STEM, 1, "in_channels"),
         (HEAD[0], 0, "num_classes"),
     ):
         if name not in own:  # the head of a network without one

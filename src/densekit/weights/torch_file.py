@@ -5,23 +5,32 @@ A file of whole modules is read too: their parameters and buffers, no class of t
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from densekit.config import UserError
 from densekit.weights import pickles
+from densekit.weights.layouts import Entries
 from densekit.weights.pickles import Name, Persistent, Record
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-WRAPPERS = ("state_dict", "model")  # keys under which checkpoints keep the weights
+BAD_ZIP = (
+    zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError, struct.error, zlib.error,
+)  # fmt: skip
+"""What zipfile raises for damaged archives."""
+REBUILT = frozenset(
+    ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+)
+"""The functions of torch._utils that make a tensor of a storage, or a parameter of a tensor."""
 DTYPES = {
     "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64,
     "torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16,
@@ -34,38 +43,52 @@ Storages = Callable[[Persistent], Tensor]
 """Finds the values that a reference stands for, one-dimensional."""
 
 
-def read_zip(path: Path) -> dict[str, Tensor]:
-    """The tensors by name of a file that torch.save wrote as a zip archive. Raises UserError."""
+def read_zip(content: bytes) -> Entries:
+    """What a zip archive that torch.save wrote holds. Raises UserError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-            pickled = [name for name in entries if name.endswith("/data.pkl")]
-            if len(pickled) != 1:
-                raise UserError("a zip archive, but not one that torch.save writes")
-            folder = pickled[0].removesuffix("data.pkl")
-            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
-                raise UserError("damaged, or compressed: its parts claim more than the file has")
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        parts = {info.filename: info for info in archive.infolist()}
+        folder = _folder(list(parts))
+        if sum(info.file_size for info in parts.values()) > len(content):
+            raise UserError("damaged, or compressed: its parts claim more than the file has")
 
-            def content(name: str) -> bytearray:
-                info = entries.get(folder + name)
-                if info is None:
-                    raise UserError(f"damaged: it has no {name}")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise UserError(f"{name} is compressed, which torch.save does not do")
+        def part(name: str) -> bytearray:
+            info = parts.get(folder + name)
+            if info is None:
+                raise UserError(f"damaged: it has no {name}")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise UserError(f"{name} is compressed, which torch.save does not do")
+            try:
                 return bytearray(archive.read(info))
+            except BAD_ZIP as error:
+                raise UserError(f"damaged: {name}: {error}") from error
 
-            if folder + "byteorder" in entries and content("byteorder") != b"little":
-                raise UserError("big-endian; save it again on a little-endian machine")
-            tree = pickles.load(io.BytesIO(content("data.pkl")))
-            return tensors(tree, _cached(lambda key: content(f"data/{key}")))
+        if folder + "byteorder" in parts and part("byteorder") != b"little":
+            raise UserError("big-endian; save it again on a little-endian machine")
+        tree = pickles.load(io.BytesIO(part("data.pkl")))
+        return _entries(tree, _cached(lambda key: part(f"data/{key}")))
     except UserError:
         raise
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
-        raise UserError(f"damaged: {error}") from error  # zipfile raises all of these
+    except BAD_ZIP as error:
+        raise UserError(f"damaged: {error}") from error
 
 
-def read_legacy(file: io.BytesIO) -> dict[str, Tensor]:
-    """The tensors by name of a file that torch before 1.6 wrote. Raises UserError."""
+def _folder(names: list[str]) -> str:
+    """The one folder of a torch.save archive, by the names of its parts."""
+    scripted = [name for name in names if name.endswith(("/constants.pkl", "/archive_format"))]
+    if scripted:
+        raise UserError(
+            "a TorchScript or exported program, not a file of weights. If you trust it, take them "
+            'out: torch.save(torch.jit.load(FILE, "cpu").state_dict(), "weights.pth")'
+        )
+    pickled = [name for name in names if name.endswith("/data.pkl")]
+    if len(pickled) != 1:
+        raise UserError("a zip archive, but not one that torch.save or Keras writes")
+    return pickled[0].removesuffix("data.pkl")
+
+
+def read_legacy(file: io.BytesIO) -> Entries:
+    """What a file that torch before 1.6 wrote holds. Raises UserError."""
     stored: list[Persistent] = []
     magic, _version, system = (pickles.load(file) for _ in range(3))
     assert magic == LEGACY_MAGIC
@@ -82,7 +105,13 @@ def read_legacy(file: io.BytesIO) -> dict[str, Tensor]:
             raise UserError(f"cut short: storage {key} has {len(rest) - at - 8} of {size} bytes")
         found[key] = bytearray(rest[at + 8 : at + 8 + size])
         at += 8 + size
-    return tensors(tree, _cached(found.__getitem__))
+
+    def part(key: str) -> bytearray:
+        if key not in found:
+            raise UserError(f"damaged: it has no storage {key}")
+        return found[key]
+
+    return _entries(tree, _cached(part))
 
 
 def to_bytes(tensors: dict[str, Tensor]) -> bytes:
@@ -122,60 +151,26 @@ def _reference(reference: Persistent) -> tuple[str, torch.dtype, int]:
 # What is in a file --------------------------------------------------------------------------
 
 
-def tensors(tree: Any, storage: Storages) -> dict[str, Tensor]:
-    """Name -> tensor of a state_dict, wrapped or not, or of a whole module. Raises UserError.
-
-    A module's own class is no tensor and not told: what its names look like decides, see keymaps.
-    """
-    tree = _mapping(tree)
-    for wrapper in WRAPPERS:
-        if isinstance(tree, dict) and isinstance(_mapping(tree.get(wrapper)), (dict, Record)):
-            tree = _mapping(tree[wrapper])
-    if isinstance(tree, Record) and tree.name in pickles.MODULES:
-        tree = dict(_walk(tree, "", set()))
-    if not isinstance(tree, dict) or not all(map(_is_tensor, tree.values())):
-        raise UserError("holds no state_dict, a mapping from names to tensors")
-    return {str(name): _tensor(record, storage) for name, record in tree.items()}
+def _entries(tree: Any, storage: Storages) -> Entries:
+    """The tensors of a checkpoint, its state_dicts and whole modules, by their place in it."""
+    entries = Entries()
+    for name, node in pickles.leaves(tree):
+        if _is_tensor(node):
+            entries.tensors[name] = functools.partial(_tensor, node, storage)
+        else:
+            entries.others.append(name)
+    return entries
 
 
-def _mapping(node: Any) -> Any:
-    """An OrderedDict's record as the dict it stands for; all else as it is."""
-    ordered = isinstance(node, Record) and node.name == "collections.OrderedDict"
-    return node.items if ordered else node
-
-
-def _is_tensor(node: Any) -> bool:
-    return isinstance(node, Record) and node.name.startswith("torch._utils._rebuild")
-
-
-def _walk(module: Record, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The parameters and buffers of a module's record and of those below it, by dotted name."""
-    if id(module) in seen or len(seen) > 10_000:
-        raise UserError(f"module {prefix or '(root)'} stands in two places")
-    seen.add(id(module))
-    state = module.state if isinstance(module.state, dict) else {}
-    for kind in ("_parameters", "_buffers"):
-        for name, node in _children(state, kind):
-            if node is not None:
-                yield f"{prefix}{name}", node
-    for name, node in _children(state, "_modules"):
-        if not isinstance(node, Record) or node.name not in pickles.MODULES:
-            raise UserError(f"damaged: {prefix}{name} is no module")
-        yield from _walk(node, f"{prefix}{name}.", seen)
-
-
-def _children(state: dict[str, Any], kind: str) -> list[tuple[Any, Any]]:
-    children = _mapping(state.get(kind, {}))
-    if not isinstance(children, dict):
-        raise UserError(f"damaged: {kind} is no mapping")
-    return list(children.items())
+def _is_tensor(node: Any) -> TypeGuard[Record]:
+    return isinstance(node, Record) and node.name.rpartition(".")[2] in REBUILT
 
 
 def _tensor(record: Record, storage: Storages) -> Tensor:
     """The tensor that a record describes, a view of its storage and never larger than that."""
-    if record.name.endswith("_rebuild_parameter"):
+    if record.name.rpartition(".")[2].startswith("_rebuild_parameter"):
         inner = record.args[0] if record.args else None
-        if not isinstance(inner, Record) or not _is_tensor(inner) or inner.name == record.name:
+        if not _is_tensor(inner) or inner.name == record.name:
             raise UserError("damaged: a parameter without a tensor")
         return _tensor(inner, storage)
     match [_sizes(value) for value in record.args[:4]]:

@@ -6,7 +6,6 @@ their shapes; a file's suffix decides nothing but what is written.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from densekit.config import UserError, nearest
-from densekit.files import write_atomically
+from densekit.files import digest, write_atomically
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import VARIANTS, variant
-from densekit.weights import keras_file, keymaps, paddle_file, pickles, torch_file
+from densekit.weights import keras_file, keymaps, layouts, paddle_file, pickles, torch_file
 from densekit.weights.keymaps import KeyMap
+from densekit.weights.layouts import Entries
 
 StateDict = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ WRITTEN: dict[str, KeyMap] = {
     ".pt": keymaps.TORCHVISION,
     ".safetensors": keymaps.TORCHVISION,
 }
-READ = (*WRITTEN, ".bin", ".h5")
+READ = (*WRITTEN, ".bin", ".ckpt", ".tar", ".h5", ".keras")
 BODY = ("growth_rate", "block_config", "num_init_features", "bn_size", "compression", "stem")
 
 
@@ -47,6 +47,8 @@ class Weights:
     """Whose names they had."""
     sha256: str
     """Of the file."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was read."""
 
     def at_eps(self, bn_eps: float) -> StateDict:
         return at_eps(self.tensors, self.keymap.bn_eps, bn_eps)
@@ -63,81 +65,76 @@ def at_eps(tensors: Mapping[str, Tensor], own: float, wanted: float) -> StateDic
 # Reading ------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> Weights:
-    """Raises UserError for what cannot be read, is damaged, or could run code."""
+def read(path: Path, key: str | None = None) -> Weights:
+    """The network in a file, or the one of several that `key` names, see layouts.find.
+
+    Raises UserError for what cannot be read, is damaged, or could run code.
+    """
     try:
-        with path.open("rb") as file:
-            digest = _digest(file)
-        tensors = _raw(path)
+        if path.exists() and not path.is_file():  # a pipe has no end
+            raise UserError("not a file")
+        held = entries(path)
+        layout = layouts.find(held, key)
+        tensors: StateDict = {}
+        for name, ours in layout.names.items():
+            if ours in tensors:
+                raise UserError(f"holds {ours} twice")
+            tensors[ours] = _tensor(name, held.tensors[name](), layout.keymap)
         if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
             raise UserError("damaged: tensors larger than what is stored of them")
+        notes = tuple(layout.notes(str(path)))
+        return Weights(tensors, layout.keymap, digest(path, "sha256"), notes)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file{nearest_sibling(path)}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    try:
-        return Weights(*_renamed(tensors), digest)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
-def _digest(file: Any) -> str:
-    hashed = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        hashed.update(chunk)
-    return hashed.hexdigest()
-
-
-def _raw(path: Path) -> dict[str, Tensor]:
-    """Tensors by the names in the file."""
+def entries(path: Path) -> Entries:
+    """All that a file holds, by its first bytes. Raises UserError."""
     with path.open("rb") as file:
-        head = file.read(16)
-    if head[:4] == b"PK\x03\x04":
-        return torch_file.read_zip(path)
+        head = file.read(512)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         return keras_file.read(path)
     if head[8:9] == b"{":
         return _safetensors(path)
+    content = path.read_bytes()
+    if head[:4] == b"PK\x03\x04":
+        keras = keras_file.WEIGHTS.encode() in content
+        return keras_file.read_archive(content) if keras else torch_file.read_zip(content)
+    if head[257:262] == b"ustar":
+        raise UserError(
+            "a tar archive: if torch 0.1 made it, save the weights again with a newer torch; if "
+            "not, unpack it first"
+        )
     if head[:1] != b"\x80":
-        raise UserError("no file of weights: neither of torch, Paddle, Keras nor safetensors")
-    content = io.BytesIO(path.read_bytes())
+        raise UserError("not a file of weights of torch, Paddle, Keras or safetensors")
     if head[2:].startswith(b"\x8a\x0a" + torch_file.LEGACY_MAGIC.to_bytes(10, "little")):
-        return torch_file.read_legacy(content)
-    return paddle_file.arrays(pickles.load(content), path.stat().st_size)
+        return torch_file.read_legacy(io.BytesIO(content))
+    return paddle_file.read(pickles.load(io.BytesIO(content)), len(content))
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> Entries:
     """Its reader checks sizes against the file before it takes memory."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"damaged: {error}") from error
+    return Entries.of(tensors)
 
 
-def _renamed(raw: Mapping[str, Tensor]) -> tuple[StateDict, KeyMap]:
-    """By our names and in torch's layout, with the table that knows most of the names."""
-    if all(name.startswith("module.") for name in raw):  # DataParallel's
-        raw = {name.removeprefix("module."): tensor for name, tensor in raw.items()}
-    known = {keymap: sum(keymap.ours(name) is not None or name in keymap.dropped for name in raw)
-             for keymap in keymaps.KEYMAPS}  # fmt: skip
-    keymap = max(known, key=lambda keymap: known[keymap])
-    renamed: StateDict = {}
-    for name, tensor in raw.items():
-        ours = keymap.ours(name)
-        if ours is None and name in keymap.dropped:
-            continue
-        if (ours or name) in renamed:
-            raise UserError(f"holds {ours or name} twice")
-        renamed[ours or name] = tensor if ours is None else _turned(name, tensor, keymap)
-    return renamed, keymap
-
-
-def _turned(name: str, tensor: Tensor, keymap: KeyMap) -> Tensor:
+def _tensor(name: str, tensor: Tensor, keymap: KeyMap) -> Tensor:
+    """In torch's layout. Raises UserError for one that no DenseNet has."""
     if tensor.ndim == 5:
         raise UserError(f"{name} is a kernel over volumes; densekit has networks of images only")
+    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+        raise UserError(
+            f"{name} is {str(tensor.dtype).removeprefix('torch.')}, and weights are floating-point "
+            f"numbers; if the network was quantized, save it dequantized"
+        )
     axes = {4: keymap.kernel_axes, 2: keymap.matrix_axes}.get(tensor.ndim)
     return tensor if axes is None else tensor.permute(axes).contiguous()
 
@@ -263,8 +260,8 @@ def _bytes(suffix: str, tensors: StateDict) -> bytes:
 
 def _prove(path: Path, written: StateDict) -> None:
     """What was written is what is read, or this is a bug of ours."""
-    again = _raw(path)
+    again = entries(path).tensors
     same = again.keys() == written.keys() and all(
-        torch.equal(again[name], tensor) for name, tensor in written.items()
+        torch.equal(again[name](), tensor) for name, tensor in written.items()
     )
     assert same, f"{path} does not read back as what was written"
