@@ -25,7 +25,7 @@ ROOMS = {
     "weights": "models data files",
     "infer": "weights models data precision distributed progress",
     "training": "infer weights models data ops files precision distributed progress",
-    "paddleclas": "training infer models data distributed",
+    "paddleclas": "training infer weights models data distributed",
     "bench": "training models data ops precision distributed progress",
     "cli": "training infer bench weights models data paddleclas precision distributed progress",
     "api": "training infer weights models paddleclas distributed",

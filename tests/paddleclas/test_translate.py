@@ -10,10 +10,12 @@ import torch
 
 from densekit.config import UserError, build, read_yaml
 from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
+from densekit.models.variants import create
 from densekit.paddleclas import flags
 from densekit.paddleclas.translate import ARCHS, as_text, check_device, load, recognises
 from densekit.training import optim
 from densekit.training.recipe import Recipe
+from densekit.weights.keymaps import PADDLE
 
 EPOCH = 5005  # steps: 1,281,167 images in batches of 256
 
@@ -168,6 +170,85 @@ def test_piecewise_follows_the_file_and_says_where_theirs_does_not(shipped: str)
     assert rates(quiet.recipe)[60] == pytest.approx(0.005)
 
 
+def test_a_typed_learning_rate_is_the_rate_as_it_is_there(shipped: str) -> None:
+    """There learning_rate wins over values; here the file's values follow it in proportion."""
+    found = load(shipped, ["Optimizer.lr.learning_rate=0.01"], 4)
+    assert rates(found.recipe) == pytest.approx([0.01 * 0.1 ** (e // 30) for e in range(120)])
+    assert "Optimizer.lr.learning_rate as typed" in found.notes["optim.lr"]
+    assert "0.01, 0.001, 0.0001, 1e-05" in found.notes["optim.lr"]
+    assert "optim.milestones" not in found.notes
+    changed = ["Optimizer.lr.learning_rate=0.2", "Optimizer.lr.decay_epochs=[10, 20, 50]"]
+    assert rates(load(shipped, changed, 4).recipe)[50] == pytest.approx(0.0002)
+    both = ["Optimizer.lr.learning_rate=0.2", "Optimizer.lr.values=[0.1, 0.01, 0.001, 1e-4]"]
+    with pytest.raises(UserError, match="give one of them, or both alike"):
+        load(shipped, both, 4)
+    alike = ["Optimizer.lr.learning_rate=0.2", "Optimizer.lr.values=[0.2, 0.1, 0.05, 0.01]"]
+    assert rates(load(shipped, alike, 4).recipe)[119] == pytest.approx(0.01)
+
+
+def test_constant_rates_of_both_names(shipped: str) -> None:
+    def of(name: str):
+        return load(
+            shipped, [f"Optimizer.lr={{name: {name}, learning_rate: 0.4, warmup_epoch: 5}}"], 4
+        )
+
+    constant, const_lr = of("Constant"), of("ConstLR")
+    assert rates(constant.recipe) == rates(const_lr.recipe)
+    assert "theirs warms up with ConstLR" in constant.notes["optim.warmup_epochs"]
+    assert "ConstLR" not in const_lr.notes["optim.warmup_epochs"]
+
+
+def test_a_thousand_million_epochs_are_translated_at_once(shipped: str) -> None:
+    assert load(shipped, ["Global.epochs=1000000000"], 4).recipe.loop.epochs == 10**9
+    step = "Optimizer.lr={name: Step, learning_rate: 0.1, step_size: 1}"
+    with pytest.raises(UserError, match="up to 1000"):
+        load(shipped, [step, "Global.epochs=1000000000"], 4)
+
+
+# Optimizers -----------------------------------------------------------------------------------
+
+
+def test_adam_decays_by_the_gradient_as_theirs_does(shipped: str) -> None:
+    found = load(shipped, ["Optimizer.name=Adam", "Optimizer.beta1=0.8"], 4).recipe.optim
+    assert (found.name, found.betas, found.eps) == ("adam", (0.8, 0.999), 1e-8)
+    assert found.weight_decay == 1e-4
+
+
+def spared(found) -> set[str]:
+    with torch.device("meta"):
+        network = create(found.recipe.model)
+    words = found.recipe.optim.no_weight_decay
+    names = (name for name, _ in network.named_parameters())
+    return {name for name in names if any(word in name for word in words)}
+
+
+@pytest.mark.parametrize("word", ["norm", "batch_norm", "bn", "bias", ".bias", "out", "conv2_1",
+                                  "tr_conv", "_conv.weight", "db_conv_2"])  # fmt: skip
+def test_words_of_their_names_spare_the_same_parameters(shipped: str, word: str) -> None:
+    found = load(shipped, ["Optimizer.name=AdamW", f"Optimizer.no_weight_decay_name={word}"], 4)
+    with torch.device("meta"):
+        names = [name for name, _ in create(found.recipe.model).named_parameters()]
+    assert spared(found) == {name for name in names if word in str(PADDLE.theirs(name))}
+    assert spared(found)
+
+
+def test_words_that_match_nothing_are_said_not_refused(shipped: str) -> None:
+    words = "Optimizer.no_weight_decay_name=pos_embed cls_token .bias"
+    found = load(shipped, ["Optimizer.name=AdamW", words], 4)
+    assert found.recipe.optim.no_weight_decay == ("bias",)
+    assert "named pos_embed, there neither" in found.notes["optim.weight_decay"]
+    assert "cls_token" in found.notes["optim.weight_decay"]
+
+
+def test_one_dimensional_parameters_are_norms_and_biases(shipped: str) -> None:
+    option = "Optimizer.one_dim_param_no_weight_decay=True"
+    found = load(shipped, [option], 4)
+    assert found.recipe.optim.no_weight_decay == ("norm", "bias")
+    assert "theirs heeds it with AdamW" in found.notes["optim.no_weight_decay"]
+    adamw = load(shipped, ["Optimizer.name=AdamW", option], 4)
+    assert "optim.no_weight_decay" not in adamw.notes
+
+
 # Other sections --------------------------------------------------------------------------------
 
 
@@ -241,6 +322,43 @@ def test_checkpoints_go_on_with_densekits_runs_only(shipped: str, tmp_path: Path
         resume("paddle/epoch_5")
 
 
+def test_erasing_before_normalising_is_black_there(shipped: str) -> None:
+    ops = "DataLoader.Train.dataset.transform_ops"
+    erase, norm = "{RandomErasing: {EPSILON: 0.25}}", "{NormalizeImage: {scale: 1/255}}"
+    start = "{DecodeImage: null}, {RandCropImage: {size: 224}}"
+    before = load(shipped, [f"{ops}=[{start}, {erase}, {norm}]"], 4)
+    assert "erases before NormalizeImage" in before.notes["data.augment.erase_with"]
+    after = load(shipped, [f"{ops}=[{start}, {norm}, {erase}]"], 4)
+    assert "data.augment.erase_with" not in after.notes
+
+
+def test_a_tie_and_the_evaluations_workers_are_said(shipped: str) -> None:
+    found = load(shipped, ["DataLoader.Eval.loader.num_workers=1"], 4)
+    assert "of equal top-1 the earlier epoch stays the best" in found.notes["loop.eval_from"]
+    assert "where theirs takes 1" in found.notes["data.workers"]
+
+
+def test_null_takes_a_key_out_of_the_file(shipped: str) -> None:
+    file = Path(shipped)
+    text = file.read_text().replace("  epochs: 120", "  epochs: 120\n  mystery: 1")
+    file.write_text(
+        text.replace(
+            "        - RandFlipImage:",
+            "        - CoarseDropout:\n            p: 1\n        - RandFlipImage:",
+        )
+    )
+    with pytest.raises(UserError) as mistake:
+        load(shipped, [], 4)
+    assert len(str(mistake.value).splitlines()) == 2
+    ops = "DataLoader.Train.dataset.transform_ops"
+    for gone in (f"{ops}.2.CoarseDropout=null", f"{ops}.2=None"):
+        found = load(shipped, ["Global.mystery=null", gone, "Optimizer.regularizer=None"], 4)
+        assert found.recipe.data.augment.flip == 0.5
+        assert found.recipe.optim.weight_decay == 0.0
+    with pytest.raises(UserError, match='unknown key "mystry"'):
+        load(shipped, ["Global.mystry=null", f"{ops}.2=null", "Global.mystery=null"], 4)
+
+
 # What is printed, what is refused --------------------------------------------------------------
 
 
@@ -293,7 +411,7 @@ def test_typing_mistakes_and_their_sentences(
         ("AMP.use_amp=no", "-o AMP.use_amp=no: expected True or False, got 'no'"),
         ("Global.device=npu", "-o Global.device=npu: 'npu': densekit runs on gpu and cpu"),
         ("Optimizer.name=Lamb",
-         "-o Optimizer.name=Lamb: 'Lamb': densekit has Momentum, SGD, AdamW, RMSProp"),
+         "-o Optimizer.name=Lamb: 'Lamb': densekit has Momentum, SGD, Adam, AdamW, RMSProp"),
         ("Global.use_multilabel=True",
          "-o Global.use_multilabel=True: use_multilabel=True is not translated: densekit trains "
          "one class an image; set it to False"),
@@ -303,6 +421,49 @@ def test_options_with_mistakes(shipped: str, option: str, sentence: str) -> None
     with pytest.raises(UserError) as mistake:
         load(shipped, [option], 4)
     assert str(mistake.value) == sentence
+
+
+def test_all_refusals_are_shown(shipped: str) -> None:
+    options = ["Optimizer.name=Lamb", "Global.device=npu", "Arch.use_ssld=True",
+               "Optimizer.lr.learning_rate=x", "Arch.data_format=XYZ",
+               "Optimizer.lr.gamma=0.5"]  # fmt: skip
+    with pytest.raises(UserError) as mistake:
+        load(shipped, options, 4)
+    lines = str(mistake.value).splitlines()
+    for option in options:
+        assert sum(line.startswith(f"-o {option}: ") for line in lines) == 1, option
+    assert len(lines) == len(options)
+    with pytest.raises(UserError) as mistake:
+        load(shipped, ["Global.epoch=1", "Arch.nam=x", "Arch.use_ssld=True"], 4)
+    assert len(str(mistake.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "other"),
+    [
+        ("Optimizer.rho=0.5", "Optimizer.name=Momentum"),
+        ("Optimizer.beta1=0.5", "Optimizer.name=Momentum"),
+        ("Optimizer.lr.eta_min=0.5", "Optimizer.lr.name=Piecewise"),
+        ("Optimizer.weight_decay=0.5", "Optimizer.regularizer"),
+        ("AMP.level=O2", "AMP.use_amp=False"),
+        ("Global.class_num=10", "Arch.class_num=1000"),
+    ],
+)
+def test_an_option_without_effect_is_refused(shipped: str, option: str, other: str) -> None:
+    with pytest.raises(UserError, match=f"^-o {option}: has no effect with {other}; it needs"):
+        load(shipped, [option], 4)
+
+
+def test_a_file_may_hold_what_an_option_switches_off(shipped: str) -> None:
+    found = load(
+        shipped, ["Optimizer.lr.name=Cosine", "optim.name=adamw", "optim.betas=[0.8, 0.9]"], 4
+    )
+    assert (found.recipe.optim.momentum, found.recipe.optim.betas) == (0.9, (0.8, 0.9))
+    text = Path(shipped).read_text()
+    Path(shipped).write_text(text.replace("batch_size: 64", "batch_size: 32"))
+    plain = load(shipped, ["optim.scale_lr=false", "optim.schedule=constant"], 1)
+    assert "reference_batch" not in as_text(plain)
+    assert "milestones" not in as_text(plain)
 
 
 def test_gpu_without_a_gpu_names_the_override(

@@ -10,45 +10,54 @@ from densekit.paddleclas.translation import Translation
 
 
 def check_keys(translation: Translation) -> None:
-    """Raises UserError for a key that is unknown, with the nearest one, or refused."""
-    _check(translation, translation.source.tree, ())
+    """Refuses each key that is unknown, with the nearest one, and each that cannot be translated.
+
+    Raises UserError, of all of them, where an unknown key or a value of another form leaves no
+    file that can be translated.
+    """
+    if not _check(translation, translation.source.tree, ()):
+        translation.raise_refusals()
 
 
-def _check(translation: Translation, node: Any, path: tuple[PathKey, ...]) -> None:
+def _check(t: Translation, node: Any, path: tuple[PathKey, ...]) -> bool:
+    """Whether the rest of the translation can read what is at `path`."""
     pattern = dotted("*" if isinstance(step, int) else step for step in path)
-    row = KEYS.get(pattern)
+    row, known = KEYS.get(pattern), below(pattern)
     if row is not None:
         if row.kind == "refused" and not _among(node, row.harmless):
             shown = f"{path[-1]}={node!r}" if not isinstance(node, (dict, list)) else path[-1]
-            translation.fail(dotted(path), f"{shown} is not translated: {row.says}")
-    elif isinstance(node, dict) and "*" not in below(pattern):
-        _check_names(translation, node, path, below(pattern))
-        for key, value in node.items():
-            _check(translation, value, (*path, key))
-    elif isinstance(node, list) and "*" in below(pattern):
-        for index, item in enumerate(node):
-            _check_item(translation, item, (*path, index))
-    elif node is not None:
-        names = below(f"{pattern}.*" if "*" in below(pattern) else pattern)
-        form = "a list of" if "*" in below(pattern) else "keys, of"
-        translation.fail(dotted(path), f"expected {form} {', '.join(names)}; got {node!r}")
+            t.refuse(dotted(path), f"{shown} is not translated: {row.says}")
+        return True
+    if isinstance(node, dict) and "*" not in known:
+        readable = [_check_key(t, node, path, key) for key in node]
+        return all(readable)
+    if isinstance(node, list) and "*" in known:
+        readable = [_check_item(t, item, (*path, index)) for index, item in enumerate(node)]
+        return all(readable)
+    if node is not None:
+        names = below(f"{pattern}.*") if "*" in known else known
+        form = "a list of" if "*" in known else "keys, of"
+        t.refuse(dotted(path), f"expected {form} {', '.join(names)}; got {node!r}")
+        return False
+    return True
 
 
-def _check_names(
-    translation: Translation, node: dict[str, Any], path: tuple[PathKey, ...], known: list[str]
-) -> None:
-    for key in node:
-        if str(key) not in known:
-            inner = dotted((*path, key))
-            translation.fail(inner, f'unknown key "{key}"{nearest(str(key), known)}')
+def _check_key(t: Translation, node: dict[str, Any], path: tuple[PathKey, ...], key: str) -> bool:
+    inner = (*path, key)
+    known = below(dotted("*" if isinstance(step, int) else step for step in path))
+    if str(key) in known:
+        return _check(t, node[key], inner)
+    t.refuse(dotted(inner), f'unknown key "{key}"{nearest(str(key), known)}')
+    return False
 
 
-def _check_item(translation: Translation, item: Any, path: tuple[PathKey, ...]) -> None:
+def _check_item(t: Translation, item: Any, path: tuple[PathKey, ...]) -> bool:
     """Of a list of operations, losses or metrics: one name, with its parameters below it."""
-    if not isinstance(item, dict) or len(item) != 1:
-        names = " and ".join(map(str, item)) if isinstance(item, dict) else repr(item)
-        translation.fail(dotted(path), f"expected one name with its parameters below, got {names}")
-    _check(translation, item, path)
+    if isinstance(item, dict) and len(item) == 1:
+        return _check(t, item, path)
+    names = " and ".join(map(str, item)) if isinstance(item, dict) else repr(item)
+    t.refuse(dotted(path), f"expected one name with its parameters below, got {names}")
+    return False
 
 
 def _among(value: Any, harmless: tuple[Any, ...]) -> bool:

@@ -115,6 +115,10 @@ def _training(t: Translation, ops: Ops) -> None:
     for name, translate in AUGMENTATIONS.items():
         if name in ops:
             translate(t, ops[name])
+    order = list(ops)
+    if "RandomErasing" in ops and order.index("RandomErasing") < order.index("NormalizeImage"):
+        t.note("data.augment.erase_with", "theirs erases before NormalizeImage here, so that const "
+               "is black and pixel nearly so")  # fmt: skip
     asked = [name for name in ops if name in ORDER]
     if asked != sorted(asked, key=ORDER.index):
         ours = ", ".join(sorted(asked, key=ORDER.index))

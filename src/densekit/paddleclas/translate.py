@@ -5,20 +5,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from densekit.config import ConfigSource, Tree, UserError, nearest, override, read_yaml, to_yaml
+from densekit.config import (
+    ConfigSource,
+    Section,
+    Tree,
+    UserError,
+    nearest,
+    override,
+    read_yaml,
+    to_yaml,
+)
 from densekit.models.variants import VARIANTS
 from densekit.paddleclas.check import check_keys
+from densekit.paddleclas.idle import check_typed
 from densekit.paddleclas.infer import Infer, read_infer
 from densekit.paddleclas.keys import KEYS
 from densekit.paddleclas.optimizer import translate_optimizer
+from densekit.paddleclas.options import apply_options, is_ours
 from densekit.paddleclas.transforms import EVAL, INFER, translate_mixing, translate_transforms
 from densekit.paddleclas.translation import Translation
 from densekit.training import recipe
@@ -72,39 +82,36 @@ def load(config: str, options: Iterable[str], processes: int, use: Use = "train"
     """
     file = read_yaml(Path(config))
     options = list(options)
-    own = [option for option in options if _is_ours(option)]
-    changed = override(file, (option for option in options if option not in own))
-    t = Translation(replace(changed, tree=_with_none(changed.tree)), processes)
+    own = [option for option in options if is_ours(option)]
+    theirs = [option for option in options if option not in own]
+    t = Translation(apply_options(file, theirs), processes)
     check_keys(t)
-    _same(t)
-    _loop(t)
-    _model(t)
-    _precision(t)
-    _loss(t)
-    _data(t)
-    _batch(t, Translation(file, processes))
-    translate_transforms(t, INFER if use == "predict" and t.value(INFER) else EVAL)
-    translate_mixing(t)
-    translate_optimizer(t)
+    check_typed(t)
+    evaluated = INFER if use == "predict" and t.value(INFER) else EVAL
+    t.attempt(_same, _device, _loop, _resume, _architecture, _layout, _start, _precision, _loss)
+    t.attempt(_data, lambda t: _batch(t, Translation(file, processes)))
+    t.attempt(lambda t: translate_transforms(t, evaluated), translate_mixing, translate_optimizer)
+    t.raise_refusals()
+    infer = read_infer(t)
     whole = override(ConfigSource(t.tree, t.places), own, Recipe)
     built, renamed = recipe.assemble(whole, (), {"name": Path(config).stem})
     if not built.optim.scale_lr:
         del t.notes["optim.reference_batch"]
     tree = {name: whole.tree[name] for name in Recipe.model_fields if name in whole.tree}
-    return Translated(built, tree, t.notes, renamed, read_infer(t))
+    return Translated(built, _in_effect(tree, built), t.notes, renamed, infer)
 
 
-def _is_ours(option: str) -> bool:
-    return re.split(r"[.=]", option, maxsplit=1)[0].strip() in Recipe.model_fields
-
-
-def _with_none(node: Any) -> Any:
-    """Python's spelling of null, which -o may use."""
-    if isinstance(node, dict):
-        return {key: _with_none(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_with_none(value) for value in node]
-    return None if node == "None" else node
+def _in_effect(tree: Tree, section: Section) -> Tree:
+    """`tree` without the values that `section`, which was built of it, left at their defaults."""
+    kept: Tree = {}
+    for key, value in tree.items():
+        built, field = getattr(section, key), type(section).model_fields[key]
+        default = field.get_default(call_default_factory=True)
+        if isinstance(built, Section) and isinstance(value, dict):
+            kept[key] = _in_effect(value, built)
+        elif built != default or (tuple(value) if isinstance(value, list) else value) == default:
+            kept[key] = value
+    return kept
 
 
 def _same(t: Translation) -> None:
@@ -114,19 +121,26 @@ def _same(t: Translation) -> None:
             t.set(key.says, t.value(key.path), key.path)
 
 
-def _loop(t: Translation) -> None:
+def _device(t: Translation) -> None:
     device = t.text("Global.device", "gpu")
     if device not in DEVICES:
         t.fail("Global.device", f"{device!r}: densekit runs on {' and '.join(DEVICES)}")
     t.set("loop.device", DEVICES[device], "Global.device")
+
+
+def _output_dir(t: Translation) -> Path:
+    return Path(t.text("Global.output_dir", "./output/")) / t.text("Arch.name")
+
+
+def _loop(t: Translation) -> None:
     t.set("loop.log_format", "paddleclas")
-    folder = Path(t.text("Global.output_dir", "./output/")) / t.text("Arch.name")
-    t.set("loop.output_dir", str(folder), "Global.output_dir")
+    t.set("loop.output_dir", str(_output_dir(t)), "Global.output_dir")
     if not t.is_on("Global.eval_during_train", True):
         t.set("loop.eval_every", t.whole("Global.epochs", 1), "Global.eval_during_train")
         t.note("loop.eval_every", "the last epoch is evaluated, theirs never")
     first = int(t.number("Global.start_eval_epoch", 0))
-    t.set("loop.eval_from", max(1, first), "Global.start_eval_epoch")
+    t.set("loop.eval_from", max(1, first), "Global.start_eval_epoch",
+          "of equal top-1 the earlier epoch stays the best, theirs takes the later")  # fmt: skip
     t.set("loop.keep", 2, "", "theirs keeps the weights of every save_interval epochs for ever")
     if t.is_on("Global.use_visualdl"):
         t.note("loop.output_dir", "curves.png and log.jsonl in it are what VisualDL would show")
@@ -134,10 +148,9 @@ def _loop(t: Translation) -> None:
         t.note("loop.ema", "the average is what is evaluated; theirs evaluates both")
     if t.is_on("Global.use_dali"):
         t.note("data.workers", "processes on the CPU read the images, not DALI on the GPU")
-    _resume(t, folder)
 
 
-def _resume(t: Translation, folder: Path) -> None:
+def _resume(t: Translation) -> None:
     if t.value("Global.checkpoints") is None:
         return
     prefix = t.text("Global.checkpoints")
@@ -145,7 +158,7 @@ def _resume(t: Translation, folder: Path) -> None:
     if (place / "recipe.yaml").is_file():
         t.set("loop.resume", prefix, "Global.checkpoints")
     elif place.name == "latest" and (place.parent / "recipe.yaml").is_file():
-        own = place.parent.absolute() == folder.absolute()
+        own = place.parent.absolute() == _output_dir(t).absolute()
         t.set("loop.resume", "auto" if own else str(place.parent), "Global.checkpoints")
     else:
         t.fail("Global.checkpoints", f"{prefix} is no run of densekit's, and Paddle's optimizer "
@@ -153,7 +166,7 @@ def _resume(t: Translation, folder: Path) -> None:
                f"Global.checkpoints=null -o Global.pretrained_model={prefix}")  # fmt: skip
 
 
-def _model(t: Translation) -> None:
+def _architecture(t: Translation) -> None:
     name = t.text("Arch.name")
     if name not in ARCHS:
         hint = nearest(name, ARCHS)
@@ -165,6 +178,11 @@ def _model(t: Translation) -> None:
     if t.number("Arch.dropout", 0.0):
         t.set("model.drop_rate", t.value("Arch.dropout"), "Arch.dropout",
               "scaled up in training; theirs is scaled down in evaluation")  # fmt: skip
+    if t.value("Arch.bn_size") is not None:
+        t.set("model.overrides", {"bn_size": t.value("Arch.bn_size")}, "Arch.bn_size")
+
+
+def _layout(t: Translation) -> None:
     if t.is_on("Global.to_static"):
         t.set("model.op", "auto", "", "densekit's choice; Paddle would compile its graph")
     if t.value("Arch.data_format") is not None:
@@ -172,8 +190,9 @@ def _model(t: Translation) -> None:
         if layout not in LAYOUTS:
             t.fail("Arch.data_format", f"{layout!r}: it is {' or '.join(LAYOUTS)}")
         t.set("loop.memory_format", LAYOUTS[layout], "Arch.data_format")
-    if t.value("Arch.bn_size") is not None:
-        t.set("model.overrides", {"bn_size": t.value("Arch.bn_size")}, "Arch.bn_size")
+
+
+def _start(t: Translation) -> None:
     weights, path = t.value("Arch.pretrained", False), "Arch.pretrained"
     if t.value("Global.pretrained_model") is not None:
         weights, path = t.value("Global.pretrained_model"), "Global.pretrained_model"
@@ -192,7 +211,7 @@ def _weights(prefix: str) -> str:
 
 def _precision(t: Translation) -> None:
     on = t.is_on("AMP.use_amp", t.value("AMP") is not None)
-    gpu = t.tree["loop"]["device"] == "cuda"
+    gpu = t.text("Global.device", "gpu") == "gpu"
     mixed = "fp16" if gpu else "auto"
     t.set("loop.precision", mixed if on else "fp32", "AMP.use_amp")
     if on and t.value("AMP.level") == "O2":
@@ -223,6 +242,9 @@ def _data(t: Translation) -> None:
     t.note("data.train", "an unreadable image stops the run and is named; theirs takes another")
     if t.processes > 1 and not t.is_on(f"{TRAIN_LOADER}.sampler.drop_last"):
         t.note("data.drop_last", "no image twice in an epoch; theirs repeats some for even shares")
+    workers = [t.value(f"{where}.loader.num_workers") for where in (TRAIN_LOADER, EVAL_LOADER)]
+    if None not in workers and workers[0] != workers[1]:
+        t.note("data.workers", f"Train's, in evaluation too, where theirs takes {workers[1]}")
     delimiter = t.text(f"{train}.delimiter", " ")
     if delimiter != " ":
         t.set("data.delimiter", delimiter.replace("\\t", "\t"), f"{train}.delimiter")

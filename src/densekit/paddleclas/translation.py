@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -21,6 +22,8 @@ class Translation:
     """By densekit's dotted key: what is otherwise than there, and why."""
     places: dict[tuple[PathKey, ...], str] = field(default_factory=dict)
     """By densekit's key: where its value stands in their file."""
+    refusals: list[str] = field(default_factory=list)
+    """Sentences: what stops the translation, once all of it has been looked at."""
 
     def value(self, path: str, default: Any = None) -> Any:
         """Of a dotted path; `default` where there is none, or null."""
@@ -89,8 +92,30 @@ class Translation:
         place = self.source.place(as_path(path))
         return place if place.startswith("-o") else f"{place} ({path})" if place else path
 
+    def typed(self, path: str) -> bool:
+        """Whether the key's value was given by -o, of its own."""
+        return self.source.places.get(as_path(path), "").startswith("-o")
+
     def fail(self, path: str, text: str) -> NoReturn:
+        """Stops the part of the translation that runs."""
         raise UserError(f"{self.named(path)}: {text}", shared=True)
+
+    def refuse(self, path: str, text: str) -> None:
+        """The same without stopping: the whole fails at `raise_refusals`."""
+        self.refusals.append(f"{self.named(path)}: {text}")
+
+    def attempt(self, *parts: Callable[[Translation], None]) -> None:
+        """Runs parts that need nothing of each other; a failure of one is kept as a refusal."""
+        for part in parts:
+            try:
+                part(self)
+            except UserError as failure:
+                self.refusals.append(str(failure))
+
+    def raise_refusals(self) -> None:
+        """Raises one UserError of all refusals so far; nothing where there are none."""
+        if self.refusals:
+            raise UserError("\n".join(dict.fromkeys(self.refusals)), shared=True)
 
 
 def as_path(path: str) -> tuple[PathKey, ...]:
