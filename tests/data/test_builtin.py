@@ -11,8 +11,9 @@ from PIL import Image
 from densekit.config import UserError
 from densekit.data import builtin
 from densekit.data.builtin import mnist5k
+from densekit.data.checks import check_examples
 from densekit.data.config import DataConfig
-from densekit.data.splits import check_examples, open_split
+from densekit.data.splits import open_split
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from densekit.config import UserError
 from densekit.data.splits import open_split
@@ -73,10 +74,54 @@ def test_grey_files_need_one_channel(tmp_path: Path, write_folder, write_image) 
 
 
 def test_characters_are_not_mirrored(tmp_path: Path, write_folder) -> None:
-    write_folder(tmp_path, {"3": 2, "E": 2})
-    recipe, said = settings(tmp_path)
+    write_folder(tmp_path / "digits", {str(digit): 1 for digit in range(10)})
+    recipe, said = settings(tmp_path / "digits")
     assert recipe["data"]["augment"]["flip"] == 0
-    assert "data.augment.flip=0" in said
+    assert "10 classes look like characters: in training they are not mirrored" in said
+    assert "(data.augment.flip=0), and shifted by up to 4 pixels" in said
+    for names in ("a", "b"), ("0", "1"), ("cat", "dog"):
+        write_folder(tmp_path / "".join(names), dict.fromkeys(names, 2))
+        recipe, said = settings(tmp_path / "".join(names))
+        assert recipe["data"]["augment"]["flip"] == 0.5
+        assert "mirrored half of the time and shifted by up to 4 pixels" in said
+
+
+def test_xrays_are_neither_mirrored_nor_cut_to_pieces(tmp_path: Path, write_folder) -> None:
+    """In one channel, or in three that are alike, as many are stored."""
+    write_folder(tmp_path / "L", {"normal": 2, "ill": 2}, size=(200, 180), mode="L")
+    write_folder(tmp_path / "RGB", {"normal": 2, "ill": 2}, size=(200, 180), mode="L")
+    for file in (tmp_path / "RGB").rglob("*.png"):
+        with Image.open(file) as image:
+            image.convert("RGB").save(file)
+    for mode, channels in ("L", 1), ("RGB", 3):
+        recipe, said = settings(tmp_path / mode)
+        augment = recipe["data"]["augment"]
+        assert recipe["data"]["channels"] == channels
+        assert (augment["flip"], augment["crop_scale"]) == (0, (0.5, 1.0))
+        assert "grey, as X-rays are: in training they are not mirrored" in said
+    write_folder(tmp_path / "photos", {"cat": 2, "dog": 2}, size=(200, 180))
+    recipe, said = settings(tmp_path / "photos")
+    assert recipe["data"]["augment"]["crop_scale"] == (0.08, 1.0)
+    assert "mirrored half of the time and cropped to 8 - 100 % of their area" in said
+
+
+def test_the_warm_up_fits_the_epochs_asked_for(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 5, "dog": 5})
+    for options, warmup, epochs in (
+        ([], 10, 200),
+        (["loop.epochs=2"], 0, 2),
+        (["loop.epochs=2", "loop.epochs=60"], 3, 60),
+    ):
+        tree, said = suggest(tmp_path, options)
+        recipe = load(options=options, suggested=tree)
+        assert (recipe.optim.warmup_epochs, recipe.loop.epochs) == (warmup, epochs)
+        assert f"loop.epochs={epochs}" in said[-1]
+
+
+def test_a_run_is_called_by_the_folders_whole_name(tmp_path: Path, write_folder) -> None:
+    for name in "pets.v1", "pets.v2":
+        write_folder(tmp_path / name, {"cat": 2, "dog": 2})
+        assert suggest(tmp_path / name)[0]["name"] == name
 
 
 def test_a_whole_data_set_keeps_its_validation_images(tmp_path: Path, write_folder) -> None:
@@ -126,5 +171,10 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, write_folder) -> N
     for name in ("cat", "dog"):
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "1.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"cat/1\.png: cannot be read as an image"):
+    with pytest.raises(UserError, match=r"cat/1\.png: is not an image"):
         suggest(tmp_path / "bad")
+    (tmp_path / "imgs").mkdir()
+    write_folder(tmp_path / "imgs", {"a": 1})
+    (tmp_path / "windows.txt").write_text("imgs\\\\a\\\\000.png 0\nb.png 1\n")
+    with pytest.raises(UserError, match=r"windows\.txt:1: .* there is no such file, but there is"):
+        suggest(tmp_path / "windows.txt")

@@ -6,6 +6,7 @@ mistake, 3 a bug of ours or another rank's failure, 75 stopped with the state sa
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -39,6 +40,9 @@ for command in (
 
 def main() -> None:
     """The entry point: runs a command and turns what it raises into an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that its encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except Exception as error:

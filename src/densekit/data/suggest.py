@@ -9,24 +9,36 @@ up to 63        the short side  pad by 4 pixels           to the short side, if 
 64 to 159       128, 96 or 64   random_resized            8/7 of image_size
 160 and more    224             random_resized            256
 ==============  ==============  ========================  =====================================
+
+Grey images, such as X-rays, are not mirrored and cropped less; characters are not mirrored. What
+is done to the images is said.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from densekit.config import Tree, UserError, merge
-from densekit.data.listing import Examples
+from densekit.config import Tree, UserError, merge, parse_override
+from densekit.data.listing import Examples, readable
 from densekit.data.splits import find_part, locate, open_examples
+from densekit.data.transforms import UnreadableImage, decode, read_file
 
-SAMPLE = 64  # files whose headers are read
+T = TypeVar("T")
+SAMPLE = 64  # files that are looked at
+SMALL = 64  # pixels of the short side from which images are cropped as photographs are
+CHARACTERS = 8  # so many classes of one character each are taken for characters
+COLOURLESS = 2  # of 255: how far apart the channels of a grey image in colour are on average
+GENTLE_CROP = [0.5, 1.0]
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I"}  # PIL's modes
 STEPS = 6000  # optimizer steps to train for, within EPOCHS
 VAL_FRACTION = 0.2
@@ -40,6 +52,9 @@ class Look:
 
     short_sides: list[int]
     grey: bool
+    """Stored in one channel."""
+    colourless: bool
+    """Grey, in one channel or three alike."""
 
     @property
     def short_side(self) -> int:
@@ -69,12 +84,12 @@ def own_images(folder: str | Path) -> tuple[Tree, list[str]]:
     ]
 
 
-def _open_own(folder: str | Path) -> tuple[str, Path, Examples, bool]:
+def _open_own(folder: str | Path, delimiter: str | None = None) -> tuple[str, Path, Examples, bool]:
     """What data.train becomes, the place, its training images, and whether it has others."""
     builtin = str(folder).startswith("builtin:")
     spec = str(folder) if builtin else str(Path(folder).expanduser().absolute())
     place = locate(spec)
-    train = open_examples(str(place), split="train")
+    train = open_examples(str(place), delimiter=delimiter, split="train")
     if len(np.unique(train.labels)) < 2:
         raise UserError(
             f"{train.origin}: all images are of one class; give a folder with one folder per class"
@@ -82,25 +97,29 @@ def _open_own(folder: str | Path) -> tuple[str, Path, Examples, bool]:
     return spec, place, train, place.is_dir() and find_part(place, "val") is not None
 
 
-def suggest(folder: str | Path) -> tuple[Tree, list[str]]:
+def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list[str]]:
     """Settings for the images in `folder`, as a recipe has them, and sentences that say why.
 
-    `folder` is anything that data.train may be. Raises UserError where there is nothing to train
-    on.
+    `folder` is anything that data.train may be; `options` are the -o of the command, whose epochs
+    the warm-up is fitted to. Raises UserError where there is nothing to train on.
     """
-    spec, place, train, has_val = _open_own(folder)
+    spec, place, train, has_val = _open_own(folder, _asked("data.delimiter", options, str))
     classes = len(np.unique(train.labels))
     look = look_at(train)
+    name = readable(place.name if place.is_dir() else place.stem) or "run"
     picks = [
         (
-            {"name": place.stem, "data": {"train": spec}},
+            {"name": name, "data": {"train": spec}},
             f"{len(train)} images of {classes} classes in {train.origin}",
         ),
         _validation(has_val),
         _size(look),
         _channels(look),
-        _flip(train),
-        _length(len(train) if has_val else round((1 - VAL_FRACTION) * len(train))),
+        _augment(look, train),
+        _length(
+            len(train) if has_val else round((1 - VAL_FRACTION) * len(train)),
+            _asked("loop.epochs", options, int),
+        ),
     ]
     tree: Tree = {}
     for settings, _ in picks:
@@ -108,20 +127,37 @@ def suggest(folder: str | Path) -> tuple[Tree, list[str]]:
     return tree, [sentence for _, sentence in picks if sentence]
 
 
+def _asked(key: str, options: Sequence[str], kind: type[T]) -> T | None:
+    """What the last option says of `key`; None if none does, or nothing of this kind."""
+    parsed = map(parse_override, options)
+    values = [value for path, value in parsed if ".".join(map(str, path)) == key]
+    return values[-1] if values and isinstance(values[-1], kind) else None
+
+
 def look_at(examples: Examples) -> Look:
-    """Reads the headers of a sample of the files. Raises UserError if none can be read."""
-    sizes, modes = [], set()
+    """Opens a sample of the files. Raises UserError if none can be read."""
+    sizes, modes, colourless = [], set(), True
     for index in np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int)).tolist():
         # A file that is no image is named later, when the data is checked.
         with (
             contextlib.suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
-            Image.open(examples.paths[index]) as image,
+            Image.open(io.BytesIO(read_file(Path(examples.paths[index])))) as image,
         ):
             sizes.append(min(image.size))
             modes.add(image.mode)
+            colourless = colourless and (image.mode in GREY or _colourless(image))
     if not sizes:
-        raise UserError(f"{examples.where(0)}: {examples.paths[0]}: cannot be read as an image")
-    return Look(sizes, modes <= GREY)
+        try:
+            decode(examples.paths[0], 3)
+        except UnreadableImage as error:
+            raise error.at(examples.where(0)) from error
+    return Look(sizes, modes <= GREY, colourless)
+
+
+def _colourless(image: Image.Image) -> bool:
+    image.draft("RGB", (64, 64))  # of a JPEG: reads a fraction of it
+    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
+    return bool(np.ptp(pixels, axis=2).mean() < COLOURLESS)
 
 
 Pick = tuple[Tree, str]
@@ -138,7 +174,7 @@ def _validation(has_val: bool) -> Pick:
 
 def _size(look: Look) -> Pick:
     side = look.short_side
-    if side < 64:
+    if side < SMALL:
         resize = None if look.all_alike else side
         settings = {
             "image_size": side,
@@ -172,21 +208,38 @@ def _channels(look: Look) -> Pick:
     )
 
 
-def _flip(train: Examples) -> Pick:
-    names = train.classes.values()
-    if not names or any(len(name) > 1 for name in names):
-        return {}, ""
-    return {"data": {"augment": {"flip": 0.0}}}, (
-        "classes look like characters, not to be mirrored: data.augment.flip=0"
+def _augment(look: Look, train: Examples) -> Pick:
+    """What training does to the images at random, and that it does."""
+    small = look.short_side < SMALL
+    characters = len(train.classes) >= CHARACTERS and all(
+        len(name) == 1 for name in train.classes.values()
+    )
+    crop = "shifted by up to 4 pixels" if small else "cropped to 8 - 100 % of their area"
+    if not characters and not look.colourless:
+        return {}, (
+            f"in training images are mirrored half of the time and {crop}: set "
+            f"data.augment.flip=0 where left and right differ"
+            + ("" if small else f", data.augment.crop_scale={GENTLE_CROP} where edges matter")
+        )
+    augment: Tree = {"flip": 0.0}
+    what = "the images are grey, as X-rays are" if look.colourless else ""
+    if look.colourless and not small:
+        augment["crop_scale"] = GENTLE_CROP
+        crop = f"cropped to no less than half of their area (data.augment.crop_scale={GENTLE_CROP})"
+    if characters:
+        what = f"the {len(train.classes)} classes look like characters"
+    return {"data": {"augment": augment}}, (
+        f"{what}: in training they are not mirrored (data.augment.flip=0), and {crop}"
     )
 
 
-def _length(images: int) -> Pick:
-    """Batch and epochs by the number of training images."""
+def _length(images: int, asked: int | None) -> Pick:
+    """Batch and epochs by the number of training images; the warm-up is a 20th of the epochs."""
     batch = min(max(2 ** int(math.log2(max(images, 1) / 50 + 1)), BATCH[0]), BATCH[1])
     epochs = min(max(round(STEPS / math.ceil(images / batch), -1), EPOCHS[0]), EPOCHS[1])
-    optim = {"schedule": "cosine", "warmup_epochs": epochs // 20, "nesterov": True}
+    run = epochs if asked is None else asked
+    optim = {"schedule": "cosine", "warmup_epochs": max(run, 0) // 20, "nesterov": True}
     return {"data": {"batch_size": batch}, "optim": optim, "loop": {"epochs": epochs}}, (
-        f"{images} training images: data.batch_size={batch}, loop.epochs={epochs}, a cosine "
+        f"{images} training images: data.batch_size={batch}, loop.epochs={run}, a cosine "
         f"schedule; with model.pretrained a third of the epochs is often enough"
     )

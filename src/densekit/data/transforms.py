@@ -62,7 +62,7 @@ def decode(source: str | Path | bytes, channels: int) -> Tensor:
     convert do. Of 16 bits the high 8 are kept, as cv2 does. Of several frames the first is taken.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(Path(source))
+    data = source if isinstance(source, bytes) else read_file(Path(source))
     if not data:
         raise UnreadableImage(name, "is empty")
     try:
@@ -74,7 +74,7 @@ def decode(source: str | Path | bytes, channels: int) -> Tensor:
         raise UnreadableImage(name, f"cannot be read as an image: {error}") from error
 
 
-def _read(file: Path) -> bytes:
+def read_file(file: Path) -> bytes:
     """Of a regular file: a pipe or a device might never end. Raises UnreadableImage."""
     try:
         if stat.S_ISREG(file.stat().st_mode):

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from densekit import distributed
 from densekit.config import ConfigSource, Tree, UserError, build, rename
+from densekit.data.checks import check_examples
 from densekit.data.classes import Numbering, match
 from densekit.data.config import DataConfig
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
-from densekit.data.splits import check_examples, open_examples, open_val
+from densekit.data.splits import open_examples, open_val
 from densekit.infer import metrics
 from densekit.infer.engines import Logits, logits_of
 from densekit.infer.model import Opened

@@ -43,7 +43,7 @@ def open_recipe(
     suggested, own = None, None
     notes: list[str] = []
     if folder is not None and config is None:
-        suggested, notes = suggest(folder)
+        suggested, notes = suggest(folder, options)
     elif folder is not None:
         own, notes = own_images(folder)
     if config is None or not translate.recognises(config):

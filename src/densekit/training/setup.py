@@ -12,9 +12,10 @@ import torch
 
 from densekit import distributed, precision
 from densekit.config import UserError
+from densekit.data.checks import check_split
 from densekit.data.listing import Examples
 from densekit.data.loader import micro_batches, resolve_workers, steps_per_epoch
-from densekit.data.splits import check_examples, open_split
+from densekit.data.splits import open_split
 from densekit.data.transforms import Preprocessing
 from densekit.models.artifact import ArtifactConfig, Described, provenance
 from densekit.models.densenet import DenseNetConfig
@@ -189,12 +190,4 @@ def _look_at(train: Examples, val: Examples, recipe: Recipe) -> tuple[np.ndarray
     """Labels, counts and a sample of the files of both lists."""
     num_classes, data = recipe.model.num_classes, recipe.data
     assert num_classes is not None
-    counts, warnings = check_examples(train, num_classes, data.check_files, data.channels)
-    _, val_warnings = check_examples(val, num_classes, data.check_files, data.channels)
-    shared = set(train.paths) & set(val.paths)
-    if shared:
-        raise UserError(
-            f"{len(shared)} files are in both the training and the validation list, such as "
-            f"{min(shared)}: the accuracy would mean nothing; take them out of one list"
-        )
-    return counts, [*warnings, *(f"validation: {text}" for text in val_warnings)]
+    return check_split(train, val, num_classes, data.check_files, data.channels)

@@ -1,0 +1,166 @@
+"""What is wrong with a list or folder before anything is trained on it or counted.
+
+Labels that are no classes, files that cannot be read, files under two names or with two labels,
+classes without images, uneven classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from densekit.config import UserError
+from densekit.data.listing import Examples, readable
+from densekit.data.transforms import UnreadableImage, decode
+
+NAMED = 5  # examples in a message
+UNEVEN = 4  # times the images of the smallest class
+MOST = 1.5  # times what a class has on average
+FEW = 10  # images per class, below which a list says nothing of its classes' sizes
+
+
+def check_split(
+    train: Examples, val: Examples, num_classes: int, sample: int, channels: int
+) -> tuple[np.ndarray, list[str]]:
+    """`check_examples` of both, and that they share no file -> training images per class,
+    warnings. Raises UserError.
+    """
+    files = real_files(train.paths), real_files(val.paths)
+    counts, warnings = check_examples(train, num_classes, sample, channels, files[0])
+    _, of_val = check_examples(val, num_classes, sample, channels, files[1])
+    in_train = {file: index for index, file in enumerate(files[0])}
+    shared = [index for index, file in enumerate(files[1]) if file in in_train]
+    if shared:
+        index = shared[0]
+        raise UserError(
+            f"{len(shared)} files are in both the training and the validation images, such as "
+            f"{val.where(index)}: {readable(val.paths[index])}, which is "
+            f"{readable(train.paths[in_train[files[1][index]]])} there: the accuracy would mean "
+            f"nothing; take them out of one"
+        )
+    return counts, [*warnings, *(f"validation: {text}" for text in of_val)]
+
+
+def check_examples(
+    examples: Examples,
+    num_classes: int,
+    sample: int,
+    channels: int,
+    files: Sequence[str] | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """Looks for what would stop or spoil a run later -> images per class, warnings.
+
+    `files` are their `real_files`, where these are known. Raises UserError, with file and line,
+    for a label that is no class, a file with two labels, and files among `sample` of them, spread
+    over all, that cannot be read.
+    """
+    outside = np.flatnonzero(examples.labels >= num_classes)
+    if len(outside):
+        worst = int(examples.labels.max())
+        raise UserError(
+            f"{examples.where(outside[0])}: label {examples.labels[outside[0]]}, but "
+            f"model.num_classes={num_classes} has labels 0 to {num_classes - 1}; "
+            f"set model.num_classes={worst + 1} or correct the list"
+        )
+    warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
+    _check_files(examples, sample, channels)
+    counts = np.bincount(examples.labels, minlength=num_classes)
+    empty = np.flatnonzero(counts == 0).tolist()
+    if empty:
+        shown = named_labels(examples, empty)
+        warnings.append(f"{len(empty)} of {num_classes} classes have no images: {shown}")
+    return counts, [*warnings, *_uneven(examples, counts)]
+
+
+def _uneven(examples: Examples, counts: np.ndarray) -> list[str]:
+    """Whether an answer that is always the same looks good."""
+    present = counts[counts > 0]
+    largest, total = int(counts.max()), int(counts.sum())
+    even = largest < UNEVEN * present.min() or largest * len(present) < MOST * total
+    if even or total < FEW * len(present):
+        return []
+    names = [
+        named_labels(examples, [label])
+        for label in (int(counts.argmax()), int(np.flatnonzero(counts == present.min())[0]))
+    ]
+    return [
+        f"the classes are uneven, from {largest} images of {names[0]} to {present.min()} of "
+        f"{names[1]}: to answer {names[0]} always gives a top-1 of {largest / total:.2f}; look at "
+        f"balanced_accuracy, which densekit evaluate prints"
+    ]
+
+
+def real_files(paths: Sequence[str]) -> list[str]:
+    """The file that each path leads to: the same for `./a/1.jpg`, `a/1.jpg` and links to either.
+
+    A folder is resolved and listed once; of its files only those that are links are followed, so
+    a million paths take seconds. Hard links are files of their own.
+    """
+    folders: dict[str, tuple[str, set[str]]] = {}
+    real = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder), _links(folder)
+        place, links = folders[folder]
+        real.append(os.path.realpath(path) if name in links else os.path.join(place, name))  # noqa: PTH118
+    return real
+
+
+def _links(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return set()  # its files cannot be read, which is said where they are
+
+
+def _repeats(examples: Examples, files: Sequence[str]) -> list[str]:
+    """Files that are listed more than once. Raises UserError for one with two labels."""
+    if len(set(files)) == len(files):
+        return []
+    first: dict[str, int] = {}
+    again = [index for index, file in enumerate(files) if first.setdefault(file, index) != index]
+    for index in again:
+        before = first[files[index]]
+        if examples.labels[before] != examples.labels[index]:
+            labels = [named_labels(examples, [int(examples.labels[i])]) for i in (index, before)]
+            raise UserError(
+                f"{examples.where(index)}: {readable(examples.paths[index])} has label "
+                f"{labels[0]}, and at {examples.where(before)} label {labels[1]}; an image has one "
+                f"class: correct the list, or the links"
+            )
+    return [
+        f"{readable(examples.origin)}: {len(again)} of {len(files)} images are listed more than "
+        f"once, such as {readable(examples.paths[again[0]])}, and count as often"
+    ]
+
+
+def named_labels(examples: Examples, labels: Sequence[int]) -> str:
+    """`cat, dog, 7, ...`."""
+    more = ", ..." if len(labels) > NAMED else ""
+    return ", ".join(examples.classes.get(label, str(label)) for label in labels[:NAMED]) + more
+
+
+def _check_files(examples: Examples, sample: int, channels: int) -> None:
+    spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
+    faults = (_fault(examples, index, channels) for index in spread.tolist())
+    bad = [fault for fault in faults if fault]
+    if bad:
+        shown = "\n  ".join(bad[:NAMED])
+        raise UserError(
+            f"{len(bad)} of {len(spread)} files looked at cannot be read:\n  {shown}\n"
+            f"paths start from {examples.root}: set data.root if the images lie elsewhere; "
+            f"otherwise mend the files or take them out"
+        )
+
+
+def _fault(examples: Examples, index: int, channels: int) -> str | None:
+    """Why an image cannot be read, with its place; None if it can."""
+    try:
+        decode(examples.paths[index], channels)
+    except UnreadableImage as error:
+        return str(error.at(examples.where(index)))
+    return None
