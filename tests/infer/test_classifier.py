@@ -101,6 +101,14 @@ def test_a_row_is_the_networks_answer(classifier: Classifier, files: list[str]) 
     assert len(winners) > 1, "a network that always answers the same shows nothing"
 
 
+def test_files_that_would_be_seen_black_are_warned_of(
+    classifier: Classifier, files: list[str], tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((30, 30), 4000, np.uint16)).save(tmp_path / "xray.png")
+    with pytest.warns(UserWarning, match=r"xray\.png: a 16-bit image .* 4000, 12 bits"):
+        classifier.predict([*files, str(tmp_path / "xray.png")])
+
+
 def test_rows_do_not_depend_on_the_batch(classifier: Classifier, files: list[str]) -> None:
     whole = classifier.predict(files, topk=7, batch_size=11)
     for batch_size in (1, 2, 4, 5, 64):

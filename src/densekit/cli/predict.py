@@ -53,6 +53,7 @@ def predict(
     """
     from densekit.cli.inputs import ask
     from densekit.config import UserError
+    from densekit.data.bit_depth import dark_files
     from densekit.infer.classifier import Classifier, expand, write_csv, write_json, write_text
     from densekit.precision import keep_freed_memory, resolve
     from densekit.progress import bar
@@ -67,7 +68,7 @@ def predict(
     if not images:
         raise UserError("say which images to predict: files, or folders of them")
     opened = asked.open(classes, model)
-    show_notes([*asked.notes, *opened.notes])
+    show_notes([*asked.notes, *opened.notes, *dark_files(images)])
     classifier = Classifier(opened, resolve(asked.device(device), precision))
     size = batch_size or asked.infer.batch_size
     rows = bar(classifier.rows(images, topk, size), len(images), "predicting")

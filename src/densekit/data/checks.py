@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from densekit.config import UserError
+from densekit.data.bit_depth import dark_files
 from densekit.data.listing import Examples, readable
 from densekit.data.transforms import UnreadableImage, decode
 
@@ -66,6 +67,7 @@ def check_examples(
         )
     warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
     _check_files(examples, sample, channels)
+    warnings += dark_files(examples.paths, sample)
     counts = np.bincount(examples.labels, minlength=num_classes)
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:

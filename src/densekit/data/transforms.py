@@ -128,13 +128,18 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _to_tensor(image: Image.Image, channels: int) -> Tensor:
     """uint8 [C, H, W] in memory as PIL has it, channels last, which resizes fastest."""
     image.load()  # a TIFF turns itself upright as it loads
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if is_16_bit(image):
         image = _upright(image)
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no agreed range; save the file with 8 or 16 bits")
     pixels = np.array(_upright(image).convert(MODES[channels]))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+
+
+def is_16_bit(image: Image.Image) -> bool:
+    """Whether its pixels are 16-bit numbers, of one channel."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _upright(image: Image.Image) -> Image.Image:

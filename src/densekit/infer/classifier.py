@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from densekit.config import UserError
+from densekit.data.bit_depth import dark_files
 from densekit.data.folders import images_below
 from densekit.data.listing import readable
 from densekit.data.transforms import UnreadableImage, from_image
@@ -59,8 +61,12 @@ class Classifier:
         """A row for each image, in order; `topk` answers, or as many as there are classes.
 
         Probabilities are a softmax over the classes, or each class' own sigmoid for a multilabel
-        network. Raises UserError for what is no image at all, such as an array of floats.
+        network. Warns of files that would be seen nearly black. Raises UserError for what is no
+        image at all, such as an array of floats.
         """
+        if not isinstance(images, (str, os.PathLike)):
+            for note in dark_files([str(i) for i in images if isinstance(i, (str, os.PathLike))]):
+                warnings.warn(note, stacklevel=2)
         return list(self.rows(images, topk, batch_size))
 
     def rows(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> Iterator[Row]:

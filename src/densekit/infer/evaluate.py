@@ -16,6 +16,7 @@ from torch import Tensor
 
 from densekit import distributed
 from densekit.config import ConfigSource, Tree, UserError, build, rename
+from densekit.data.bit_depth import dark_files
 from densekit.data.checks import check_examples
 from densekit.data.classes import Numbering, match
 from densekit.data.config import DataConfig
@@ -153,4 +154,4 @@ def _examples(opened: Opened, data: str | None) -> tuple[Examples, list[str]]:
     else:
         raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
     _, notes = check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)
-    return examples, notes
+    return examples, [*notes, *dark_files(examples.paths)]
