@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from densekit.config import ConfigSource, UserError, build, moved_keys, read_yaml, to_yaml
+from densekit.config import (
+    ConfigSource,
+    Layers,
+    UserError,
+    assemble,
+    build,
+    moved_keys,
+    read_yaml,
+    to_yaml,
+)
 from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
 from densekit.data.transforms import Preprocessing
-from densekit.training.recipe import Recipe, differences, load, load_with_notes, shipped
+from densekit.training.recipe import Recipe, differences, load, read, shipped
 
 OLD = """
 train: builtin:mnist5k
@@ -68,13 +77,13 @@ def test_options_and_files(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data:\n  crop: none\n  crop_scale: [0.5, 1]\n")
     options = ["data.crop=random_resized", "data.crop_scale.0=0.25"]
-    recipe, notes = load_with_notes(str(file), options)
+    recipe, notes = assemble(Recipe, Layers({}, read(str(file))[0], options))
     assert recipe.data.augment.crop == "random_resized"
     assert recipe.data.augment.crop_scale == (0.25, 1)
     now = "data.crop is now data.augment.crop; the old name works for this version"
     assert f"{file}:2: {now}" in notes
     assert f"-o data.crop=random_resized: {now}" in notes
-    assert load_with_notes("quickstart")[1] == ()
+    assert assemble(Recipe, Layers({}, read("quickstart")[0]))[1] == ()
     with pytest.raises(UserError, match=r"^-o data\.crop=padd: expected .* got \'padd\'"):
         load(None, ["data.crop=padd"])
 

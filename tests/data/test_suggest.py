@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from densekit.config import UserError
+from densekit.config import Layers, UserError, assemble
 from densekit.data.splits import open_split
 from densekit.data.suggest import suggest
-from densekit.training.recipe import load
+from densekit.training.recipe import Recipe
 
 
 def settings(folder: Path) -> tuple[dict[str, Any], str]:
     """What the whole recipe says, and the sentences."""
     tree, said = suggest(folder)
-    recipe = load(suggested=tree)
+    recipe = assemble(Recipe, Layers(tree))[0]
     return recipe.model_dump(), "\n".join(said)
 
 
@@ -36,7 +36,7 @@ def test_photographs_get_imagenets_way(tmp_path: Path, write_folder) -> None:
     assert "short side is 240 pixels (median): data.image_size=224" in said
     assert "data.val_fraction=0.2 of each class is held out" in said
     assert "8 training images: data.batch_size=32, loop.epochs=200" in said
-    train, val = open_split(load(suggested=suggest(tmp_path)[0]).data)
+    train, val = open_split(assemble(Recipe, Layers(suggest(tmp_path)[0]))[0].data)
     assert (len(train), len(val)) == (8, 2)
 
 
@@ -131,7 +131,7 @@ def test_a_whole_data_set_keeps_its_validation_images(tmp_path: Path, write_fold
     assert recipe["data"]["val_fraction"] == 0
     assert "held out" not in said
     assert "4 training images" in said
-    train, val = open_split(load(suggested=suggest(tmp_path)[0]).data)
+    train, val = open_split(assemble(Recipe, Layers(suggest(tmp_path)[0]))[0].data)
     assert (len(train), len(val)) == (4, 2)
 
 
@@ -141,7 +141,7 @@ def test_a_list_file_will_do(tmp_path: Path, write_folder) -> None:
     file = tmp_path / "all.txt"
     file.write_text("".join(f"{name} {int('dog' in name)}\n" for name in names))
     tree, _ = suggest(file)
-    train, val = open_split(load(suggested=tree).data)
+    train, val = open_split(assemble(Recipe, Layers(tree))[0].data)
     assert (len(train), len(val)) == (8, 2)
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densekit.config import Section, UserError
-from densekit.training.recipe import Recipe, check, differences, find, load, shipped
+from densekit.config import Layers, Section, UserError, assemble
+from densekit.training.recipe import Recipe, check, differences, find, load, read, shipped
 
 # Found --------------------------------------------------------------------------------------
 
@@ -27,7 +27,8 @@ def test_options_come_after_the_file_and_the_file_after_suggestions(tmp_path: Pa
     file = tmp_path / "mine.yaml"
     file.write_text("optim: {lr: 0.2}\nloop: {epochs: 7}\n")
     suggested = {"optim": {"lr": 0.3, "momentum": 0.5}}
-    loaded = load(str(file), ["loop.epochs=9"], suggested)
+    layers = Layers(suggested, read(str(file))[0], ["loop.epochs=9"])
+    loaded = assemble(Recipe, layers)[0]
     assert (loaded.optim.lr, loaded.optim.momentum, loaded.loop.epochs) == (0.2, 0.5, 9)
     assert load(str(file)).name == "mine"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from densekit.config import UserError
+from densekit.config import UserError, assemble
 from densekit.infer.model import Opened, open_configured, open_path
 from densekit.paddleclas.infer import Infer, named
-from densekit.paddleclas.open import OpenedRecipe, open_recipe
+from densekit.paddleclas.open import read_config
 from densekit.paddleclas.translate import Use
+from densekit.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -17,27 +18,26 @@ class Asked:
     """SOURCE, or else what -c and -o say."""
 
     source: str | None
-    opened: OpenedRecipe | None = None
+    recipe: Recipe | None = None
     notes: Sequence[str] = ()
     """What a person should know of it."""
     infer: Infer = field(default_factory=Infer)
     """What a PaddleClas file asks of predict."""
+    paddleclas: bool = False
 
     def device(self, chosen: str) -> str:
         """`chosen`; the recipe's own where that is auto."""
-        if chosen != "auto" or self.opened is None:
-            return chosen
-        return self.opened.recipe.loop.device
+        return chosen if chosen != "auto" or self.recipe is None else self.recipe.loop.device
 
     def open(self, classes: str | None, model: str | None) -> Opened:
         """The network, with the weights that are named. Raises UserError."""
-        if self.opened is None:
+        if self.recipe is None:
             assert self.source is not None
             return open_path(self.source, model, classes)
         if model is not None:
             raise UserError("--model goes with SOURCE; with -c use -o model.name=NAME")
-        recipe = self.opened.recipe
-        if self.opened.paddleclas and not recipe.model.pretrained:
+        recipe = self.recipe
+        if self.paddleclas and not recipe.model.pretrained:
             best = recipe.output_dir / "best_model"
             raise UserError(f"no weights: add -o Global.pretrained_model=FILE, such as {best}")
         opened = open_configured(recipe.model, recipe.data, classes)
@@ -49,8 +49,10 @@ def ask(source: str | None, config: str | None, options: Sequence[str], use: Use
     if (source is None) == (config is None):
         raise UserError("give either SOURCE, such as runs/quickstart/best, or -c RECIPE")
     if config is not None:
-        opened = open_recipe(config, options, use)
-        return Asked(None, opened, opened.notes, opened.infer)
+        written = read_config(config, options, use)
+        recipe, renamed = assemble(Recipe, written.layers)
+        notes = [*renamed, *written.notes]
+        return Asked(None, recipe, notes, written.infer, written.paddleclas)
     if options:
         raise UserError(f"-o {options[0]}: goes with -c RECIPE, not with SOURCE")
     return Asked(source)

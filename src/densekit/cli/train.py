@@ -12,8 +12,7 @@ from densekit.cli.options import AsJson, Config, Options, OwnFolder, ShortModel
 from densekit.cli.output import new_table, show, show_json, show_notes
 
 if TYPE_CHECKING:
-    from densekit.training.loop import Outcome
-    from densekit.training.rehearse import Rehearsal
+    from densekit.training.loop import Outcome, Rehearsal
 
 STOPPED = 75  # EX_TEMPFAIL: try again and the run goes on
 
@@ -47,20 +46,24 @@ def train(
       torchrun --nproc-per-node=4 -m densekit train -c imagenet/densenet121 -o data.root=/imagenet
     """
     from densekit import distributed
-    from densekit.paddleclas.open import open_recipe
+    from densekit.config import assemble
+    from densekit.paddleclas.open import read_config
+    from densekit.training.loop import rehearse
     from densekit.training.loop import train as run
-    from densekit.training.rehearse import rehearse
+    from densekit.training.recipe import Recipe
 
     options = list(option or [])
     options += [f"model.name={model}"] if model else []
     options += [f"loop.resume={resume}"] if resume else []
     with distributed.session():
-        opened = open_recipe(config, options, folder=data)
-        show_notes(opened.notes)
+        written = read_config(config, options, folder=data)
+        recipe, renamed = assemble(Recipe, written.layers)
+        show_notes([*renamed, *written.notes])
         if dry_run:
-            print_rehearsal(rehearse(opened.recipe), as_json=json)
+            rehearsal = rehearse(recipe)
+            print_rehearsal(rehearsal, as_json=json)
             return
-        outcome = run(opened.recipe)
+        outcome = run(recipe)
         # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print_outcome(outcome, as_json=json)

@@ -2,6 +2,7 @@
 
 from densekit.config.applies import OFF, ON, build_effective, when
 from densekit.config.build import build
+from densekit.config.layers import Layers, assemble
 from densekit.config.overrides import override, parse_override
 from densekit.config.paths import PathText
 from densekit.config.renamed import moved_keys, rename
@@ -13,11 +14,13 @@ __all__ = [
     "OFF",
     "ON",
     "ConfigSource",
+    "Layers",
     "PathKey",
     "PathText",
     "Section",
     "Tree",
     "UserError",
+    "assemble",
     "build",
     "build_effective",
     "dotted",

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +15,11 @@ import torch
 
 from densekit.config import (
     ConfigSource,
+    Layers,
     Section,
     Tree,
     UserError,
+    assemble,
     nearest,
     override,
     read_yaml,
@@ -52,14 +55,17 @@ Use = Literal["train", "evaluate", "predict"]
 class Translated:
     """A recipe and what a person should know of it."""
 
-    recipe: Recipe
+    layers: Layers
+    """What the recipe is made of."""
     tree: Tree
     """The recipe's keys that the file decides."""
     notes: Mapping[str, str]
     """By the recipe's key: what is otherwise than there."""
-    renamed: Sequence[str]
-    """Of densekit's own options that were given by an old name."""
     infer: Infer
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return assemble(Recipe, self.layers)[0]
 
     @property
     def said(self) -> list[str]:
@@ -94,11 +100,12 @@ def load(config: str, options: Iterable[str], processes: int, use: Use = "train"
     t.raise_refusals()
     infer = read_infer(t)
     whole = override(ConfigSource(t.tree, t.places), own, Recipe)
-    built, renamed = recipe.assemble(whole, (), {"name": Path(config).stem})
+    tree = {name: whole.tree[name] for name in Recipe.model_fields if name in whole.tree}
+    layers = Layers({"name": Path(config).stem}, whole)
+    built = assemble(Recipe, layers)[0]
     if not built.optim.scale_lr:
         del t.notes["optim.reference_batch"]
-    tree = {name: whole.tree[name] for name in Recipe.model_fields if name in whole.tree}
-    return Translated(built, _in_effect(tree, built), t.notes, renamed, infer)
+    return Translated(layers, _in_effect(tree, built), t.notes, infer)
 
 
 def _in_effect(tree: Tree, section: Section) -> Tree:

@@ -104,13 +104,17 @@ class Window:
         }
 
 
+@dataclass
 class RunLog:
     """A run's lines, in log.jsonl and on the terminal."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress, bars: EpochBars) -> None:
-        self.plan, self.folder, self.progress, self.bars = plan, folder, progress, bars
-        self.window = Window(dict(progress.window or Window().sums))
-        self._estimated = False
+    plan: Plan
+    folder: RunFolder
+    progress: Progress
+    bars: EpochBars
+    window: Window
+    estimated: bool = False
+    """Whether the terminal was told how long the run takes."""
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line to log.jsonl; every rank counts it."""
@@ -153,10 +157,10 @@ class RunLog:
 
     def _estimate(self, line: dict[str, Any]) -> None:
         """Says once how long the rest of a long run takes, by the first window's steps."""
-        if not self._estimated and line["eta"] > LONG:
+        if not self.estimated and line["eta"] > LONG:
             self.bars.say(
                 f"about {duration(line['eta'])} h to the end of epoch "
                 f"{self.plan.recipe.loop.epochs} at {line['ips']:.0f} images per second; Ctrl-C "
                 f"saves the state, and the same command resumes"
             )
-        self._estimated = True
+        self.estimated = True

@@ -9,15 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from densekit import distributed
-from densekit.config import UserError
 from densekit.data.loader import Step, TrainStream, eval_batches
 from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models import artifact
 from densekit.precision import keep_freed_memory
+from densekit.progress import waiting
 from densekit.training import curves, nonfinite
-from densekit.training.log import Reading, RunLog, read_later
+from densekit.training.log import Reading, RunLog, Window, read_later
 from densekit.training.nonfinite import NonFinite
 from densekit.training.progress import EpochBars
 from densekit.training.recipe import Recipe
@@ -34,6 +36,7 @@ from densekit.training.step import (
 from densekit.training.stop import StopRequest
 
 CURVES_EVERY = 60.0  # seconds
+REHEARSED = {"cpu": 8, "mps": 16, "cuda": 64}  # images in a rehearsal's step
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def train(recipe: Recipe) -> Outcome:
         plan = make_plan(recipe)
         learner, notes = create_learner(plan.recipe, plan.precision)
         with RunFolder.opened(plan.recipe) as folder:
-            state = distributed.from_main(lambda: starting_state(plan, folder))
+            state = distributed.from_main(lambda: folder.starting_state(plan.recipe, plan.digest))
             bars = EpochBars(plan.recipe.loop.epochs, plan.steps_per_epoch)
             notes = [*folder.notes, *folder.states.corrupt.values(), *plan.warnings, *notes]
             for note in notes:
@@ -231,25 +234,6 @@ def save(run: Run) -> None:
         )
 
 
-def starting_state(plan: Plan, folder: RunFolder) -> State | None:
-    """The state that loop.resume names; None begins at step 0. Raises UserError."""
-    origin = plan.recipe.loop.resume
-    if origin not in ("auto", "never") and not folder.states.files():
-        folder.adopt(Path(origin), plan.recipe)
-    state = folder.states.newest()
-    if state is not None and state["format"] != FORMAT:
-        raise UserError(
-            f"{folder.path}: its state has format {state['format']}, this densekit reads format "
-            f"{FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
-        )
-    if state is not None and state["data"] != plan.digest:
-        raise UserError(
-            f"{folder.path}: its state was trained on other lists of images than "
-            f"{plan.train.origin} and {plan.val.origin}; to start anew, set loop.output_dir"
-        )
-    return state
-
-
 def resume(
     plan: Plan,
     learner: Learner,
@@ -261,13 +245,8 @@ def resume(
     """The run as `state` has it, the log cut back to it; None: before its first step."""
     progress = Progress()
     if state is not None:
-        for key, value in plan.environment.items():
-            before = state["environment"][key]
-            if before != value:
-                bars.say(
-                    f"{key} was {before} and is now {value}: the run goes on, but its numbers are "
-                    f"not bit for bit what they would have been"
-                )
+        for change in plan.changes_since(state["environment"]):
+            bars.say(change)
         load_learner_state(learner, state["learner"])
         progress = Progress(**state["progress"])
     if distributed.is_main():
@@ -283,7 +262,8 @@ def resume(
         world=distributed.world_size(),
         pin_memory=plan.precision.device.type == "cuda",
     )
-    log = RunLog(plan, folder, progress, bars)
+    window = Window(dict(progress.window or Window().sums))
+    log = RunLog(plan, folder, progress, bars, window)
     steps, now = stream.from_step(progress.step), time.monotonic()
     return Run(plan, learner, folder, stop, log, progress, steps, saved_at=now)
 
@@ -299,3 +279,43 @@ def roll_back(run: Run, reading: Reading) -> Run:
     run.log.write({**event, "step": run.progress.step})
     save(run)
     return run
+
+
+# --dry-run ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it."""
+
+    plan: Plan
+    notes: list[str]
+    """What a person should know before the run starts."""
+    images: int
+    """Images of the step, on each rank."""
+    seconds: float
+    """That all steps of the run take, by that one."""
+
+
+def rehearse(recipe: Recipe) -> Rehearsal:
+    """Sets a run up as `train` does, but claims no folder, and trains two steps of grey images.
+
+    Raises UserError for whatever `train` would refuse before its first step.
+    """
+    plan = make_plan(recipe)
+    recipe = plan.recipe
+    folder_notes = distributed.from_main(lambda: RunFolder.look(recipe))
+    learner, notes = create_learner(recipe, plan.precision)
+    share = recipe.micro_batch_size // distributed.world_size()
+    count = max(2, min(share, REHEARSED[plan.precision.device.type]))
+    side = recipe.data.train_side
+    images = torch.full((count, recipe.data.channels, side, side), 128, dtype=torch.uint8)
+    shares = [(images, torch.zeros(count, dtype=torch.int64))]
+    with waiting("one step, to see how long the run will take"):
+        for step in range(2):  # of which the first one pays for what happens once
+            began = time.perf_counter()
+            total = count * distributed.world_size()
+            train_step(learner, recipe.loop, shares, total, step).tolist()
+            seconds = time.perf_counter() - began
+    of_run = len(plan.train) / distributed.world_size() * recipe.loop.epochs
+    return Rehearsal(plan, [*plan.warnings, *notes, *folder_notes], count, seconds / count * of_run)

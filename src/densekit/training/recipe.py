@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +12,17 @@ from pydantic import Field, field_validator
 
 from densekit.config import (
     ConfigSource,
+    Layers,
     Section,
     Tree,
     UserError,
-    build_effective,
-    merge,
+    assemble,
     nearest,
-    override,
-    rename,
+    read_yaml,
 )
-from densekit.config import read_yaml as read_yaml_file
 from densekit.data.config import DataConfig
-from densekit.models.variants import ModelConfig
+from densekit.data.loader import micro_batches
+from densekit.models.variants import ModelConfig, architecture, last_map
 from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
 
@@ -147,42 +145,18 @@ def find(name: str) -> Path:
     raise UserError(f"-c {name}: no shipped recipe has this name{nearest(name, shipped())}")
 
 
-def load(
-    name: str | None = None,
-    options: Iterable[str] = (),
-    suggested: Tree | None = None,
-    typed: Tree | None = None,
-) -> Recipe:
-    """Defaults, then `suggested`, then the file or shipped recipe `name`, then what the command's
-    own options say (`typed`), then `-o` options.
-
-    Raises UserError that names file:line or the option as typed for every mistake.
-    """
-    return load_with_notes(name, options, suggested, typed)[0]
+def read(name: str | None) -> tuple[ConfigSource, Tree]:
+    """What the file or shipped recipe `name` says, and the name that its run has by default."""
+    if name is None:
+        return ConfigSource({}), {}
+    path = find(name)
+    return read_yaml(path), {"name": path.stem}
 
 
-def load_with_notes(
-    name: str | None = None,
-    options: Iterable[str] = (),
-    suggested: Tree | None = None,
-    typed: Tree | None = None,
-) -> tuple[Recipe, tuple[str, ...]]:
-    """The same, and what the user should know of it, such as options given by an old name."""
-    path = find(name) if name else None
-    source = read_yaml_file(path) if path else ConfigSource({})
-    source = rename(Recipe, source)  # before it is merged with what has the new names
-    source = replace(source, tree=merge(source.tree, typed or {}))
-    return assemble(source, options, suggested or ({"name": path.stem} if path else {}))
-
-
-def assemble(
-    source: ConfigSource, options: Iterable[str] = (), suggested: Tree | None = None
-) -> tuple[Recipe, tuple[str, ...]]:
-    """Defaults, then `suggested`, then `source`, then `-o` options; and notes. Raises UserError."""
-    source = rename(Recipe, source)
-    tree = merge(merge(Recipe().model_dump(), suggested or {}), source.tree)
-    whole = override(replace(source, tree=tree), options, Recipe)
-    return build_effective(Recipe, whole, source.tree), whole.notes
+def load(name: str | None = None, options: Iterable[str] = ()) -> Recipe:
+    """The recipe of a file or shipped recipe, and `-o` options. Raises UserError."""
+    source, named = read(name)
+    return assemble(Recipe, Layers(named, source, options))[0]
 
 
 def check(recipe: Recipe, world_size: int) -> None:
@@ -200,6 +174,34 @@ def check(recipe: Recipe, world_size: int) -> None:
         raise UserError(
             f"data.batch_size={data.batch_size} is the batch over all ranks; it must divide by "
             f"{world_size} ranks x loop.accumulation={loop.accumulation}; nearest: {sizes}"
+        )
+
+
+def check_batches(recipe: Recipe, images: int, world: int) -> None:
+    """Raises UserError where a rank trains one image whose last map is one pixel.
+
+    BatchNorm has no variance there.
+    """
+    pixels = last_map(architecture(recipe.model), recipe.data.train_side)
+    data = recipe.data
+    counts = {min(images, data.batch_size)}
+    if images % data.batch_size and not data.drop_last:
+        counts.add(images % data.batch_size)
+    parts = range(1 if recipe.model.sync_bn else world)
+    alone = any(
+        share.stop - share.start == 1
+        for count in counts
+        for rank in parts
+        for share in micro_batches(
+            count, data.batch_size, recipe.loop.accumulation, rank, len(parts)
+        )
+    )
+    if alone and pixels == 1:
+        raise UserError(
+            f"{images} training images in batches of data.batch_size={data.batch_size} leave one "
+            f"image alone, and of {data.train_side} x {data.train_side} pixels one is left at the "
+            f"end, for which BatchNorm has no variance; set data.drop_last=true or another "
+            f"data.batch_size"
         )
 
 

@@ -17,7 +17,7 @@ from densekit import distributed
 from densekit.config import UserError, build, read_yaml, to_yaml
 from densekit.files import make_folder, write_atomically
 from densekit.training.recipe import Recipe, differences
-from densekit.training.state import StateFolder, read, step_of
+from densekit.training.state import FORMAT, State, StateFolder, read, step_of
 
 Line = dict[str, Any]
 LOCK_PATIENCE = 5.0  # seconds: the kernel may still be freeing a killed run's lock
@@ -166,6 +166,28 @@ class RunFolder:
                 + "\n  ".join(changed)
                 + "\nto go on, leave these as they were; to start anew, set loop.output_dir"
             )
+
+    def starting_state(self, recipe: Recipe, digest: str) -> State | None:
+        """The state that loop.resume names; None begins at step 0.
+
+        `digest` is of the lists of images. Raises UserError.
+        """
+        origin = recipe.loop.resume
+        if origin not in ("auto", "never") and not self.states.files():
+            self.adopt(Path(origin), recipe)
+        state = self.states.newest()
+        if state is not None and state["format"] != FORMAT:
+            raise UserError(
+                f"{self.path}: its state has format {state['format']}, this densekit reads format "
+                f"{FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
+            )
+        if state is not None and state["data"] != digest:
+            raise UserError(
+                f"{self.path}: its state was trained on other lists of images than "
+                f"data.train={recipe.data.train} and data.val={recipe.data.val} hold now; to start "
+                f"anew, set loop.output_dir"
+            )
+        return state
 
     def adopt(self, origin: Path, recipe: Recipe) -> None:
         """Begins this new folder with the newest state, the log and best/ of another run's.

@@ -11,21 +11,20 @@ import numpy as np
 import torch
 
 from densekit import distributed, precision
-from densekit.config import UserError
 from densekit.data.checks import check_split
 from densekit.data.listing import Examples
-from densekit.data.loader import micro_batches, resolve_workers, steps_per_epoch
+from densekit.data.loader import resolve_workers, steps_per_epoch
 from densekit.data.splits import open_split
 from densekit.data.transforms import Preprocessing
 from densekit.models.artifact import ArtifactConfig, Described, provenance
 from densekit.models.densenet import DenseNetConfig
-from densekit.models.variants import architecture, last_map
+from densekit.models.variants import architecture
 from densekit.ops.choose import why_not_lean
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
 from densekit.progress import waiting
 from densekit.training.optim import Schedule, scaling_note
-from densekit.training.recipe import Recipe, check
+from densekit.training.recipe import Recipe, check, check_batches
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,15 @@ class Plan:
             "kernels": kernels.named(self.precision.device, self.precision.dtype),
         }
 
+    def changes_since(self, before: dict[str, Any]) -> list[str]:
+        """What is not as in the environment of a state, a sentence each."""
+        return [
+            f"{key} was {before[key]} and is now {value}: the run goes on, but its numbers are "
+            f"not bit for bit what they would have been"
+            for key, value in self.environment.items()
+            if before[key] != value
+        ]
+
 
 def make_plan(recipe: Recipe) -> Plan:
     """Starts the process group and looks at the data. Raises UserError, alike on all ranks."""
@@ -110,10 +118,14 @@ def make_plan(recipe: Recipe) -> Plan:
     num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
     op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
     resolved = _resolve(recipe, formats, num_classes, op)
-    counts, warnings = distributed.from_main(lambda: _look_at(train, val, resolved))
+    counts, warnings = distributed.from_main(
+        lambda: check_split(
+            train, val, num_classes, resolved.data.check_files, resolved.data.channels
+        )
+    )
     data = resolved.data
     scaled = scaling_note(resolved.optim, data.batch_size)
-    _refuse_lone_pixels(resolved, len(train))
+    check_batches(resolved, len(train), distributed.world_size())
     return Plan(
         recipe=resolved,
         architecture=architecture(resolved.model).model_copy(
@@ -159,35 +171,3 @@ def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str) -> R
         ),
     }
     return recipe.model_copy(update=updates)
-
-
-def _refuse_lone_pixels(recipe: Recipe, images: int) -> None:
-    """BatchNorm has no variance where a rank trains one image whose last map is one pixel."""
-    pixels = last_map(architecture(recipe.model), recipe.data.train_side)
-    data, world = recipe.data, distributed.world_size()
-    counts = {min(images, data.batch_size)}
-    if images % data.batch_size and not data.drop_last:
-        counts.add(images % data.batch_size)
-    parts = range(1 if recipe.model.sync_bn else world)
-    alone = any(
-        share.stop - share.start == 1
-        for count in counts
-        for rank in parts
-        for share in micro_batches(
-            count, data.batch_size, recipe.loop.accumulation, rank, len(parts)
-        )
-    )
-    if alone and pixels == 1:
-        raise UserError(
-            f"{images} training images in batches of data.batch_size={data.batch_size} leave one "
-            f"image alone, and of {data.train_side} x {data.train_side} pixels one is left at the "
-            f"end, for which BatchNorm has no variance; set data.drop_last=true or another "
-            f"data.batch_size"
-        )
-
-
-def _look_at(train: Examples, val: Examples, recipe: Recipe) -> tuple[np.ndarray, list[str]]:
-    """Labels, counts and a sample of the files of both lists."""
-    num_classes, data = recipe.model.num_classes, recipe.data
-    assert num_classes is not None
-    return check_split(train, val, num_classes, data.check_files, data.channels)
