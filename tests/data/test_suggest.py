@@ -113,7 +113,7 @@ def test_the_warm_up_fits_the_epochs_asked_for(tmp_path: Path, write_folder) -> 
         (["loop.epochs=2", "loop.epochs=60"], 3, 60),
     ):
         tree, said = suggest(tmp_path, options)
-        recipe = load(options=options, suggested=tree)
+        recipe = assemble(Recipe, Layers(tree, options=options))[0]
         assert (recipe.optim.warmup_epochs, recipe.loop.epochs) == (warmup, epochs)
         assert f"loop.epochs={epochs}" in said[-1]
 
