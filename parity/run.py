@@ -128,7 +128,7 @@ def compare(library: str, depth: int, folder: Path) -> tuple[list[Row], str]:
         rows.append(_row(library, model, file, "in", ours, theirs))
     for suffix in peer.taken:
         back = folder / f"back{suffix}"
-        convert(str(artifact), str(back), Options())
+        convert(str(artifact), str(back), Options(force=True))
         run_peer(library, "check", str(depth), str(back), str(folder))
         again = np.load(folder / "again.npy")
         rows.append(_row(library, model, back.name, "out", again, theirs))
@@ -152,7 +152,7 @@ def _options(folder: Path, peer: Peer) -> Options:
     one = {"channels": peer.channels, "mean": [0.5], "std": [0.25]}
     preprocessing.write_text(to_yaml(one), encoding="utf-8")
     classes.write_text("".join(f"{i} class{i}\n" for i in range(10)), encoding="utf-8")
-    return Options(preprocessing=str(preprocessing), classes=str(classes))
+    return Options(preprocessing=str(preprocessing), classes=str(classes), force=True)
 
 
 # Environments -------------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from densekit.data import builtin
 from densekit.data.checks import check_examples
 from densekit.data.config import DataConfig
 from densekit.data.listing import Examples
-from densekit.data.splits import find_part, hold_out, open_examples, open_split
+from densekit.data.splits import (
+    anchored,
+    find_part,
+    hold_out,
+    open_examples,
+    open_split,
+    open_val,
+)
 from densekit.data.transforms import decode
 
 
@@ -37,6 +44,36 @@ def imagenet(tmp_path: Path, write_folder) -> Path:
 
 
 # Which files are meant ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {"root": "."},
+        {"root": "..", "train": "{here}/train_list.txt", "val": "{here}/val_list.txt"},
+        {"train": "train", "val": "val"},
+        {"train": ".", "val": None},
+    ],
+)
+def test_anchored_paths_are_found_from_any_folder(
+    imagenet: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
+    paths: dict[str, str | None],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(imagenet)
+    given = {key: path and path.format(here=imagenet.name) for key, path in paths.items()}
+    if given.get("root") == "..":  # then the list's paths start from there
+        for name in ("train_list.txt", "val_list.txt"):
+            text = (imagenet / name).read_text().splitlines()
+            lines = "".join(f"{imagenet.name}/{line}\n" for line in text)
+            (imagenet / name).write_text(lines)
+    config = DataConfig(**given)
+    train, val = open_split(config)
+    there = anchored(config)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    for found, wanted in zip((*open_split(there), open_val(there)), (train, val, val), strict=True):
+        assert [p.resolve() for p in map(Path, found.paths)] == [
+            (imagenet / p).resolve() for p in map(Path, wanted.paths)
+        ]
 
 
 def test_a_root_alone_is_a_whole_data_set(imagenet: Path) -> None:

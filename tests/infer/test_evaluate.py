@@ -236,6 +236,18 @@ def test_multilabel_and_missing_data_are_refused(opened: Opened, fp32: Precision
         evaluate_source(bare, fp32)
 
 
+def test_images_that_are_elsewhere_are_said_to_be(
+    best: Path, fp32: Precision, tmp_path: Path
+) -> None:
+    stored = artifact.read(best)
+    gone = stored.config.data | {"root": str(tmp_path / "gone")}
+    config = stored.config.model_copy(update={"data": gone})
+    artifact.write(tmp_path / "best", config, stored.state_dict)
+    with pytest.raises(UserError, match=r"images that it was trained with are not there: .*gone"
+                                        r" does not exist .*--data LIST\|FOLDER"):  # fmt: skip
+        evaluate_source(open_path(str(tmp_path / "best")), fp32)
+
+
 def test_class_folders_go_by_the_classes_names(
     opened: Opened, digits: Path, fp32: Precision, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,22 +127,107 @@ def test_a_write_that_is_cut_short_is_whole_or_not_there(
 
 def test_a_first_write_that_was_cut_short_is_no_obstacle(tmp_path: Path) -> None:
     temporary(tmp_path / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="no artifact"):
+    with pytest.raises(UserError, match="not an artifact"):
         artifact.read(tmp_path)
     artifact.write(tmp_path, config(), weights())
     assert artifact.read(tmp_path).config == config()
 
 
-@pytest.mark.parametrize("copy", [None, "", "{}", '{"format": 1, "classes": ["x"]}', b"\xff"])
-def test_config_json_is_mended(tmp_path: Path, copy: str | bytes | None) -> None:
+def test_a_missing_copy_is_written_again(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(), weights())
+    text = (tmp_path / "config.json").read_bytes()
+    (tmp_path / "config.json").unlink()
+    assert artifact.read(tmp_path).config == config()
+    assert (tmp_path / "config.json").read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("edit", "key", "how"),
+    [
+        ({"classes": ["cat", "dog", "horse"]}, "classes", "convert .* NEW --classes FILE"),
+        ({"preprocessing": {"crop": 9}}, "preprocessing.crop", "NEW --preprocessing FILE"),
+        ({"metrics": {"top1": 1.0}}, "metrics.top1", "only classes, preprocessing and task"),
+        ({"own": 1}, "own", "only classes"),
+    ],
+)
+def test_an_edited_copy_is_refused_and_kept(
+    tmp_path: Path, edit: dict[str, Any], key: str, how: str
+) -> None:
     artifact.write(tmp_path, config(), weights())
     file = tmp_path / "config.json"
-    text = file.read_bytes()
+    tree = json.loads(file.read_text())
+    for name, value in edit.items():
+        tree[name] = tree[name] | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(tree))
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=rf"config\.json: {key} was edited.*{how}.* delete "):
+        artifact.read(tmp_path)
+    assert file.read_bytes() == before
     file.unlink()
-    if copy is not None:
-        file.write_bytes(copy if isinstance(copy, bytes) else copy.encode())
     assert artifact.read(tmp_path).config == config()
-    assert file.read_bytes() == text
+
+
+@pytest.mark.parametrize("copy", [b"", b"{}", b"\xff", b"[1]"])
+def test_a_garbled_copy_is_refused(tmp_path: Path, copy: bytes) -> None:
+    artifact.write(tmp_path, config(), weights())
+    (tmp_path / "config.json").write_bytes(copy)
+    with pytest.raises(UserError, match=r"config\.json: .* was edited"):
+        artifact.read(tmp_path)
+
+
+def test_another_layout_of_the_same_copy_is_no_edit(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(), weights())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    assert artifact.read(tmp_path).config == config()
+
+
+def test_an_artifact_that_is_written_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact.write(tmp_path, config(metrics={"top1": 0.1}), weights(0))
+    content, written = artifact._content, []
+
+    def slow(file: Path) -> Any:
+        found = content(file)
+        if not written:
+            written.append(True)
+            artifact.write(tmp_path, config(metrics={"top1": 0.9}), weights(1))
+        return found
+
+    monkeypatch.setattr(artifact, "_content", slow)
+    assert artifact.read(tmp_path).config.metrics == {"top1": 0.9}
+
+
+# Checksum -----------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    artifact.write(tmp_path, config(), weights())
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    places = [8 + size, 8 + size + 1001, len(whole) - 1, whole.index(b"0.485") + 3]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+            artifact.read(tmp_path)
+    file.write_bytes(whole)
+    assert same(artifact.read(tmp_path).state_dict, weights())
+
+
+def test_artifacts_without_a_checksum_are_read(tmp_path: Path) -> None:
+    text = config().model_dump_json(indent=2) + "\n"
+    save_file(weights(), tmp_path / "model.safetensors", {"densekit": text})
+    assert artifact.read(tmp_path).config == config()
+
+
+def test_the_same_artifact_is_the_same_bytes(tmp_path: Path) -> None:
+    for name in "abcdef":
+        artifact.write(tmp_path / name, config(), weights())
+    assert len({(tmp_path / n / "model.safetensors").read_bytes() for n in "abcdef"}) == 1
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -150,13 +236,13 @@ def refuse(*_: object, **__: object) -> None:
 
 def test_a_read_only_disk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact.write(tmp_path, config(), weights())
-    (tmp_path / "config.json").write_text("edited")
+    (tmp_path / "config.json").unlink()
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda self, mode="r", *rest, **more: refuse()
                         if "w" in mode else opened(self, mode, *rest, **more))  # fmt: skip
     monkeypatch.setattr(Path, "unlink", refuse)
     assert artifact.read(tmp_path).config == config()
-    assert (tmp_path / "config.json").read_text() == "edited"
+    assert not (tmp_path / "config.json").exists()
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):
         artifact.write(tmp_path, config(), weights())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,7 @@ def test_a_file_of_preprocessing(file: Path, known: Options, tmp_path: Path) -> 
     )
     yaml.write_text("resise: 40\n")
     with pytest.raises(UserError, match=r'own\.yaml:1.*resise.*"resize"'):
-        convert(str(file), str(tmp_path / "a"), Options(None, None, str(yaml), known.classes))
+        convert(str(file), str(tmp_path / "b"), Options(None, None, str(yaml), known.classes))
 
 
 def test_xrays_are_multilabel(tmp_path: Path) -> None:
@@ -239,17 +240,93 @@ def test_options_that_do_not_apply(file: Path, known: Options, tmp_path: Path) -
         convert(str(file), str(tmp_path / "w.onnx"), Options())
     with pytest.raises(UserError, match="--task both: expected multiclass or multilabel"):
         convert(str(file), str(tmp_path / "a"), Options(task="both"))
-    with pytest.raises(UserError, match="gives 1 channels, and these weights take 3"):
-        convert(
-            str(file),
-            str(tmp_path / "a"),
-            Options(preprocessing="torchxrayvision", classes=known.classes),
-        )
     with pytest.raises(UserError, match=r"--preprocessing imagnet.*\"imagenet\""):
         convert(str(file), str(tmp_path / "a"), Options(preprocessing="imagnet"))
     convert(str(file), str(tmp_path / "a"), known)
     with pytest.raises(UserError, match="--model is for files"):
         convert(str(tmp_path / "a"), str(tmp_path / "b"), Options(model="densenet121"))
+
+
+def test_colour_weights_for_grey_images(file: Path, known: Options, tmp_path: Path) -> None:
+    options = Options(preprocessing="torchxrayvision", classes=known.classes)
+    said = convert(str(file), str(tmp_path / "a"), options)
+    assert f"{file}: the stem's kernel is for 3 channels, summed for 1" in said
+    stored = artifact.read(tmp_path / "a")
+    assert stored.config.model.architecture.in_channels == 1
+
+
+def test_weights_with_nan_are_refused(file: Path, tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    state["classifier.bias"][2] = float("nan")
+    torch.save(state, file)
+    with pytest.raises(UserError, match=r"with NaN or infinity: classifier\.bias"):
+        convert(str(file), str(tmp_path / "w.safetensors"), Options())
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+# Nothing is overwritten ---------------------------------------------------------------------
+
+
+def test_what_is_there_is_kept_without_force(file: Path, known: Options, tmp_path: Path) -> None:
+    forced = replace(known, force=True)
+    convert(str(file), str(tmp_path / "a"), known)
+    (tmp_path / "other.safetensors").write_bytes(b"mine")
+    whole = file.read_bytes()
+    for dst, words in (
+        (file, "tiny.pth: SRC itself"),
+        (tmp_path / "other.safetensors", "exists"),
+        (tmp_path / "a", "there is an artifact"),
+    ):
+        options = known if dst.suffix == "" else Options()
+        with pytest.raises(UserError, match=rf"{words}; add --force"):
+            convert(str(file), str(dst), options)
+    assert file.read_bytes() == whole
+    assert (tmp_path / "other.safetensors").read_bytes() == b"mine"
+    convert(str(file), str(tmp_path / "other.safetensors"), Options(force=True))
+    convert(str(tmp_path / "a"), str(tmp_path / "a"), forced)  # onto itself
+    assert same(artifact.read(tmp_path / "a").state_dict, tiny().state_dict())
+
+
+def test_force_does_not_reach_what_is_no_artifact(
+    file: Path, known: Options, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "plain").write_text("mine")
+    forced = replace(known, force=True)
+    with pytest.raises(UserError, match="holds something else than an artifact"):
+        convert(str(file), str(tmp_path / "run"), forced)
+    with pytest.raises(UserError, match="a file, and an artifact is a folder"):
+        convert(str(file), str(tmp_path / "plain"), forced)
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UserError, match="a folder"):
+        convert(str(file), str(tmp_path / "folder.pth"), Options(force=True))
+
+
+def test_a_home_folder_is_expanded(
+    file: Path, known: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.txt").write_text(Path(str(known.classes)).read_text())
+    (tmp_path / "p.yaml").write_text("resize: 40\ncrop: 32\n")
+    options = Options(preprocessing="~/p.yaml", classes="~/c.txt")
+    convert("~/tiny.pth", "~/a", options)
+    config = artifact.read(tmp_path / "a").config
+    assert (config.classes, config.preprocessing.crop) == (tuple("abcde"), 32)
+
+
+def test_names_are_changed_and_all_else_is_kept(file: Path, known: Options, tmp_path: Path) -> None:
+    convert(str(file), str(tmp_path / "a"), known)
+    stored = artifact.read(tmp_path / "a")
+    trained = stored.config.model_copy(update={"metrics": {"top1": 0.9}, "data": {"val": "v"}})
+    artifact.write(tmp_path / "a", trained, stored.state_dict)
+    (tmp_path / "names.txt").write_text("".join(f"{i} {n}\n" for i, n in enumerate("vwxyz")))
+    convert(str(tmp_path / "a"), str(tmp_path / "b"), Options(classes=str(tmp_path / "names.txt")))
+    config = artifact.read(tmp_path / "b").config
+    assert config.classes == tuple("vwxyz")
+    assert (config.metrics, config.data) == (trained.metrics, trained.data)
+    convert(str(tmp_path / "a"), str(tmp_path / "c"), Options(preprocessing="timm"))
+    assert artifact.read(tmp_path / "c").config.metrics == {}
 
 
 def test_half_precision_is_widened(file: Path, tmp_path: Path) -> None:

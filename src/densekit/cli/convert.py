@@ -14,7 +14,8 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="An artifact, weights, a URL, hf-hub:org/name; torchvision, timm, paddle, keras.",
+            help="An artifact, weights (FILE#ema for their average), a URL, hf-hub:org/name; "
+            "torchvision, timm, paddle, keras.",
         ),
     ],
     dst: Annotated[
@@ -25,6 +26,9 @@ def convert(
     preprocessing: PreprocessingOf = None,
     classes: Classes = None,
     task: Task = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace DST, be it SRC, another file or an artifact.")
+    ] = False,
 ) -> None:
     """Convert weights: PaddleClas, torchvision, timm; from Keras, MONAI, TorchXRayVision too.
 
@@ -36,7 +40,7 @@ def convert(
     """
     from densekit.weights import convert as conversion
 
-    options = conversion.Options(model, new_head, preprocessing, classes, task)
+    options = conversion.Options(model, new_head, preprocessing, classes, task, force)
     for line in conversion.convert(src, dst, options):
         typer.echo(line)
 

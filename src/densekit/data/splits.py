@@ -114,6 +114,22 @@ def locate(spec: str, root: str | None = None) -> Path:
     raise UserError(f"there is no file or folder {' nor '.join(map(str, tried))}")
 
 
+def anchored(config: DataConfig) -> DataConfig:
+    """The same images by absolute paths, to be found from any folder. A builtin is written where
+    it is needed."""
+
+    def absolute(spec: str | None) -> str | None:
+        if spec is None or spec.startswith("builtin:"):
+            return spec
+        path = Path(spec).expanduser()
+        under = Path(config.root).expanduser() / path if config.root else path
+        return str((under if under.exists() else path).absolute())
+
+    root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+    paths = {"root": root, "train": absolute(config.train), "val": absolute(config.val)}
+    return config.model_copy(update=paths)
+
+
 def find_part(folder: Path, split: Split) -> Path | None:
     """`train_list.txt` or `train/` of a whole data set's folder; None if it has neither.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,6 +140,18 @@ def evaluate_source(
     }
 
 
+def _check_there(data: DataConfig) -> None:
+    """That the images which an artifact names are on this machine. Raises UserError."""
+    for path in (data.root, data.val, data.train):
+        if path and not path.startswith("builtin:") and not Path(path).expanduser().exists():
+            under = Path(data.root or "").expanduser() / path
+            if not under.exists() and not (path is data.train and data.val):
+                raise UserError(
+                    f"the images that it was trained with are not there: {path} does not exist "
+                    f"(from {Path.cwd()}); say where validation images are: --data LIST|FOLDER"
+                )
+
+
 def _stored_batch_size(data: Tree) -> int | None:
     """What an artifact's data section says, which may have an earlier version's names."""
     return rename(DataConfig, ConfigSource(data)).tree.get("evaluate", {}).get("batch_size")
@@ -150,7 +163,9 @@ def _examples(opened: Opened, data: str | None) -> tuple[Examples, list[str]]:
     if data is not None:
         examples = open_examples(data, numbering=outputs)
     elif opened.data:
-        examples = match(open_val(build(DataConfig, ConfigSource(opened.data))), outputs)
+        section = build(DataConfig, ConfigSource(opened.data))
+        _check_there(section)
+        examples = match(open_val(section), outputs)
     else:
         raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
     _, notes = check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)

@@ -1,16 +1,17 @@
 """The artifact: the folder that training leaves and every later command takes, whole in itself.
 
-    model.safetensors   the weights; config.json's text stands in its metadata
+    model.safetensors   the weights; config.json's text and a checksum stand in its metadata
     config.json         a copy of that text for people and other tools
 
 The rename of model.safetensors is the commit: weights and config change together or not at all.
-A config.json that differs, because a write was cut short or somebody edited it, is mended when
-the artifact is read.
+config.json is removed before it and written after it, so a copy that differs was edited. That is
+refused, since an edit would have no effect; a missing copy is written again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import platform
 import subprocess
@@ -34,7 +35,15 @@ from densekit.models.densenet import DenseNetConfig
 
 FORMAT: Final = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ATTEMPTS = 5  # at reading an artifact that a training is writing
 METADATA_KEY = "densekit"  # of config.json's text in the metadata of model.safetensors
+CHECKSUM_KEY = "sha256"  # there too, of `checksum`; artifacts before it have none
+CHANGED_BY = {
+    "classes": "densekit convert {folder} NEW --classes FILE",
+    "preprocessing": "densekit convert {folder} NEW --preprocessing FILE",
+    "task": "densekit convert {folder} NEW --task multiclass|multilabel",
+}
+"""How what may be changed in an artifact is changed, by config.json's keys."""
 
 Task = Literal["multiclass", "multilabel"]
 
@@ -107,32 +116,125 @@ def write(folder: Path, config: ArtifactConfig, state_dict: Mapping[str, Tensor]
     Raises UserError for a folder of something else and for a full or read-only disk.
     """
     make_folder(folder)
-    if not _replaceable(folder):
+    if not is_replaceable(folder):
         raise UserError(f"{folder}: holds something else than an artifact; choose a new folder")
     text = config.model_dump_json(indent=2) + "\n"
     tensors = {name: t.detach().cpu().contiguous() for name, t in state_dict.items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, {METADATA_KEY: text}))
+    content = _to_bytes(text, tensors)
+    with contextlib.suppress(OSError):  # not there; or a read-only disk, as the next line says
+        (folder / CONFIG).unlink()
+    write_atomically(folder / WEIGHTS, content)
     write_atomically(folder / CONFIG, text.encode())
 
 
+def _to_bytes(text: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """model.safetensors; the same bytes for the same content, where safetensors orders the
+    metadata by chance."""
+    metadata = {METADATA_KEY: text, CHECKSUM_KEY: checksum(text, tensors)}
+    content = safetensors.torch.save(dict(tensors), metadata)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size]) | {"__metadata__": metadata}
+    line = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    line += b" " * (-len(line) % 8)  # which aligns the tensors
+    return len(line).to_bytes(8, "little") + line + content[8 + size :]
+
+
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the config's text and of every tensor's name, type, shape and bytes."""
+    hashed = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
 def read(folder: Path) -> Artifact:
-    """Raises UserError where there is no artifact, a damaged one, or one of a newer format."""
+    """Raises UserError where there is no artifact, a damaged or an edited one, or one of a newer
+    format."""
     file = folder / WEIGHTS
     if not file.is_file():
-        raise UserError(f"{folder}: no artifact: it holds no {WEIGHTS}")
+        raise UserError(f"{folder}: not an artifact: it holds no {WEIGHTS}")
+    for _ in range(ATTEMPTS):
+        metadata, state_dict = _content(file)
+        text = metadata.get(METADATA_KEY)
+        if text is None:
+            raise UserError(
+                f"{file}: weights without densekit's config; give this file itself with "
+                f"--model NAME"
+            )
+        stored = metadata.get(CHECKSUM_KEY)
+        if stored is not None and stored != checksum(text, state_dict):
+            raise UserError(
+                f"{file}: damaged: its content is not what its checksum says was written; copy it "
+                f"again from where it came, or make it again"
+            )
+        config = parse(text, file)
+        edited = _edited(folder / CONFIG, text)
+        if edited is None:
+            return Artifact(config, state_dict)
+        if _metadata(file).get(METADATA_KEY) == text:
+            break  # else a training has just written both anew
+    raise UserError(_how_to_change(folder, edited))
+
+
+def _content(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as weights:
-            text = (weights.metadata() or {}).get(METADATA_KEY)
-            state_dict = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+            return weights.metadata() or {}, tensors
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: damaged or cut short, so it cannot be read: {error}") from error
-    if text is None:
-        raise UserError(
-            f"{file}: weights without densekit's config; give this file itself with --model NAME"
-        )
-    config = parse(text, file)
-    _mend(folder / CONFIG, text)
-    return Artifact(config, state_dict)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return weights.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _edited(file: Path, text: str) -> str | None:
+    """What config.json says otherwise than `text`, as its dotted key; None where nothing is.
+
+    A missing one is written.
+    """
+    try:
+        copy = file.read_text(encoding="utf-8")
+        if copy == text:
+            return None
+        return _first_difference(json.loads(text), json.loads(copy))
+    except FileNotFoundError:
+        with contextlib.suppress(UserError):  # a read-only disk, or a full one
+            write_atomically(file, text.encode())
+        return None
+    except (OSError, ValueError) as error:  # not UTF-8, not JSON
+        return f"its text ({error})"
+
+
+def _first_difference(stored: Any, copy: Any, key: str = "") -> str | None:
+    """The dotted key below which two trees differ first; None where they are equal."""
+    if not isinstance(stored, dict) or not isinstance(copy, dict):
+        return None if stored == copy else key or "its content"
+    for name in [*stored, *(name for name in copy if name not in stored)]:
+        inner = f"{key}.{name}" if key else name
+        if name not in stored or name not in copy:
+            return inner
+        found = _first_difference(stored[name], copy[name], inner)
+        if found:
+            return found
+    return None
+
+
+def _how_to_change(folder: Path, edited: str | None) -> str:
+    key = (edited or "").split(".")[0]
+    how = CHANGED_BY.get(key, "only classes, preprocessing and task can be, by densekit convert")
+    return (
+        f"{folder / CONFIG}: {edited} was edited, which has no effect: what counts stands in "
+        f"{WEIGHTS}, and this is a copy of it. To change it: {how.format(folder=folder)}. To take "
+        f"the artifact as it was, delete {folder / CONFIG}"
+    )
 
 
 def parse(text: str, file: Path) -> ArtifactConfig:
@@ -186,15 +288,11 @@ def commit() -> str | None:
     return described.stdout.strip()
 
 
-def _replaceable(folder: Path) -> bool:
+def is_replaceable(folder: Path) -> bool:
     """Whether `folder` is empty, or an artifact, or what a first write that was cut short left."""
     if not set(folder.iterdir()) - set(folder.glob(f".{WEIGHTS}.*.tmp")):
         return True
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as weights:
-            return METADATA_KEY in (weights.metadata() or {})
-    except (SafetensorError, OSError):  # none, or damaged: then the copy says whose it was
-        return _is_config(folder / CONFIG)
+    return METADATA_KEY in _metadata(folder / WEIGHTS) or _is_config(folder / CONFIG)
 
 
 def _is_config(file: Path) -> bool:
@@ -203,12 +301,3 @@ def _is_config(file: Path) -> bool:
     except (OSError, UnicodeDecodeError, UserError):
         return False
     return True
-
-
-def _mend(file: Path, text: str) -> None:
-    """Makes config.json say what the weights' metadata says."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # missing or garbled: written anew
-        if file.read_text(encoding="utf-8") == text:
-            return
-    with contextlib.suppress(UserError):  # a read-only disk or a full one: the copy stays as it is
-        write_atomically(file, text.encode())

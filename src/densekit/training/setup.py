@@ -14,7 +14,7 @@ from densekit import distributed, precision
 from densekit.data.checks import check_split
 from densekit.data.listing import Examples
 from densekit.data.loader import resolve_workers, steps_per_epoch
-from densekit.data.splits import open_split
+from densekit.data.splits import anchored, open_split
 from densekit.data.transforms import Preprocessing
 from densekit.models.artifact import ArtifactConfig, Described, provenance
 from densekit.models.densenet import DenseNetConfig
@@ -74,7 +74,7 @@ class Plan:
             preprocessing=Preprocessing.from_config(recipe.data),
             classes=tuple(self.classes),
             metrics=metrics,
-            data=recipe.data.model_dump(mode="json"),
+            data=anchored(recipe.data).model_dump(mode="json"),
             provenance=provenance(recipe.model_dump(mode="json")),
         )
 

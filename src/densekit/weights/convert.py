@@ -31,6 +31,8 @@ class Options:
     preprocessing: str | None = None
     classes: str | None = None
     task: str | None = None
+    force: bool = False
+    """Whether DST may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,14 @@ def convert(src: str, dst: str, options: Options) -> list[str]:
             f"{dst}: not a format that densekit writes: give a file ending in "
             f"{', '.join(weights_file.WRITTEN)}, or a name without a suffix for an artifact"
         )
+    _check_free(src, target, options.force)
     origin = _open(src, options.model)
     config = origin.config
     if options.new_head is not None:
         config = config.model_copy(update={"num_classes": options.new_head})
+    if options.preprocessing is not None and not target.suffix:
+        channels = _use(origin, options)[0].channels
+        config = config.model_copy(update={"in_channels": channels})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a new head's weights
         model = DenseNet(config, op="reference")
@@ -92,6 +98,23 @@ def convert(src: str, dst: str, options: Options) -> list[str]:
     return [*said, _to_artifact(target, model, origin, options, loaded.new_head)]
 
 
+def _check_free(src: str, target: Path, force: bool) -> None:
+    """That nothing of the user's is lost. Raises UserError."""
+    if not target.exists() and not target.is_symlink():
+        return
+    source = pretrained.split_key(src).path
+    own = source.exists() and target.exists() and target.samefile(source)
+    if target.suffix and target.is_dir():
+        raise UserError(f"{target}: a folder; an artifact's name has no suffix such as this")
+    if not target.suffix and not target.is_dir():
+        raise UserError(f"{target}: a file, and an artifact is a folder; choose another name")
+    if not target.suffix and not artifact.is_replaceable(target):
+        raise UserError(f"{target}: holds something else than an artifact; choose a new folder")
+    if not force and not (target.is_dir() and not any(target.iterdir())):
+        what = "SRC itself" if own else "there is an artifact" if target.is_dir() else "exists"
+        raise UserError(f"{target}: {what}; add --force to replace it, or choose another name")
+
+
 def _to_file(target: Path, model: DenseNet, options: Options) -> list[str]:
     for name in ("preprocessing", "classes", "task"):
         if getattr(options, name) is not None:
@@ -104,12 +127,18 @@ def _to_artifact(
     target: Path, model: DenseNet, origin: Origin, options: Options, new_head: bool
 ) -> str:
     preprocessing, task = _use(origin, options)
+    known, kept = origin.known, {}
+    if known is not None and not new_head:
+        kept["data"] = known.data
+        if (preprocessing, options.task or task) == (known.preprocessing, known.task):
+            kept["metrics"] = known.metrics  # of the same answers to the same images
     config = ArtifactConfig(
         task=cast(Task, options.task or task),
         model=Described(name=origin.name, architecture=model.config),
-        preprocessing=_fitting(preprocessing, model.config),
+        preprocessing=preprocessing,
         classes=_classes(model.config, origin, options, new_head),
         provenance=artifact.provenance().model_copy(update={"source": origin.source}),
+        **kept,
     )
     artifact.write(target, config, model.state_dict())
     stored = artifact.read(target)
@@ -181,21 +210,13 @@ def _use(origin: Origin, options: Options) -> tuple[Preprocessing, Task]:
         )
     if name in published.PREPROCESSINGS:
         return published.PREPROCESSINGS[name], published.task_of(name)
-    if not Path(name).is_file():
+    file = Path(name).expanduser()
+    if not file.is_file():
         raise UserError(
             f"--preprocessing {name}: neither a file nor a name"
             f"{nearest(name, published.PREPROCESSINGS)}"
         )
-    return build(Preprocessing, read_yaml(Path(name))), "multiclass"
-
-
-def _fitting(preprocessing: Preprocessing, config: DenseNetConfig) -> Preprocessing:
-    if preprocessing.channels != config.in_channels:
-        raise UserError(
-            f"--preprocessing: gives {preprocessing.channels} channels, and these weights take "
-            f"{config.in_channels}"
-        )
-    return preprocessing
+    return build(Preprocessing, read_yaml(file)), "multiclass"
 
 
 def _classes(
@@ -219,8 +240,8 @@ def _classes(
     elif given == "imagenet":
         weights = torchvision.models.get_model_weights("densenet121")
         names = tuple(weights["IMAGENET1K_V1"].meta["categories"])
-    elif Path(given).is_file():
-        return tuple(names_by_output(Path(given), count, f"--classes {given}"))
+    elif Path(given).expanduser().is_file():
+        return tuple(names_by_output(Path(given).expanduser(), count, f"--classes {given}"))
     else:
         raise UserError(f"--classes {given}: neither a file nor a name{nearest(given, CLASSES)}")
     if len(names) != count:
