@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from runs import Runs, write_digits
 
@@ -38,6 +39,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     made = Runs(write_digits(tmp_path_factory.mktemp("digits")), tmp_path_factory.mktemp("runs"))
     yield made
     made.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked gpu are neither run nor reported as skipped where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -82,9 +83,15 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(IMPORTED)
 
 
+@functools.cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """5,000 real MNIST digits, [5000, 784] from 0 to 255, and their labels; takes seconds once."""
+    return mnist_data()
+
+
 def write_digits(root: Path) -> Path:
     """Real MNIST digits as PNG files with train_list.txt and val_list.txt; returns `root`."""
-    pixels, labels = mnist_data()
+    pixels, labels = digits()
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(labels))
     for name, part in (("train", order[:TRAIN]), ("val", order[TRAIN : TRAIN + VAL])):
         for index in part:

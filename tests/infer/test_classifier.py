@@ -163,7 +163,7 @@ def test_what_a_notebook_holds(classifier: Classifier) -> None:
     assert classifier.preprocess == PREPROCESSING
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_answers_alike(classifier: Classifier, files: list[str], tmp_path: Path) -> None:
     gpu = load(tmp_path / "best", device="cuda")
     assert gpu.model.classifier.weight.is_cuda

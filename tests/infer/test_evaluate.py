@@ -199,7 +199,7 @@ def test_autocast_is_asked_for_and_printed(opened: Opened) -> None:
     assert found["loss"] == pytest.approx(full["loss"], rel=0.05)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_counts_alike(opened: Opened, best: Path, fp32: Precision) -> None:
     alone = evaluate_source(opened, fp32, workers=0)
     gpu = evaluate_source(open_path(str(best)), resolve("cuda", "fp32"), workers=1)

@@ -41,7 +41,9 @@ def pair() -> tuple[DenseNet, nn.Module]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name", [TORCHVISION[0], *(pytest.param(n, marks=pytest.mark.slow) for n in TORCHVISION[1:])]
+)
 def test_same_seed_gives_torchvisions_weights_and_logits(name: str) -> None:
     torch.manual_seed(5)
     ours = DenseNet(VARIANTS[name])
@@ -69,7 +71,7 @@ def step(model: nn.Module, x: Tensor, bf16: bool) -> tuple[Tensor, list[Tensor]]
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("bf16", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "channels_last"])
 def test_a_step_is_torchvisions_bit_for_bit(
     pair: tuple[DenseNet, nn.Module], training: bool, bf16: bool, memory_format: torch.memory_format
@@ -85,7 +87,7 @@ def test_a_step_is_torchvisions_bit_for_bit(
     assert same_states(ours, pair[0]) != training
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("bf16", [True, False])
 def test_on_cuda_logits_and_statistics_are_torchvisions(
     pair: tuple[DenseNet, nn.Module], bf16: bool

@@ -152,7 +152,9 @@ def run_rank(rank: int, world: int, folder: Path) -> None:
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """Every work on every split, in one start of two and one of three processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, (request.param, folder), nprocs=request.param)
+    mp.start_processes(
+        run_rank, (request.param, folder), nprocs=request.param, start_method="forkserver"
+    )
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

@@ -1,10 +1,11 @@
-"""float64 of the reference is the truth: what the tests of lean and of norm_relu compare with.
+"""The rule of the tests of lean and of norm_relu: float64 of the reference is the truth.
 
-A computation passes when it is at most TIMES as far from the truth as the reference is in the same
-precision; distances below FLOOR, relative to the truth's norm, count as FLOOR. A distance is taken
-over all tensors of a kind together (all gradients of convolutions, all running means, ...), and of
-the ratios of DRAWS inputs the median counts: a single one is a matter of luck, since a rounding
-that opens or closes a relu is far larger than the rest. In float64 itself all must be EXACT.
+A computation passes when its error is at most TIMES the error of the reference in the same
+precision; errors below FLOOR, relative to the truth's norm, count as FLOOR. An error is taken over
+all tensors of a kind together (all gradients of convolutions, all running means, ...). One input
+proves little, because a rounding that opens or closes a relu is far larger than all others: of
+several inputs the median ratio counts (of two, in the quick tests, the smaller). In float64 itself
+the relative error must be at most EXACT.
 """
 
 from __future__ import annotations
@@ -13,18 +14,45 @@ import copy
 import statistics
 from collections.abc import Callable
 from math import sqrt
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 TIMES, FLOOR, EXACT = 3.0, 1.2e-7, 1e-12
-DRAWS = {"fp64": 1, "fp32": 5, "bf16": 5}
 STEPS, LR = 2, 0.05
-PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
-"""bf16 is autocast over parameters in float32."""
-NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=NO_CUDA)]
+
+
+class Precision(NamedTuple):
+    """What is computed in, and how many inputs are drawn to compare."""
+
+    name: str
+    dtype: torch.dtype
+    draws: int = 1
+
+    def __str__(self) -> str:
+        return self.name if self.draws <= 2 else f"{self.name}, {self.draws} draws"
+
+    @property
+    def parameters(self) -> torch.dtype:
+        """bf16 is autocast over parameters in float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def autocast(self, device: str) -> torch.autocast:
+        return torch.autocast(device, torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+
+
+FP64 = Precision("fp64", torch.float64)
+FP32, BF16 = Precision("fp32", torch.float32, 2), Precision("bf16", torch.bfloat16, 2)
+SLOW = [pytest.param(p._replace(draws=5), marks=pytest.mark.slow) for p in (FP32, BF16)]
+
+# What the tests are parametrised with
+EVERY = pytest.mark.parametrize("precision", [FP64, FP32, BF16, *SLOW], ids=str)
+ONE_DRAW = pytest.mark.parametrize("precision", [FP64, FP32, BF16], ids=str)
+FULL = pytest.mark.parametrize("precision", [FP64, FP32, *SLOW[:1]], ids=str)
+"""Without bf16, which cannot tell a mean of 1000 deviations from its values."""
+ON = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 Function = Callable[[nn.Module, Tensor], Tensor]
 Kinds = dict[str, dict[str, Tensor]]
@@ -58,7 +86,7 @@ def steps(
     function: Function,
     module: nn.Module,
     xs: list[Tensor],
-    precision: str,
+    precision: Precision,
     device: str,
     layout: Callable[[Tensor], Tensor] = channels_last,
 ) -> Kinds:
@@ -66,13 +94,12 @@ def steps(
 
     A step is forward, backward and SGD, on a copy of `module`. `layout` lays the input out.
     """
-    dtype = PRECISIONS[precision]
-    module = copy.deepcopy(module).to(device, torch.promote_types(dtype, torch.float32))
+    module = copy.deepcopy(module).to(device, precision.parameters)
     parameters = dict(module.named_parameters())
     for step, images in enumerate(xs):
-        x = layout(images.to(device, dtype)).detach().requires_grad_()
+        x = layout(images.to(device, precision.dtype)).detach().requires_grad_()
         torch.manual_seed(step)  # dropout's
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        with precision.autocast(device):
             out = function(module, x)
         generator = torch.Generator().manual_seed(step)
         towards = torch.randn(out.shape, generator=generator) / sqrt(out.numel() / out.shape[1])
@@ -115,19 +142,20 @@ def check(
     reference: Function,
     module: nn.Module,
     draws: Callable[[int], list[Tensor]],
-    precision: str,
+    precision: Precision,
     device: str,
     layout: Callable[[Tensor], Tensor] = channels_last,
 ) -> None:
     """That `own` computes `module` as near to the truth as the reference does."""
     found = []
-    for xs in map(draws, range(DRAWS[precision])):
-        truth = steps(reference, module, xs, "fp64", device, layout)
+    for xs in map(draws, range(precision.draws)):
+        truth = steps(reference, module, xs, FP64, device, layout)
         ours = steps(own, module, xs, precision, device, layout)
-        if precision == "fp64":
+        if precision is FP64:
             assert max(distances(ours, truth).values()) <= EXACT, distances(ours, truth)
         else:
             theirs = steps(reference, module, xs, precision, device, layout)
             found.append(ratios(ours, theirs, truth))
-    worst = {kind: statistics.median(draw[kind] for draw in found) for kind in (found or [{}])[0]}
+    kinds = found[0] if found else {}
+    worst = {kind: statistics.median_low(draw[kind] for draw in found) for kind in kinds}
     assert all(ratio <= TIMES for ratio in worst.values()), worst

@@ -96,7 +96,7 @@ def test_a_window_goes_on_after_a_resume() -> None:
     assert first.sums["count"] == 14, "the state's own copy is left alone"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_sums_come_from_the_device_without_a_wait() -> None:
     on_device = torch.arange(7.0, dtype=torch.float64, device="cuda")
     reading = read_later(0, on_device, 0.1, 0.0, [])

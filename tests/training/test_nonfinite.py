@@ -280,7 +280,7 @@ def remembers(folder: Path) -> bool:
 # fp16 ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_what_the_scaler_skips_is_no_failure(runs: Runs, tmp_path: Path) -> None:
     """fp16 begins with a scale that overflows; the scaler lowers it and skips those steps."""
     options = {"loop.device": "cuda", "loop.precision": "fp16", "optim.lr": 0.01}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_forward import ON, SHAPE, block, computed
+from test_forward import SHAPE, block, computed
 from torch import Tensor, nn
-from truth import EXACT, Kinds, channels_last, distance, images
+from truth import EXACT, ON, Kinds, channels_last, distance, images
 
 from densekit.ops.lean.kernels import plain
 

@@ -66,9 +66,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "bottleneck" else pytest.param(n, marks=SLOW) for n in NETWORKS]
-)
+@SLOW
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_is_one_graph_in_training_and_evaluation(name: str) -> None:
     """For batches of several sizes."""
     own = network(**NETWORKS[name])
@@ -106,6 +105,7 @@ def test_autocast() -> None:
     assert found["output"].dtype == torch.bfloat16
 
 
+@SLOW
 def test_frozen_stages() -> None:
     own = network()
     own.freeze("block1")

@@ -8,11 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from truth import (
-    DEVICES,
+    BF16,
+    EVERY,
     EXACT,
-    PRECISIONS,
+    FP32,
+    FP64,
+    FULL,
+    ON,
+    ONE_DRAW,
     TIMES,
     Kinds,
+    Precision,
     channels_last,
     check,
     distances,
@@ -44,16 +50,13 @@ def computed(op: str) -> Callable[[nn.Module, Tensor], Tensor]:
 
 def compare(
     module: nn.Module,
-    precision: str,
+    precision: Precision,
     device: str,
     draws: Callable[[int], list[Tensor]] = lambda draw: images(SHAPE, draw),
     layout: Callable[[Tensor], Tensor] = channels_last,
 ) -> None:
     check(computed("lean"), computed("reference"), module, draws, precision, device, layout)
 
-
-EVERY = pytest.mark.parametrize("precision", PRECISIONS)
-ON = pytest.mark.parametrize("device", DEVICES)
 
 # Sizes and layouts --------------------------------------------------------------------------
 
@@ -76,7 +79,9 @@ SIZES = {
 @ON
 @EVERY
 @pytest.mark.parametrize(("shape", "config"), SIZES.values(), ids=SIZES)
-def test_sizes(shape: tuple[int, ...], config: dict[str, int], precision: str, device: str) -> None:
+def test_sizes(
+    shape: tuple[int, ...], config: dict[str, int], precision: Precision, device: str
+) -> None:
     compare(block(shape[1], **config), precision, device, lambda draw: images(shape, draw))
 
 
@@ -92,7 +97,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @ON
 @EVERY
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts(layout: Callable[[Tensor], Tensor], precision: str, device: str) -> None:
+def test_layouts(layout: Callable[[Tensor], Tensor], precision: Precision, device: str) -> None:
     assert layout(images(SHAPE)[0]).shape == SHAPE
     compare(block(), precision, device, layout=layout)
 
@@ -100,7 +105,7 @@ def test_layouts(layout: Callable[[Tensor], Tensor], precision: str, device: str
 @ON
 @EVERY
 @pytest.mark.parametrize("shape", [(2, 10, 23, 61), (1, 10, 1, 300)])
-def test_maps_of_several_tiles(shape: tuple[int, ...], precision: str, device: str) -> None:
+def test_maps_of_several_tiles(shape: tuple[int, ...], precision: Precision, device: str) -> None:
     compare(block(), precision, device, lambda draw: images(shape, draw))
 
 
@@ -108,9 +113,9 @@ def test_maps_of_several_tiles(shape: tuple[int, ...], precision: str, device: s
 
 
 @ON
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@FULL
 @pytest.mark.parametrize("bn_size", [0, 4])
-def test_a_mean_of_1000_deviations(bn_size: int, precision: str, device: str) -> None:
+def test_a_mean_of_1000_deviations(bn_size: int, precision: Precision, device: str) -> None:
     for mean, std in ((1000.0, 1.0), (-10.0, 0.01)):
         module = block(bn_size=bn_size)
         compare(module, precision, device, lambda draw, at=(mean, std): images(SHAPE, draw, *at))
@@ -151,7 +156,7 @@ CHANGES = {
 @EVERY
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_norms_of_all_kinds(
-    change: Callable[[DenseBlock], None], precision: str, device: str
+    change: Callable[[DenseBlock], None], precision: Precision, device: str
 ) -> None:
     module = block()
     change(module)
@@ -159,24 +164,25 @@ def test_norms_of_all_kinds(
 
 
 @ON
-@EVERY
-def test_forward_without_gradients_updates_running_statistics(precision: str, device: str) -> None:
-    def forward(op: str, precision: str) -> Kinds:
+@ONE_DRAW
+def test_forward_without_gradients_updates_running_statistics(
+    precision: Precision, device: str
+) -> None:
+    def forward(op: str, precision: Precision) -> Kinds:
         """Both steps' outputs, and the buffers after them."""
-        dtype = PRECISIONS[precision]
-        module = block().to(device, torch.promote_types(dtype, torch.float32))
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, dtype is torch.bfloat16):
-            outs = [computed(op)(module, x.to(device, dtype)) for x in images(SHAPE)]
+        module = block().to(device, precision.parameters)
+        with torch.no_grad(), precision.autocast(device):
+            outs = [computed(op)(module, x.to(device, precision.dtype)) for x in images(SHAPE)]
         assert not any(out.requires_grad for out in outs)
         kinds: Kinds = {"output": dict(zip("12", outs, strict=True))}
         for name, buffer in module.named_buffers():
             kinds.setdefault(name.rpartition(".")[2], {})[name] = buffer
         return kinds
 
-    truth = forward("reference", "fp64")
+    truth = forward("reference", FP64)
     assert all(count == 2 for count in truth["num_batches_tracked"].values())
     own, theirs = forward("lean", precision), forward("reference", precision)
-    if precision == "fp64":
+    if precision is FP64:
         assert max(distances(own, truth).values()) <= EXACT
     assert max(ratios(own, theirs, truth).values()) <= TIMES
 
@@ -185,23 +191,22 @@ def test_forward_without_gradients_updates_running_statistics(precision: str, de
 
 
 @ON
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@FULL
 @pytest.mark.parametrize("bn_size", [0, 4])
-def test_dropout(bn_size: int, precision: str, device: str) -> None:
+def test_dropout(bn_size: int, precision: Precision, device: str) -> None:
     compare(block(bn_size=bn_size, drop_rate=0.4), precision, device)
 
 
 @ON
-@EVERY
-def test_a_seed_gives_the_masks_of_the_reference(precision: str, device: str) -> None:
+@ONE_DRAW
+def test_a_seed_gives_the_masks_of_the_reference(precision: Precision, device: str) -> None:
     """For maps in channels_last. In NCHW the reference draws in another order, lean does not."""
-    dtype = PRECISIONS[precision]
-    module = block(drop_rate=0.4).to(device, torch.promote_types(dtype, torch.float32))
-    x = channels_last(images(SHAPE)[0].to(device, dtype))
+    module = block(drop_rate=0.4).to(device, precision.parameters)
+    x = channels_last(images(SHAPE)[0].to(device, precision.dtype))
     dropped = []
     for op in ("lean", "reference"):
         torch.manual_seed(3)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        with precision.autocast(device):
             dropped.append(computed(op)(module, x)[:, SHAPE[1] :] == 0)
     assert 0.3 < dropped[0].float().mean() < 0.5
     assert torch.equal(*dropped)
@@ -217,11 +222,11 @@ def test_dropout_is_off_in_eval_mode() -> None:
 
 
 @ON
-@EVERY
+@ONE_DRAW
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_pixel_spreads_as_far_as_in_the_reference(
-    value: float, training: bool, precision: str, device: str
+    value: float, training: bool, precision: Precision, device: str
 ) -> None:
     module = block().train(training)
     x = images(SHAPE)[0]
@@ -237,7 +242,7 @@ def test_one_pixel_spreads_as_far_as_in_the_reference(
                 assert torch.equal(found.isnan(), expected.isnan()), (kind, name)
     finite = ({kind: keep(part, theirs[kind]) for kind, part in x.items()} for x in (own, theirs))
     assert not theirs["output"][""].isfinite().all()
-    limit = {"fp64": EXACT, "fp32": 1e-5, "bf16": 0.05}[precision]
+    limit = {FP64: EXACT, FP32: 1e-5, BF16: 0.05}[precision]
     assert max(distances(*finite).values()) <= limit
 
 
@@ -267,7 +272,7 @@ def network_of(op: str) -> Callable[[nn.Module, Tensor], Tensor]:
 @EVERY
 @pytest.mark.parametrize(("shape", "config"), NETWORKS.values(), ids=NETWORKS)
 def test_networks(
-    shape: tuple[int, ...], config: dict[str, str], precision: str, device: str
+    shape: tuple[int, ...], config: dict[str, str], precision: Precision, device: str
 ) -> None:
     torch.manual_seed(0)
     of = {"growth_rate": K, "block_config": (2, 3), "num_init_features": 8, "num_classes": 5}

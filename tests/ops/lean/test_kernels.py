@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from truth import NO_CUDA
 
 from densekit.ops.lean.kernels import NAMES, kernels_for, native, plain
 from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool
@@ -27,7 +26,7 @@ KERNELS = pytest.mark.parametrize(
     [
         pytest.param((native, "cpu"), marks=NO_NATIVE, id="native"),
         pytest.param((plain, "cpu"), id="plain"),
-        pytest.param((None, "cuda"), marks=NO_CUDA, id="cuda"),
+        pytest.param((None, "cuda"), marks=pytest.mark.gpu, id="cuda"),
     ],
 )
 

@@ -21,6 +21,7 @@ import torch
 from seen import SMALL, images
 from torch import Tensor
 
+from densekit.files import cache_folder
 from densekit.models.densenet import DenseNet
 from densekit.ops.lean import kernels
 from densekit.ops.lean.kernels import native, plain
@@ -47,11 +48,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, by this machine's compiler."""
-    file = tmp_path_factory.mktemp("compiled") / "native.so"
-    native._compile(native._compiler(), file)
-    return file
+def compiled() -> Path:
+    """The library, by this machine's compiler; from the user's cache, where other tests put it."""
+    assert native.reason() is None
+    return cache_folder() / "kernels" / f"native-{native._key(native._compiler())}.so"
 
 
 @dataclass
@@ -326,6 +326,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
     return {**kept, "PATH": "", "PYTHONPATH": path, "DENSEKIT_CACHE": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_a_process_without_a_compiler_has_lean_on_plain_kernels(tmp_path: Path) -> None:
     script = OWN_LOOP.replace("OUT", repr(str(tmp_path / "found.pt")))
     done = subprocess.run(
@@ -341,6 +342,7 @@ def test_a_process_without_a_compiler_has_lean_on_plain_kernels(tmp_path: Path) 
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_compiler_says_so_in_a_line(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = runs.arguments(folder, {"loop.epochs": 1, "model.op": "auto"})

@@ -10,10 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from truth import (
-    DEVICES,
+    BF16,
+    EVERY,
     EXACT,
-    PRECISIONS,
+    FP32,
+    FP64,
+    FULL,
+    ON,
+    ONE_DRAW,
     Kinds,
+    Precision,
     channels_last,
     check,
     distance,
@@ -31,8 +37,6 @@ POOLS: dict[Any, nn.Module] = {
     "max": nn.MaxPool2d(3, stride=2, padding=1),
 }
 SHAPE = (3, 10, 6, 4)
-ON = pytest.mark.parametrize("device", DEVICES)
-EVERY = pytest.mark.parametrize("precision", PRECISIONS)
 POOLED = pytest.mark.parametrize("pool", POOLS)
 
 
@@ -59,7 +63,7 @@ def modules(pool: Any) -> Callable[[Any, Tensor], Tensor]:
 @pytest.mark.parametrize(
     "shape", [SHAPE, (2, 35, 7, 5), (1, 8, 9, 2), (2, 3, 2, 13), (5, 1, 3, 3)], ids=str
 )
-def test_sizes(shape: tuple[int, ...], pool: str, precision: str, device: str) -> None:
+def test_sizes(shape: tuple[int, ...], pool: str, precision: Precision, device: str) -> None:
     draws = lambda draw: images(shape, draw)  # noqa: E731 (as short as it can be)
     check(own(pool), modules(pool), Norm(shape[1]), draws, precision, device)
 
@@ -68,14 +72,14 @@ def test_sizes(shape: tuple[int, ...], pool: str, precision: str, device: str) -
 @pytest.mark.parametrize("pool", ["none", "max"])
 @pytest.mark.parametrize("shape", [(6, 8, 1, 1), (3, 8, 1, 6)], ids=str)
 def test_maps_of_one_row(shape: tuple[int, ...], pool: str, device: str) -> None:
-    check(own(pool), modules(pool), Norm(8), lambda draw: images(shape, draw), "fp64", device)
+    check(own(pool), modules(pool), Norm(8), lambda draw: images(shape, draw), FP64, device)
 
 
 @ON
 @EVERY
 @POOLED
 @pytest.mark.parametrize("case", ["eval", "momentum None", "NCHW"])
-def test_modes(case: str, pool: str, precision: str, device: str) -> None:
+def test_modes(case: str, pool: str, precision: Precision, device: str) -> None:
     module = Norm(SHAPE[1], None if case == "momentum None" else 0.1).train(case != "eval")
     layout = Tensor.contiguous if case == "NCHW" else channels_last
     draws = lambda draw: images(SHAPE, draw)  # noqa: E731
@@ -84,35 +88,35 @@ def test_modes(case: str, pool: str, precision: str, device: str) -> None:
 
 @ON
 @POOLED
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
-def test_a_mean_of_1000_deviations(pool: str, precision: str, device: str) -> None:
+@FULL
+def test_a_mean_of_1000_deviations(pool: str, precision: Precision, device: str) -> None:
     draws = lambda draw: images(SHAPE, draw, 1000.0)  # noqa: E731
     check(own(pool), modules(pool), Norm(SHAPE[1]), draws, precision, device)
 
 
 @ON
-@EVERY
+@ONE_DRAW
 @POOLED
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_pixel_spreads_as_far_as_by_the_modules(
-    value: float, training: bool, pool: str, precision: str, device: str
+    value: float, training: bool, pool: str, precision: Precision, device: str
 ) -> None:
     x = images(SHAPE)[0]
     x[1, 2, 3, 3] = value
     module = Norm(SHAPE[1]).train(training)
     found, expected = (steps(f(pool), module, [x], precision, device) for f in (own, modules))
-    same_where_finite(found, expected, {"fp64": EXACT, "fp32": 1e-5, "bf16": 0.02}[precision])
+    same_where_finite(found, expected, {FP64: EXACT, FP32: 1e-5, BF16: 0.02}[precision])
 
 
 @ON
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_of_several_nans_the_max_pool_takes_torchs(precision: str, device: str) -> None:
+@ONE_DRAW
+def test_of_several_nans_the_max_pool_takes_torchs(precision: Precision, device: str) -> None:
     x = images(SHAPE)[0]
     x[0, :, 1:4, 1:4] = float("nan")
     module = Norm(SHAPE[1]).eval()
     found, expected = (steps(f("max"), module, [x], precision, device) for f in (own, modules))
-    same_where_finite(found, expected, {"fp64": EXACT, "fp32": 1e-5, "bf16": 0.02}[precision])
+    same_where_finite(found, expected, {FP64: EXACT, FP32: 1e-5, BF16: 0.02}[precision])
 
 
 def same_where_finite(found: Kinds, expected: Kinds, limit: float) -> None:
@@ -132,7 +136,7 @@ def test_of_equal_pixels_the_max_pool_takes_torchs(tied: float) -> None:
     nn.init.ones_(module.norm.weight)
     nn.init.constant_(module.norm.bias, 100 * tied - 50)
     draws = lambda _: [torch.full((1, 4, 7, 6), 0.5, dtype=torch.float64)]  # noqa: E731
-    for precision in PRECISIONS:
+    for precision in (FP64, FP32, BF16):
         check(own("max"), modules("max"), module, draws, precision, "cpu")
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from truth import DEVICES, draw_norms
+from truth import ON, draw_norms
 
 from densekit.ops.lean.kernels.plain import merge
 from densekit.ops.lean.statistics import (
@@ -20,8 +20,6 @@ from densekit.ops.lean.statistics import (
     running,
     update_running,
 )
-
-ON = pytest.mark.parametrize("device", DEVICES)
 
 
 def norms(momenta: list[float | None], device: str) -> nn.ModuleList:
