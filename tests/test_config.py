@@ -69,7 +69,7 @@ def test_nothing_is_evaluated_or_constructed() -> None:
     assert parse_override("a=__import__('os').getcwd()")[1] == "__import__('os').getcwd()"
     with pytest.raises(UserError, match="could not determine a constructor"):
         yaml("a: !!python/object/apply:os.getcwd []")
-    with pytest.raises(UserError, match="is not a YAML value"):
+    with pytest.raises(UserError, match="not a YAML value"):
         parse_override("a=!!python/name:os.system ")
     assert parse_override("a=${HOME}")[1] == "${HOME}"
 
@@ -123,6 +123,63 @@ def test_a_value_of_no_type_of_a_union_gets_one_sentence() -> None:
 def test_bad_yaml_names_the_line(text: str, place: str) -> None:
     with pytest.raises(UserError, match=f"^{place}: "):
         yaml(text)
+
+
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+CHAIN = "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 3000))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [*a]\n", "r.yaml:1: the anchor a refers to itself"),
+        ("name: x\na: &a\n  b: {c: *a}\n", "r.yaml:3: the anchor a refers to itself"),
+        ("a: " + "[" * 3000, "r.yaml:1: values nested more than 50 deep"),
+        ("a: " + "{b: " * 3000, "r.yaml:1: values nested more than 50 deep"),
+        (f"a0: &a0 [x]\n{CHAIN}", "r.yaml:50: values nested more than 50 deep"),
+        (f"a0: &a0 [x]\n{BOMB}", "r.yaml:6: more than 100,000 values, aliases unfolded"),
+        ("a: x\nb: y\0\n", "r.yaml:2: holds the character '\\x00', which text may not"),
+        ("a: x\n\nb: " + "9" * 5000, f"r.yaml:3: '{'9' * 37}...' is no whole number"),
+        ("a: !!int x", "r.yaml:1: 'x' is no whole number"),
+        ("a: !!float x", "r.yaml:1: 'x' is no number"),
+        ("a: !!bool maybe", "r.yaml:1: 'maybe' is neither true nor false"),
+        ("a: !!timestamp x", "r.yaml:1: could not determine a constructor for the tag "
+         "'tag:yaml.org,2002:timestamp'"),
+        ("? [1, 2]\n: x\n", "r.yaml:1: a key must be text, not a list or a map"),
+        ("a: 1\n---\nb: 2\n", "r.yaml:2: expected a single document in the stream, but found "
+         "another document"),
+        ("a: *b\n", "r.yaml:1: found undefined alias 'b'"),
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_a_document_that_leads_nowhere_is_a_sentence(text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        yaml(text)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    "value", ["&a [*a]", "[" * 3000, "{b: " * 3000, "9" * 5000, "\0", "!!int x"]
+)
+def test_so_is_an_option(value: str) -> None:
+    with pytest.raises(UserError, match="not a YAML value") as caught:
+        parse_override(f"inner.rate={value}")
+    assert "-o inner.rate=" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+
+
+def test_an_alias_stands_for_its_value() -> None:
+    assert yaml("a: &a [1, {b: 2}]\nc: *a\nd: [*a, *a]\n").tree["d"] == [[1, {"b": 2}]] * 2
+
+
+def test_keys_are_text() -> None:
+    assert yaml("1: x\ntrue: y\nnull: z\n").tree == {"1": "x", "true": "y", "null": "z"}
+
+
+def test_an_option_may_hold_a_path_of_another_encoding() -> None:
+    assert parse_override("data.train=/x/caf\udce9")[1] == "/x/caf\udce9"
+    assert yaml(to_yaml({"a": "/x/caf\udce9"})).tree == {"a": "/x/caf\udce9"}
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from densekit.config.renamed import moved_keys, rename, renamed_note
 from densekit.config.section import Section, UserError
 from densekit.config.trees import replace_value
-from densekit.config.yaml_file import ConfigSource, CoreLoader, PathKey
+from densekit.config.yaml_file import ConfigSource, PathKey, parse_yaml
 
 
 def parse_override(option: str) -> tuple[tuple[PathKey, ...], Any]:
     """`a.2.b=value` -> (("a", 2, "b"), value). The value is YAML; it may contain `=`."""
     dotted, equals, text = option.partition("=")
     segments = dotted.strip().split(".")
+    shown = option if len(option) <= 200 else f"{option[:197]}..."
     if not equals or not all(segments):
-        raise UserError(f'-o {option}: expected key.key=value, such as "-o optim.lr=0.05"')
+        raise UserError(f'-o {shown}: expected key.key=value, such as "-o optim.lr=0.05"')
+    path = tuple(int(s) if s.isdecimal() and len(s) < 10 else s for s in segments)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return path, text  # a path whose bytes are of another encoding, which YAML cannot hold
     try:
-        loader = CoreLoader(text)
-        value = loader.get_single_data()
-    except yaml.YAMLError as error:
+        return path, parse_yaml(text, "")[0]
+    except UserError as error:
+        problem = str(error).partition(": ")[2]
         raise UserError(
-            f"-o {option}: {text!r} is not a YAML value; quote it if it is text"
+            f"-o {shown}: not a YAML value ({problem}); quote it if it is text"
         ) from error
-    return tuple(int(s) if s.isdecimal() else s for s in segments), value
 
 
 def override(

@@ -17,29 +17,88 @@ PathKey = str | int
 Tree = dict[str, Any]
 
 
+MOST_VALUES, DEEPEST, LONGEST = 100_000, 50, 4_000_000  # of a document; characters
+
+
 class CoreLoader(yaml.SafeLoader):
-    """YAML 1.2 core-schema scalars (`1e-4` a float, `no` a string); a key given twice fails."""
+    """YAML 1.2 core-schema scalars (`1e-4` a float, `no` a string); keys are text, each once.
+
+    A document that would not end in bounded time and memory is refused where it goes too far: an
+    anchor within itself, aliases that unfold to too many values, values nested too deep.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.values = 0
+        self.heights: list[int] = []  # of the nodes that are open, from the root inwards
+        self.whole: dict[yaml.Node, tuple[int, int]] = {}  # values in it, and its height
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event, before = self.peek_event(), self.values
+        if len(self.heights) > DEEPEST:
+            raise _refusal(event, f"values nested more than {DEEPEST} deep")
+        self.values += 1
+        self.heights.append(0)
+        node = super().compose_node(parent, index)
+        height = self.heights.pop()
+        if isinstance(event, yaml.AliasEvent):
+            if node not in self.whole:
+                raise _refusal(event, f"the anchor {event.anchor} refers to itself")
+            size, height = self.whole[node]
+            self.values += size
+        elif node is not None:
+            self.whole[node] = self.values - before, height
+        if self.values > MOST_VALUES:
+            raise _refusal(event, f"more than {MOST_VALUES:,} values, aliases unfolded")
+        if len(self.heights) + height > DEEPEST:
+            raise _refusal(event, f"values nested more than {DEEPEST} deep")
+        if self.heights:
+            self.heights[-1] = max(self.heights[-1], height + 1)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
-                problem = f'the key "{key}" is given twice'
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        if not isinstance(node, yaml.MappingNode):
+            raise _refusal(node, "expected `key: value` lines")
+        mapping: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refusal(key_node, "a key must be text, not a list or a map")
+            if key_node.value in mapping:
+                raise _refusal(key_node, f'the key "{key_node.value}" is given twice')
+            mapping[key_node.value] = self.construct_object(value_node, deep=deep)
+        return mapping
+
+
+def _refusal(at: yaml.Node | yaml.Event, problem: str) -> yaml.MarkedYAMLError:
+    mark: Any = at.start_mark
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    try:
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    except ValueError as error:  # one with a tag, or of thousands of digits
+        raise _refusal(node, f"{_shown(text)} is no whole number") from error
 
 
 def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(
-        str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan")
-    )
+    text = str(loader.construct_scalar(node))
+    try:
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError as error:
+        raise _refusal(node, f"{_shown(text)} is no number") from error
+
+
+def _boolean(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
+    text = str(loader.construct_scalar(node))
+    if text.lower() not in ("true", "false"):
+        raise _refusal(node, f"{_shown(text)} is neither true nor false")
+    return text.lower() == "true"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 _CORE = {
@@ -56,6 +115,12 @@ for _tag, _pattern in _CORE.items():
         re.compile(f"^(?:{_pattern})$"),
         None,
     )
+CoreLoader.yaml_constructors = {  # no dates, sets or bytes, which no option takes
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "str", "seq", "map")
+}
+CoreLoader.add_constructor("tag:yaml.org,2002:bool", _boolean)
 CoreLoader.add_constructor("tag:yaml.org,2002:int", _integer)
 CoreLoader.add_constructor("tag:yaml.org,2002:float", _float)
 
@@ -117,28 +182,45 @@ class ConfigSource:
         return ""
 
 
+def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
+    """The value of a document and its node, or None twice where it is empty.
+
+    Raises UserError that begins with `source` and the line.
+    """
+    if len(text) > LONGEST:
+        raise UserError(f"{source}: {len(text):,} characters are no recipe")
+    try:
+        loader = CoreLoader(text)
+        node = loader.get_single_node()
+        return (loader.construct_document(node) if node is not None else None), node
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        problem = str(error.problem or error.context)
+        if problem.startswith("but"):  # of two documents
+            problem = f"{error.context}, {problem}"
+        raise UserError(f"{source}{line}: {problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}"
+        raise UserError(
+            f"{source}{line}: holds the character {chr(error.character)!r}, which text may not"
+        ) from error
+
+
 def read_yaml(path: Path, text: str | None = None) -> ConfigSource:
     """Reads a YAML file of one mapping. Raises UserError with file:line."""
     if text is None:
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from error
-    try:
-        loader = CoreLoader(text)
-        node = loader.get_single_node()
-        tree = loader.construct_document(node) if node is not None else {}
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {error}") from error
+    tree, node = parse_yaml(text, str(path))
+    if node is None:
+        return ConfigSource({})
     if not isinstance(tree, dict):
         raise UserError(f"{path}:1: expected `key: value` lines at the top level")
     places: dict[tuple[PathKey, ...], str] = {}
-    if node is not None:
-        _note_lines(node, (), str(path), places)
+    _note_lines(node, (), str(path), places)
     return ConfigSource(tree, places)
 
 
