@@ -1,17 +1,25 @@
 # One line each; everything runs in .venv, which the first target makes.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core, a thread in each; a file's tests stay together, as they share runs.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all check format bench parity docs clean
+.PHONY: quickstart test test-all test-oldest fuzz check format bench parity docs clean
 
 quickstart: .venv/quickstart  ## train on 5,000 real digits, evaluate, predict: 2 to 4 minutes on 2 cores
 	@$(BIN)/densekit train -c quickstart && $(BIN)/densekit evaluate runs/quickstart/best && $(BIN)/densekit predict runs/quickstart/best data/mnist5k/val/[0-4]/*00.png
 
 test: .venv/test  ## the tests that take seconds
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not slow"
 
 test-all: .venv/test  ## the slower tests too: real processes killed, torchrun, the README's commands
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m slow
+
+test-oldest: .venv-oldest/test  ## quick tests with the oldest torch and libraries that pyproject allows
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest $(PARALLEL) -m "not slow" $(addprefix tests/,models ops cli training)
+
+fuzz: .venv/test  ## each reader against damaged and hostile input, at length: DENSEKIT_FUZZ_EXAMPLES
+	DENSEKIT_FUZZ_EXAMPLES=$${DENSEKIT_FUZZ_EXAMPLES:-20000} $(BIN)/pytest $(PARALLEL) tests/fuzz
 
 check: .venv/test  ## lint, format, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -29,9 +37,15 @@ docs: .venv/test  ## regenerates the reference of recipe options and the README'
 	$(BIN)/python docs/generate.py
 
 clean:  ## leaves runs/ and data/
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/%: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+.venv-oldest/test: pyproject.toml  # of each dependency the lowest minor version, in its last release
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@sed -nE 's/^    "([A-Za-z]+)>=([0-9.]+)",$$/\1==\2.*/p' pyproject.toml > $(@D)/oldest.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/oldest.txt -e ".[test]"
 	@touch $@

@@ -42,12 +42,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked gpu are neither run nor reported as skipped where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    """Tests marked gpu are neither run nor reported as skipped where there is no CUDA device.
+
+    Files that start runs come first: pytest-xdist deals files out in this order, and a long one at
+    the end would leave the other processes idle.
+    """
+    if not torch.cuda.is_available():
+        left_out = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    starting = {item.path for item in items if "runs" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in starting)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
