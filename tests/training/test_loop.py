@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -186,8 +185,3 @@ def test_one_image_left_over_for_a_map_of_one_pixel_is_a_users_mistake(
     }
     with pytest.raises(UserError, match=r"data\.drop_last"):
         train(recipe(runs, tmp_path / "run", options))
-
-
-def test_the_log_is_strict_json(outcome: Outcome) -> None:
-    for text in (outcome.folder / "log.jsonl").read_text().splitlines():
-        json.dumps(json.loads(text), allow_nan=False)

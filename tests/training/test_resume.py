@@ -150,7 +150,7 @@ def shape_of(state: Any) -> Any:
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])
-def test_a_damaged_state_is_passed_over(runs: Runs, tmp_path: Path, damage: str) -> None:
+def test_a_corrupt_state_is_passed_over(runs: Runs, tmp_path: Path, damage: str) -> None:
     folder = runs.killed(tmp_path / "run", 8)
     assert len(states(folder)) == 2
     newest = states(folder)[-1]
@@ -162,8 +162,9 @@ def test_a_damaged_state_is_passed_over(runs: Runs, tmp_path: Path, damage: str)
     newest.write_bytes(content)
     started = runs.start(folder)
     assert started.wait() == [0]
-    assert "damaged" in started.output
-    assert newest.name in started.output
+    said = " ".join(started.output.split())
+    assert f"{newest.name}: corrupt: " in said
+    assert "going on from the state before it" in said
     assert_same_run(folder, runs.whole())
 
 
@@ -172,7 +173,7 @@ def test_no_whole_state_left_is_one_sentence(runs: Runs, tmp_path: Path) -> None
     for state in states(folder):
         state.write_bytes(b"")
     log = (folder / "log.jsonl").read_bytes()
-    assert "none of its 2 states is whole" in refused(runs, folder)
+    assert "all of its 2 states are corrupt" in refused(runs, folder)
     assert (folder / "log.jsonl").read_bytes() == log
 
 

@@ -235,3 +235,55 @@ def test_without_skip_a_bad_step_shows_in_the_weights() -> None:
     own = spoilt(learner())
     step(own, [share()])
     assert not all(value.isfinite().all() for value in snapshot(own).values())
+
+
+# fp16's scaler, which a CPU has too -----------------------------------------------------------
+
+
+def scaled(own: Learner) -> Learner:
+    own.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    assert own.scaler.is_enabled()
+    return own
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_with_a_scaler_skip_leaves_no_trace_but_a_lower_scale(clip_norm: float | None) -> None:
+    """And the step after it is like any other: gradients are unscaled once for each step."""
+    skip = LoopConfig(on_nonfinite="skip")
+    own = scaled(learner(ema=0.9))
+    step(own, [share()], skip, clip_norm=clip_norm)
+    before, prepare = snapshot(own), own.prepare
+    bad = step(spoilt(own), [share()], skip, at=1, clip_norm=clip_norm)
+    assert bad["bad"] == 1
+    assert same(before, snapshot(own))
+    assert own.scaler.get_scale() == 2.0**11
+    own.prepare = prepare
+    assert step(own, [share()], skip, at=2, clip_norm=clip_norm)["bad"] == 0
+    other = learner(ema=0.9)
+    for at in (0, 2):
+        step(other, [share()], at=at, clip_norm=clip_norm)
+    assert same(snapshot(own), snapshot(other)), "a scale that is a power of two costs no bit"
+    assert own.ema is not None
+    assert other.ema is not None
+    assert int(own.ema.n_averaged) == int(other.ema.n_averaged) == 2
+
+
+@pytest.mark.parametrize("how", ["stop", "skip", "rollback"])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_an_overflowing_gradient_is_the_scalers_own_affair(
+    how: str, clip_norm: float | None
+) -> None:
+    """Its loss is finite: the scaler leaves the update out, and the step is not a bad one."""
+    own, config = scaled(learner()), LoopConfig(on_nonfinite=how)
+    step(own, [share()], config, clip_norm=clip_norm)
+    before = [parameter.clone() for parameter in own.model.parameters()]
+    hook = own.model.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+    assert step(own, [share()], config, at=1, clip_norm=clip_norm)["bad"] == 0
+    after = own.model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert own.scaler.get_scale() == 2.0**11
+    hook.remove()
+    assert step(own, [share()], config, at=2, clip_norm=clip_norm)["bad"] == 0
+    after = own.model.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(value.isfinite().all() for value in snapshot(own).values())
