@@ -23,13 +23,18 @@ FEW = 10  # images per class, below which a list says nothing of its classes' si
 
 
 def check_split(
-    train: Examples, val: Examples, num_classes: int, sample: int, channels: int
+    train: Examples,
+    val: Examples,
+    num_classes: int,
+    sample: int,
+    channels: int,
+    may_skip: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
     """`check_examples` of both, and that they share no file -> training images per class,
-    warnings. Raises UserError.
+    warnings. So many training files as `may_skip` may be bad. Raises UserError.
     """
     files = real_files(train.paths), real_files(val.paths)
-    counts, warnings = check_examples(train, num_classes, sample, channels, files[0])
+    counts, warnings = check_examples(train, num_classes, sample, channels, files[0], may_skip)
     _, of_val = check_examples(val, num_classes, sample, channels, files[1])
     in_train = {file: index for index, file in enumerate(files[0])}
     shared = [index for index, file in enumerate(files[1]) if file in in_train]
@@ -50,6 +55,7 @@ def check_examples(
     sample: int,
     channels: int,
     files: Sequence[str] | None = None,
+    may_skip: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
     """Looks for what would stop or spoil a run later -> images per class, warnings.
 
@@ -66,7 +72,7 @@ def check_examples(
             f"set model.num_classes={worst + 1} or correct the list"
         )
     warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
-    _check_files(examples, sample, channels)
+    warnings += _check_files(examples, sample, channels, may_skip)
     warnings += dark_files(examples.paths, sample)
     counts = np.bincount(examples.labels, minlength=num_classes)
     empty = np.flatnonzero(counts == 0).tolist()
@@ -146,17 +152,21 @@ def named_labels(examples: Examples, labels: Sequence[int]) -> str:
     return ", ".join(examples.classes.get(label, str(label)) for label in labels[:NAMED]) + more
 
 
-def _check_files(examples: Examples, sample: int, channels: int) -> None:
+def _check_files(examples: Examples, sample: int, channels: int, may_skip: int) -> list[str]:
     spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
     faults = (_fault(examples, index, channels) for index in spread.tolist())
     bad = [fault for fault in faults if fault]
-    if bad:
-        shown = "\n  ".join(bad[:NAMED])
-        raise UserError(
-            f"{len(bad)} of {len(spread)} files looked at cannot be read:\n  {shown}\n"
-            f"paths start from {examples.root}: set data.root if the images lie elsewhere; "
-            f"otherwise mend the files or take them out"
-        )
+    if not bad:
+        return []
+    shown = "\n  ".join(bad[:NAMED])
+    text = f"{len(bad)} of {len(spread)} files looked at cannot be read:\n  {shown}"
+    if len(bad) <= may_skip:
+        return [f"{text}\nthey are left out: data.on_bad_image=skip"]
+    raise UserError(
+        f"{text}\npaths start from {examples.root}: set data.root if the images lie elsewhere; "
+        f"otherwise mend the files, take them out, or leave out those of training with "
+        f"data.on_bad_image=skip"
+    )
 
 
 def _fault(examples: Examples, index: int, channels: int) -> str | None:

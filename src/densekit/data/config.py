@@ -198,6 +198,13 @@ class DataConfig(Section):
     """Leave out an epoch's last, smaller batch."""
     check_files: int = Field(64, ge=0, json_schema_extra=NO_NUMBER)
     """Files of each list that are decoded before training starts."""
+    on_bad_image: Literal["error", "skip"] = Field("error", json_schema_extra=NO_NUMBER)
+    """A training image that cannot be read: stop the run; or leave it out of its batch, and list
+    it in bad-images.txt in the run's folder. Evaluation always stops."""
+    max_bad_images: Annotated[int, when(on_bad_image="skip")] = Field(
+        10, ge=0, json_schema_extra=NO_NUMBER
+    )
+    """Images that may be left out before the run stops."""
 
     augment: AugmentConfig = AugmentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

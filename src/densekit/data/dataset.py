@@ -18,6 +18,15 @@ Key = tuple[int, int]
 """(epoch, index in the Examples)."""
 
 
+class BadImage(NamedTuple):
+    """One that cannot be read."""
+
+    position: int
+    """In the Examples."""
+    reason: str
+    """With its place and file."""
+
+
 class Batch(NamedTuple):
     """Some images of a data set; possibly none."""
 
@@ -27,6 +36,8 @@ class Batch(NamedTuple):
     """int64 [n]."""
     indices: Tensor
     """int64 [n], positions in the Examples."""
+    bad: tuple[BadImage, ...] = ()
+    """Left out of it."""
 
 
 class Sample(NamedTuple):
@@ -63,30 +74,39 @@ class ImageDataset(Dataset):
         channels: int,
         side: int,
         seed: int = 0,
+        skip_bad: bool = False,
     ) -> None:
         self.examples, self.transform, self.seed = examples, transform, seed
+        self.skip_bad = skip_bad
         self.shape = (channels, side, side)
 
-    def __getitem__(self, key: Key) -> Sample | UnreadableImage:
+    def __getitem__(self, key: Key) -> Sample | UnreadableImage | BadImage:
         """An unreadable file is handed on as a value, so that it leaves a worker unchanged."""
         epoch, index = key
         try:
             image = decode(self.examples.paths[index], self.shape[0])
         except UnreadableImage as error:
-            return error.at(self.examples.where(index))
+            error = error.at(self.examples.where(index))
+            return BadImage(index, str(error)) if self.skip_bad else error
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
             image = self.transform(image)
         return Sample(image, int(self.examples.labels[index]), index)
 
-    def collate(self, samples: list[Sample | UnreadableImage]) -> Batch | UnreadableImage:
+    def collate(
+        self, samples: list[Sample | UnreadableImage | BadImage]
+    ) -> Batch | UnreadableImage:
         """A Batch of any number of samples, none included; or the first file that failed."""
         read: list[Sample] = []
+        bad: list[BadImage] = []
         for sample in samples:
             if isinstance(sample, UnreadableImage):
                 return sample
-            read.append(sample)
+            if isinstance(sample, BadImage):
+                bad.append(sample)
+            else:
+                read.append(sample)
         images = torch.empty(len(read), *self.shape, dtype=torch.uint8)
         for row, sample in zip(images, read, strict=True):
             row.copy_(sample.image)
@@ -94,4 +114,5 @@ class ImageDataset(Dataset):
             images,
             torch.tensor([sample.label for sample in read], dtype=torch.int64),
             torch.tensor([sample.position for sample in read], dtype=torch.int64),
+            tuple(bad),
         )

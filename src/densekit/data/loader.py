@@ -6,16 +6,16 @@ number of workers nor a resume changes what a step sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
-from densekit.data.dataset import Batch, ImageDataset, Key, epoch_order
+from densekit.data.dataset import BadImage, Batch, ImageDataset, Key, epoch_order
 from densekit.data.listing import Examples
-from densekit.data.transforms import Preprocessing
+from densekit.data.transforms import Preprocessing, UnreadableImage
 from densekit.data.workers import read
 
 __all__ = ["Batch", "Step", "TrainStream", "eval_batches", "micro_batches", "resolve_workers"]
@@ -65,6 +65,12 @@ class TrainStream:
     """What one rank reads in a whole run: seed and position decide every step.
 
     `config.workers` is a number here. The workers live from the first step to the last.
+
+    With data.on_bad_image=skip, images that cannot be read are left out of their micro-batch and
+    of the step's count, which all ranks agree on at every step, so neither workers nor a resume
+    change what is left out. A micro-batch is left out whole where a rank's share would keep less
+    than two images of two or more, since BatchNorm needs as many. `bad`, by position in the
+    examples, starts with those that are known and takes up what is found.
     """
 
     def __init__(
@@ -78,7 +84,10 @@ class TrainStream:
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        bad: dict[int, str] | None = None,
+        on_bad: Callable[[list[BadImage]], None] = lambda _: None,
     ) -> None:
+        self.bad, self.on_bad = {} if bad is None else bad, on_bad
         self.examples, self.config, self.seed = examples, config, seed
         self.accumulation, self.rank, self.world = accumulation, rank, world
         self.pin_memory = pin_memory
@@ -89,16 +98,58 @@ class TrainStream:
         return self.from_step(0)
 
     def from_step(self, start: int) -> Iterator[Step]:
-        """Step `start` of the run, counted from 0, to the last one. Raises UnreadableImage."""
+        """Step `start` of the run, counted from 0, to the last one. Raises UserError."""
         config = self.config
         assert isinstance(config.workers, int)
+        skip = config.on_bad_image == "skip"
         dataset = ImageDataset(
-            self.examples, train_transform(config), config.channels, config.train_side, self.seed
+            self.examples,
+            train_transform(config),
+            config.channels,
+            config.train_side,
+            self.seed,
+            skip_bad=skip,
         )
         largest = -(-config.batch_size // (self.accumulation * self.world))
         batches = read(dataset, self._keys(start), largest, config.workers, self.pin_memory)
-        for step in range(start, self.steps):
-            yield Step([next(batches) for _ in self._shares(step)], self.images(step))
+        try:
+            for step in range(start, self.steps):
+                read_now = [next(batches) for _ in self._shares(step)]
+                whole = Step(read_now, self.images(step))
+                yield self._without_bad(whole) if skip else whole
+        except UnreadableImage as error:
+            raise UserError(
+                f"{error}; put a whole file in its place and the run goes on, or leave such "
+                f"images out with -o data.on_bad_image=skip"
+            ) from error
+
+    def _without_bad(self, step: Step) -> Step:
+        """The step's images that can be read, alike on all ranks. Raises UserError for too many."""
+        mine = [(len(batch.labels), batch.bad) for batch in step.batches]
+        ranks = distributed.broadcast_object(distributed.gather_objects(mine))
+        assert ranks is not None
+        found = [image for shares in ranks for _, bad in shares for image in bad]
+        if not found:
+            return step
+        new = [image for image in found if image.position not in self.bad]
+        self.bad.update(new)
+        if new:
+            self.on_bad(new)
+        if len(self.bad) > self.config.max_bad_images:
+            raise UserError(
+                f"{len(self.bad)} images cannot be read, more than "
+                f"data.max_bad_images={self.config.max_bad_images}, the last of them:\n"
+                f"{found[-1].reason}\nput whole files in their place, or raise it",
+                shared=True,
+            )
+        micro = list(zip(*ranks, strict=True))
+        kept = [
+            m
+            for m, shares in enumerate(micro)
+            if all(left >= min(2, left + len(bad)) for left, bad in shares)
+        ]
+        images = sum(left for m in kept for left, _ in micro[m])
+        return Step([step.batches[m] for m in kept], images)
 
     def images(self, step: int) -> int:
         """Images of a step on all ranks: the batch size, or what is left at an epoch's end."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from densekit import distributed
+from densekit.data.dataset import BadImage
+from densekit.files import write_atomically
 from densekit.training.progress import EpochBars, as_paddleclas, duration, for_people
 from densekit.training.run_folder import RunFolder
 from densekit.training.setup import Plan
@@ -137,6 +139,18 @@ class RunLog:
         # a window whose steps were all left out has no line
         text = self._close_window(done, reading.rate) if due and self.window.sums["count"] else None
         self.bars.advance(done - self.progress.epochs * per_epoch, text)
+
+    def bad_images(self, new: list[BadImage]) -> None:
+        """Says which images were left out, in the log and in bad-images.txt."""
+        reasons = [image.reason for image in new]
+        event = {"kind": "event", "event": "images left out", "files": reasons}
+        self.write({**event, "step": self.progress.step})
+        for reason in reasons:
+            self.bars.say(f"left out: {reason}")
+        if distributed.is_main():
+            text = "".join(f"{reason}\n" for reason in self.progress.bad_images.values())
+            file = self.folder.path / "bad-images.txt"
+            write_atomically(file, text.encode("utf-8", "backslashreplace"))
 
     def _close_window(self, done: int, rate: float) -> str:
         """Writes a `train` line, the means since the last one; returns it for people."""

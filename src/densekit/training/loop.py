@@ -252,6 +252,8 @@ def resume(
     if distributed.is_main():
         folder.cut_log(progress.lines)
     recipe = plan.recipe
+    window = Window(dict(progress.window or Window().sums))
+    log = RunLog(plan, folder, progress, bars, window)
     stream = TrainStream(
         plan.train,
         recipe.data,
@@ -261,9 +263,9 @@ def resume(
         rank=distributed.rank(),
         world=distributed.world_size(),
         pin_memory=plan.precision.device.type == "cuda",
+        bad=progress.bad_images,
+        on_bad=log.bad_images,
     )
-    window = Window(dict(progress.window or Window().sums))
-    log = RunLog(plan, folder, progress, bars, window)
     steps, now = stream.from_step(progress.step), time.monotonic()
     return Run(plan, learner, folder, stop, log, progress, steps, saved_at=now)
 

@@ -118,12 +118,11 @@ def make_plan(recipe: Recipe) -> Plan:
     num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
     op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
     resolved = _resolve(recipe, formats, num_classes, op)
-    counts, warnings = distributed.from_main(
-        lambda: check_split(
-            train, val, num_classes, resolved.data.check_files, resolved.data.channels
-        )
-    )
     data = resolved.data
+    may_skip = data.max_bad_images if data.on_bad_image == "skip" else 0
+    counts, warnings = distributed.from_main(
+        lambda: check_split(train, val, num_classes, data.check_files, data.channels, may_skip)
+    )
     scaled = scaling_note(resolved.optim, data.batch_size)
     check_batches(resolved, len(train), distributed.world_size())
     return Plan(

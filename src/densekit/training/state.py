@@ -38,6 +38,8 @@ class Progress:
     best: dict[str, Any] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     """Steps without an update: their loss or gradient was not finite."""
+    bad_images: dict[int, str] = field(default_factory=dict)
+    """Training images that were left out, by position, and why they cannot be read."""
     images: float = 0.0
     seconds: float = 0.0
     """Of training alone: with images, the run's images per second."""
