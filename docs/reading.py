@@ -7,7 +7,8 @@ python docs/reading.py --src OTHER/src/densekit  of another tree
 Counted from the source text alone (the syntax tree; nothing is imported), by these rules:
 
 - The way: every function on a call path from the function of the `train` command to the one that
-  calls `optimizer.step()` or `scaler.step(optimizer)`.
+  calls `optimizer.step()` or `scaler.step(optimizer)`. An `if` that ends in `return` or `raise`,
+  such as that of a dry run, is a side exit: no path goes through it.
 - The set-up: functions that a function of the way calls before it calls the next one of the way,
   and whatever those call in turn, as far as they either stand in the same file as their caller or
   make what the step is given: they return, or are the constructor of, a class that the step's
@@ -49,6 +50,8 @@ class Walk:
     package: Package
     calls: dict[Function, list[Function]] = field(default_factory=dict)
     """In the order of the text."""
+    onward: dict[Function, list[Function]] = field(default_factory=dict)
+    """The same without what stands in side exits."""
     names: dict[Function, list[Named]] = field(default_factory=dict)
 
     def start(self, function: Function) -> None:
@@ -56,17 +59,25 @@ class Walk:
         while todo:
             each = todo.pop()
             if each not in self.calls:
-                self.names[each] = mentions(self.package, each)
+                found = mentions(self.package, each)
+                self.names[each] = [name for _, name in found]
                 self.calls[each] = called_functions(self.package, self.names[each])
+                exits = side_exits(each)
+                onward = [name for line, name in found if line not in exits]
+                self.onward[each] = called_functions(self.package, onward)
                 todo += self.calls[each]
 
-    def way(self) -> set[Function]:
-        """Those from which the optimizer's step is reached."""
-        way = {each for each in self.calls if steps_the_optimizer(each)}
-        while more := {
-            each for each in self.calls if each not in way and way & set(self.calls[each])
-        }:
-            way |= more
+    def way(self, start: Function) -> set[Function]:
+        """Those between `start` and the optimizer's step."""
+        leads = {each for each in self.calls if steps_the_optimizer(each)}
+        while more := {each for each in self.calls if leads & set(self.onward[each])} - leads:
+            leads |= more
+        way, todo = set(), [start]
+        while todo:
+            each = todo.pop()
+            if each in leads and each not in way:
+                way.add(each)
+                todo += self.onward[each]
         return way
 
     def set_up(self, way: set[Function]) -> set[Function]:
@@ -78,6 +89,7 @@ class Walk:
             caller = todo.pop()
             callees = self.calls[caller]
             if caller in way:
+                callees = self.onward[caller]
                 ahead = [i for i, callee in enumerate(callees) if callee in way]
                 callees = callees[: ahead[0]] if ahead else callees
             for callee in callees:
@@ -102,8 +114,18 @@ class Walk:
         return [(depth, function) for function, depth in met.items()]
 
 
-def mentions(package: Package, function: Function) -> list[Named]:
-    """The functions, methods and classes of the package that the text names, in its order."""
+def side_exits(function: Function) -> set[int]:
+    """The lines of each `if` that ends in `return` or `raise`: there the way does not go on."""
+    return {
+        line
+        for node in ast.walk(function.node)
+        if isinstance(node, ast.If) and isinstance(node.body[-1], (ast.Return, ast.Raise))
+        for line in range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
+    }
+
+
+def mentions(package: Package, function: Function) -> list[tuple[int, Named]]:
+    """The functions, methods and classes of the package that the text names, with the line."""
     scope = package.scope(function.module, function)
     found: list[tuple[int, int, Named]] = []
     for node in ast.walk(function.node):
@@ -114,7 +136,7 @@ def mentions(package: Package, function: Function) -> list[Named]:
         thing = scope.look_up(node)
         if isinstance(thing, (Function, Class)) and thing is not function:
             found.append((node.end_lineno or 0, node.end_col_offset or 0, thing))
-    return [thing for _, _, thing in sorted(found, key=lambda each: each[:2])]
+    return [(line, thing) for line, _, thing in sorted(found, key=lambda each: each[:2])]
 
 
 def called_functions(package: Package, names: Iterable[Named]) -> list[Function]:
@@ -249,7 +271,7 @@ def measure(folder: Path) -> dict[str, Any]:
     start = train_command(package)
     walk = Walk(package)
     walk.start(start)
-    way = walk.way()
+    way = walk.way(start)
     if start not in way:
         raise SystemExit(f"{folder}: no way from the train command to optimizer.step was found")
     read = way | walk.set_up(way)
