@@ -25,12 +25,12 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from rich.console import Console
 from rich.progress import track
 
-import peers
+import torchvision_steps
 import rows
 from densekit.bench import steps as bench
-from densekit.bench import turns
+from densekit.bench import rounds
 from densekit.bench.steps import Workload
-from densekit.bench.turns import Rule, Side
+from densekit.bench.rounds import Rule, Side
 from densekit.config import Section
 from densekit.precision import Format, resolve
 
@@ -84,14 +84,14 @@ def side(curve: str, work: Workload, precision: Format) -> Side:
     if curve in ("reference", "recompute", "lean"):
         return Side(curve, partial(bench.training, work, precision, curve), keeps_memory=True)
     efficient = curve.endswith("memory_efficient")
-    step = partial(peers.training, work, precision, "channels_last", memory_efficient=efficient)
+    step = partial(torchvision_steps.training, work, precision, "channels_last", memory_efficient=efficient)
     return Side(curve, step, keeps_memory=True)
 
 
 def measure(curve: str, work: Workload) -> Row:
     """In a process of its own."""
     precision = resolve(work.device).name
-    ((turn,),) = turns.alternate([side(curve, work, precision)], RULE)
+    ((turn,),) = rounds.alternate([side(curve, work, precision)], RULE)
     assert turn.activation_bytes is not None, "this system does not tell a process' peak memory"
     return Row(
         curve=curve,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from densekit.bench.turns import Result, Spread
+from densekit.bench.rounds import Result, Spread
 from rows import Row, newest
 
 COLUMNS = ("Benchmark", "densekit", "Compared with", "Ratio (its range)", "Commit, date")

@@ -17,7 +17,7 @@ import torchvision
 
 import densekit
 from densekit import distributed
-from densekit.bench.turns import Result, Spread
+from densekit.bench.rounds import Result, Spread
 from densekit.config import Section
 
 ROOT = Path(__file__).resolve().parent.parent

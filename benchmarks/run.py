@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import peers
+import torchvision_steps
 import row_tables
 import rows
 import startup
 from densekit.bench import steps as bench
-from densekit.bench import turns
+from densekit.bench import rounds
 from densekit.bench.steps import Workload
-from densekit.bench.turns import Result, Rule, Side, Spread
+from densekit.bench.rounds import Result, Rule, Side, Spread
 from densekit.config import UserError, nearest
 from densekit.precision import resolve, resolve_device
 
@@ -84,7 +84,7 @@ def training(work: Workload) -> dict[str, Comparison]:
         name = "densekit train" + ("" if keeps_memory else ", allocator as it comes")
         return Side(name, partial(bench.training, work), keeps_memory)
 
-    peer = partial(_torchvision, peers.training, work)
+    peer = partial(_torchvision, torchvision_steps.training, work)
     return {
         "train/as-it-comes": Comparison(ours(), peer("fp32", "contiguous"), work),
         "train/tuned": Comparison(ours(), peer(*TUNED), work),
@@ -102,7 +102,7 @@ def lean(work: Workload) -> dict[str, Comparison]:
     return {
         f"lean{'-compiled' * compiled}/{work.model}-{precision}-{layout.lower()}": Comparison(
             _ours(work, precision),
-            _torchvision(peers.training, work, precision, memory_format, compiled, True),
+            _torchvision(torchvision_steps.training, work, precision, memory_format, compiled, True),
             work,
         )
         for compiled in (False, True)
@@ -113,7 +113,7 @@ def lean(work: Workload) -> dict[str, Comparison]:
 
 def lean_large(work: Workload) -> dict[str, Comparison]:
     """The larger networks in this machine's precision, against the best eager peer."""
-    peer = _torchvision(peers.training, work, *TUNED, keeps_memory=True)
+    peer = _torchvision(torchvision_steps.training, work, *TUNED, keeps_memory=True)
     name = f"lean-large/{work.model}-{'-'.join(TUNED)}"
     return {name: Comparison(_ours(work, TUNED[0]), peer, work)}
 
@@ -130,7 +130,7 @@ def inference(work: Workload) -> dict[str, Comparison]:
         name = f"densekit, {precision}" + ("" if keeps_memory else ", allocator as it comes")
         return Side(name, partial(bench.inference, work, precision), keeps_memory)
 
-    peer = partial(_torchvision, peers.inference, work)
+    peer = partial(_torchvision, torchvision_steps.inference, work)
     fp32, bf16 = ours("fp32"), ours("bf16")
     best, best_bf16 = ("fp32", "channels_last"), ("bf16", "channels_last")
     sides = {
@@ -153,9 +153,9 @@ def inference(work: Workload) -> dict[str, Comparison]:
 def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
     """The next training batch, read by one worker."""
     ours = Side("densekit, 1 worker", partial(bench.reading, list_file, work))
-    decoders: dict[str, peers.Decode] = {"PIL": peers.pil, "torchvision.io": peers.fast}
+    decoders: dict[str, torchvision_steps.Decode] = {"PIL": torchvision_steps.pil, "torchvision.io": torchvision_steps.fast}
     pil, fast = (
-        Side(f"torchvision, {name}, 1 worker", partial(peers.reading, list_file, work, decode))
+        Side(f"torchvision, {name}, 1 worker", partial(torchvision_steps.reading, list_file, work, decode))
         for name, decode in decoders.items()
     )
     return {
@@ -193,17 +193,17 @@ def measure(name: str, comparison: Comparison, rule: Rule) -> rows.Row:
     sides, work = (comparison.one, comparison.other), comparison.work
     if comparison.reads_ahead:
         rule = rule.model_copy(update={"warmup": 1 + READ_AHEAD})
-    rounds = turns.alternate(sides, rule)
-    pairs = list(track(rounds, name, total=rule.pairs, console=Console(stderr=True)))
+    taken = rounds.alternate(sides, rule)
+    pairs = list(track(taken, name, total=rule.pairs, console=Console(stderr=True)))
     one, other = (
-        turns.result(side, taken, work.batch_size)
+        rounds.result(side, taken, work.batch_size)
         for side, taken in zip(sides, zip(*pairs, strict=True), strict=True)
     )
     if comparison.reads_ahead:
         one, other = (side.model_copy(update={"activation_bytes": None}) for side in (one, other))
     device = resolve_device(work.device).type
     settings = {**work.model_dump(), "device": device, **rule.model_dump()}
-    return rows.row(name, "images/s", (one, other), turns.ratio(pairs), settings)
+    return rows.row(name, "images/s", (one, other), rounds.ratio(pairs), settings)
 
 
 def measure_startup(name: str, seconds: Callable[[Path], float], rule: Rule) -> rows.Row:

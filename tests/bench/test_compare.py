@@ -17,7 +17,7 @@ from densekit.bench import compare as bench_ops
 from densekit.bench import steps as bench
 from densekit.bench.compare import ROOM, Tried, largest_that_fits, parse_ops
 from densekit.bench.steps import Workload
-from densekit.bench.turns import Rule, Side, Turn
+from densekit.bench.rounds import Rule, Side, Turn
 from densekit.cli.bench import print_bench
 from densekit.config import UserError
 from densekit.training.recipe import Recipe, load
@@ -76,7 +76,7 @@ def test_one_point_is_no_line() -> None:
 
 
 class Machine:
-    """Stands in for turns.alternate: each op takes so many bytes an image, and 100 more."""
+    """Stands in for rounds.alternate: each op takes so many bytes an image, and 100 more."""
 
     def __init__(self, per_image: dict[str, int], refuses: Sequence[str] = ()) -> None:
         self.per_image, self.refuses = per_image, refuses
@@ -97,7 +97,7 @@ class Machine:
 def measured(
     monkeypatch: pytest.MonkeyPatch, machine: Machine, free: int | None, *options: str
 ) -> dict[str, Any]:
-    monkeypatch.setattr(bench_ops.turns, "alternate", machine.alternate)
+    monkeypatch.setattr(bench_ops.rounds, "alternate", machine.alternate)
     monkeypatch.setattr(bench_ops, "free_bytes", lambda device: free)
     asked = recipe(*options)
     return bench_ops.measure(asked, list(machine.per_image), 3).model_dump()
@@ -145,7 +145,7 @@ def test_a_gpu_is_tried_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> Non
             raise torch.OutOfMemoryError("CUDA out of memory")
         yield (Turn([1.0], images, True, images),)
 
-    monkeypatch.setattr(bench_ops.turns, "alternate", alternate)
+    monkeypatch.setattr(bench_ops.rounds, "alternate", alternate)
     one = Tried("lean", lambda n: bench_ops._side(recipe(), "lean", n))
     fits = bench_ops.partial(bench_ops._fits, one, Rule())
     assert largest_that_fits(fits, 8) in range(33, 38)
@@ -216,7 +216,7 @@ def test_the_table_and_the_line_on_auto(
 ) -> None:
     reason = "no C++ compiler was found"
     monkeypatch.setattr(bench_ops, "why_not_lean", lambda device, dtype: reason)
-    monkeypatch.setattr(bench_ops.turns, "alternate", Machine({"reference": GIB}).alternate)
+    monkeypatch.setattr(bench_ops.rounds, "alternate", Machine({"reference": GIB}).alternate)
     monkeypatch.setattr(bench_ops, "free_bytes", lambda device: 20 * GIB)
     print_bench(bench_ops.measure(recipe("data.batch_size=8"), ["reference"], 1), False)
     printed = capsys.readouterr().out

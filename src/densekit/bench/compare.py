@@ -17,8 +17,8 @@ import torch
 from densekit import distributed, precision
 from densekit import progress as display
 from densekit.bench import steps as bench
-from densekit.bench import turns
-from densekit.bench.turns import Rule, Side, Spread, Turn
+from densekit.bench import rounds
+from densekit.bench.rounds import Rule, Side, Spread, Turn
 from densekit.config import Section, UserError, nearest
 from densekit.models import variants
 from densekit.ops.choose import NAMES, why_not_lean
@@ -110,7 +110,7 @@ class Tried:
             self.largest = images // digit * digit, how
 
     def report(self, images: int) -> OpReport:
-        measured = turns.result(self.side(images), self.turns, images) if self.turns else None
+        measured = rounds.result(self.side(images), self.turns, images) if self.turns else None
         too_large = None if measured else f"no room for a batch of {images}"
         largest, found = self.largest or (None, None)
         return OpReport(
@@ -222,7 +222,7 @@ def _look_at_memory(tried: Sequence[Tried], rule: Rule) -> list[Tried]:
 def _one_step(side: Side, rule: Rule) -> Turn:
     """The second step of a fresh process."""
     once = rule.model_copy(update={"pairs": 1, "steps": 1, "warmup": 0})
-    ((turn,),) = turns.alternate([side], once)
+    ((turn,),) = rounds.alternate([side], once)
     return turn
 
 
@@ -270,12 +270,12 @@ def _take_turns(tried: Sequence[Tried], images: int, room: float, rule: Rule) ->
     """At the asked batch: all at once where they have room together, else one by one."""
     together = sum(one.bytes_of(images) or 0 for one in tried) <= room
     groups = [list(tried)] if together else [[one] for one in tried]
-    rounds = (
+    all_rounds = (
         zip(group, taken, strict=True)
         for group in groups
-        for taken in turns.alternate([one.side(images) for one in group], rule)
+        for taken in rounds.alternate([one.side(images) for one in group], rule)
     )
-    for taken in display.bar(rounds, rule.pairs * len(groups), "taking turns"):
+    for taken in display.bar(all_rounds, rule.pairs * len(groups), "taking turns"):
         for one, turn in taken:
             one.note(images, turn)
             one.turns.append(turn)

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densekit.bench import steps as bench
-from densekit.bench import turns
+from densekit.bench import rounds
 from densekit.bench.steps import Workload
-from densekit.bench.turns import Result, Rule, Side, Spread, Turn
+from densekit.bench.rounds import Result, Rule, Side, Spread, Turn
 from densekit.config import UserError
 from densekit.data.transforms import Preprocessing
 from densekit.infer.engines import logits_of
@@ -37,7 +37,7 @@ from densekit.training.step import create_learner, train_step
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import peers  # noqa: E402 (benchmarks/peers.py, and so on)
+import torchvision_steps  # noqa: E402 (benchmarks/torchvision_steps.py, and so on)
 import row_tables  # noqa: E402
 import rows  # noqa: E402
 import run as command  # noqa: E402
@@ -66,19 +66,19 @@ def side(name: str) -> Side:
 def test_the_ratio_is_taken_pair_by_pair() -> None:
     """In the second pair the machine is three times as slow, which is neither side's doing."""
     pairs = [(turn([1, 1, 9]), turn([2, 2, 2])), (turn([3, 3, 3]), turn([6, 1, 6]))]
-    assert turns.ratio(pairs) == Spread(median=2, low=2, high=2)
+    assert rounds.ratio(pairs) == Spread(median=2, low=2, high=2)
     one, other = zip(*pairs, strict=True)
-    assert turns.result(side("a"), one, images=12) == Result(
+    assert rounds.result(side("a"), one, images=12) == Result(
         name="a", measured=Spread(median=8, low=4, high=12)
     )
-    assert turns.result(side("b"), other, images=12) == Result(
+    assert rounds.result(side("b"), other, images=12) == Result(
         name="b", measured=Spread(median=4, low=2, high=6)
     )
 
 
 def test_memory_is_the_largest_turns_and_may_be_unknown() -> None:
-    one = turns.result(side("a"), [turn([1], 5), turn([1], 7)], images=1)
-    other = turns.result(side("b"), [turn([1]), turn([1])], images=1)
+    one = rounds.result(side("a"), [turn([1], 5), turn([1], 7)], images=1)
+    other = rounds.result(side("b"), [turn([1]), turn([1])], images=1)
     assert (one.activation_bytes, other.activation_bytes) == (7, None)
 
 
@@ -107,7 +107,7 @@ def failing() -> Callable[[], object]:
 def test_sides_step_in_turns(tmp_path: Path) -> None:
     file = str(tmp_path / "steps")
     sides = [Side(name, partial(writing, name, file)) for name in "ABC"]
-    rounds = list(turns.alternate(sides, Rule(pairs=2, steps=3, warmup=1, threads=1)))
+    rounds = list(rounds.alternate(sides, Rule(pairs=2, steps=3, warmup=1, threads=1)))
     assert Path(file).read_text() == "ABC" + 2 * ("AAAA" + "BBBB" + "CCCC")
     assert [len(t.seconds) for taken in rounds for t in taken] == 6 * [3]
 
@@ -116,7 +116,7 @@ def test_sides_step_in_turns(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process' peak")
 def test_memory_is_of_all_steps_but_the_first() -> None:
     one, other = Side("a", partial(holding, 300, 90)), Side("b", partial(holding, 0, 30))
-    ((first, second),) = turns.alternate([one, other], Rule(pairs=1, steps=2, threads=1))
+    ((first, second),) = rounds.alternate([one, other], Rule(pairs=1, steps=2, threads=1))
     assert first.activation_bytes is not None
     assert second.activation_bytes is not None
     assert 85 < first.activation_bytes / MIB < 120
@@ -126,7 +126,7 @@ def test_memory_is_of_all_steps_but_the_first() -> None:
 @pytest.mark.slow
 def test_a_side_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="broken: its process failed"):
-        list(turns.alternate([Side("broken", failing)], Rule(threads=1)))
+        list(rounds.alternate([Side("broken", failing)], Rule(threads=1)))
     assert "this side cannot be made" in capfd.readouterr().err
 
 
@@ -211,7 +211,7 @@ def test_the_inference_side_is_a_batch_of_densekit_evaluate(precision: str) -> N
 def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
     file = str(write_images(tmp_path))
     (images,) = bench.reading(file, TINY)()  # type: ignore[misc]
-    theirs = [peers.reading(file, TINY, decode)() for decode in (peers.pil, peers.fast)]
+    theirs = [torchvision_steps.reading(file, TINY, decode)() for decode in (torchvision_steps.pil, torchvision_steps.fast)]
     for batch in (images, *(found[0] for found in theirs)):  # type: ignore[index]
         assert batch.dtype == torch.float32
         assert batch.shape == (2, 3, 32, 32)
@@ -222,7 +222,7 @@ def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["densenet121", "densenet_bc_22_12", "densenet264"])
 def test_the_peer_is_the_same_network(name: str) -> None:
     ours = variants.create(ModelConfig(name=name, num_classes=bench.NUM_CLASSES)).eval()
-    theirs = peers.network(name).eval()
+    theirs = torchvision_steps.network(name).eval()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
