@@ -25,17 +25,16 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from rich.console import Console
 from rich.progress import track
 
-import torchvision_steps
+import densekit_steps
 import rows
-from densekit.bench import steps as bench
-from densekit.bench import rounds
-from densekit.bench.steps import Workload
-from densekit.bench.rounds import Rule, Side
+import torchvision_steps
+from densekit.bench.rounds import Candidate, Settings, measure_rounds
 from densekit.config import Section
 from densekit.precision import Format, resolve
+from densekit_steps import Workload
 
 FIGURE = rows.ROOT / "docs" / "concepts" / "memory.png"
-RULE = Rule(pairs=1, steps=2, warmup=0)
+SETTINGS = Settings(rounds=1, steps=2, warmup=0)
 BATCHES = (1, 2, 4, 8, 16, 32)
 DEPTHS = ("densenet121", "densenet169", "densenet201", "densenet264")
 BATCH_OF_DEPTHS = 8
@@ -53,7 +52,7 @@ class Row(Section):
 
     curve: str
     op: str | None
-    """What `ops.choose` took; None for torchvision."""
+    """What computed the dense blocks; None for torchvision."""
     model: str
     image_size: int
     batch_size: int
@@ -80,28 +79,34 @@ def points(quick: bool) -> list[Workload]:
     return [*against_batch, *(Workload(model=m, batch_size=BATCH_OF_DEPTHS) for m in DEPTHS[1:])]
 
 
-def side(curve: str, work: Workload, precision: Format) -> Side:
+def candidate(curve: str, work: Workload, precision: Format) -> Candidate:
     if curve in ("reference", "recompute", "lean"):
-        return Side(curve, partial(bench.training, work, precision, curve), keeps_memory=True)
-    efficient = curve.endswith("memory_efficient")
-    step = partial(torchvision_steps.training, work, precision, "channels_last", memory_efficient=efficient)
-    return Side(curve, step, keeps_memory=True)
+        step = partial(densekit_steps.training, work, precision, curve)
+    else:
+        step = partial(
+            torchvision_steps.training,
+            work,
+            precision,
+            "channels_last",
+            memory_efficient=curve.endswith("memory_efficient"),
+        )
+    return Candidate(curve, step, keep_freed_memory=True)
 
 
 def measure(curve: str, work: Workload) -> Row:
     """In a process of its own."""
     precision = resolve(work.device).name
-    ((turn,),) = rounds.alternate([side(curve, work, precision)], RULE)
-    assert turn.activation_bytes is not None, "this system does not tell a process' peak memory"
+    ((sample,),) = measure_rounds([candidate(curve, work, precision)], SETTINGS)
+    assert sample.activation_bytes is not None, "this system does not tell a process' peak memory"
     return Row(
         curve=curve,
-        op=turn.op,
+        op=sample.op,
         model=work.model,
         image_size=work.image_size,
         batch_size=work.batch_size,
         precision=precision,
-        activation_bytes=turn.activation_bytes,
-        threads=RULE.threads,
+        activation_bytes=sample.activation_bytes,
+        threads=SETTINGS.threads,
         machine=rows.machine(),
         versions=rows.versions(),
         commit=rows.commit(),

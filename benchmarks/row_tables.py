@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from densekit.bench.rounds import Result, Spread
-from rows import Row, newest
+from densekit.bench.rounds import Spread
+from rows import Result, Row, newest
 
 COLUMNS = ("Benchmark", "densekit", "Compared with", "Ratio (its range)", "Commit, date")
 LEAN_COLUMNS = (
@@ -18,7 +18,7 @@ LEAN_COLUMNS = (
     "Activation memory",
 )
 FOOTNOTE = (
-    "Medians over turns and, in brackets, their range; GiB is activation memory. What is measured "
+    "Medians over rounds and, in brackets, their range; GiB is activation memory. What is measured "
     "and how: [benchmarks/README.md](benchmarks/README.md).\n"
 )
 NOTHING = "No measurements yet: `make bench` makes them.\n"

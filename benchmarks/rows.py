@@ -1,4 +1,4 @@
-"""Rows of benchmarks/results: one measurement each, with all that is needed to judge it.
+"""Rows of benchmarks/results: a comparison each, with all that is needed to judge it.
 
 row_tables.py prints them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -17,7 +17,14 @@ import torchvision
 
 import densekit
 from densekit import distributed
-from densekit.bench.rounds import Result, Spread
+from densekit.bench.rounds import (
+    Candidate,
+    Sample,
+    Settings,
+    Spread,
+    activation_bytes,
+    images_per_second,
+)
 from densekit.config import Section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +43,19 @@ class Machine(Section):
     gpu: str | None = None
 
 
+class Result(Section):
+    """The measurements of one candidate."""
+
+    name: str
+    op: str | None = None
+    """What computed densekit's dense blocks in training."""
+    measured: Spread
+    """Images per second over the rounds, or seconds where the row's unit is s."""
+    activation_bytes: int | None = None
+    """None where the system does not tell."""
+    keeps_memory: bool = False
+
+
 class Row(Section):
     """One comparison, or one number where there is nothing to compare with."""
 
@@ -46,13 +66,36 @@ class Row(Section):
     sides: tuple[Result, ...]
     """One or two; densekit's first."""
     ratio: Spread | None
-    """How many times as fast the first side is, over the pairs."""
+    """How many times as fast the first side is, over the rounds."""
     settings: dict[str, str | int]
     machine: Machine
     versions: dict[str, str]
     commit: str | None
     """`+dirty` where sources were changed since; None outside a checkout."""
     date: str
+
+
+def result(candidate: Candidate, samples: Sequence[Sample], images: int) -> Result:
+    """Of the samples of a candidate, in steps of `images` images."""
+    return Result(
+        name=candidate.name,
+        op=samples[-1].op,
+        measured=images_per_second(samples, images),
+        activation_bytes=activation_bytes(samples),
+        keeps_memory=all(sample.keeps_memory for sample in samples),
+    )
+
+
+def speed_ratio(pairs: Sequence[tuple[Sample, ...]]) -> Spread:
+    """How many times as fast the first of two candidates is; round by round, so that what slows
+    the machine down slows both."""
+    return Spread.of([other.step_seconds / one.step_seconds for one, other in pairs])
+
+
+def settings_of(settings: Settings) -> dict[str, str | int]:
+    """As rows have them: a round of two is a pair."""
+    values = settings.model_dump()
+    return {"pairs": values.pop("rounds"), **values}
 
 
 def row(

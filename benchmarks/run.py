@@ -25,16 +25,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import torchvision_steps
+import densekit_steps
 import row_tables
 import rows
 import startup
-from densekit.bench import steps as bench
-from densekit.bench import rounds
-from densekit.bench.steps import Workload
-from densekit.bench.rounds import Result, Rule, Side, Spread
+import torchvision_steps
+from densekit.bench.rounds import Candidate, Settings, Spread, Step, measure_rounds
 from densekit.config import UserError, nearest
 from densekit.precision import resolve, resolve_device
+from densekit_steps import Workload
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
 LOG_WIDTH = 200  # columns of a table that goes to a file
@@ -52,13 +51,11 @@ LARGE = tuple(Workload(model=f"densenet{depth}") for depth in (161, 201, 264))
 
 @dataclass(frozen=True)
 class Comparison:
-    """densekit's side first."""
-
-    one: Side
-    other: Side
+    ours: Candidate
+    theirs: Candidate
     work: Workload
     reads_ahead: bool = False
-    """Batches are ready when a turn begins, and the memory is not this process'."""
+    """Batches are ready when a sample begins, and the memory is a worker's, not this process'."""
 
 
 def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
@@ -80,29 +77,30 @@ def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
 def training(work: Workload) -> dict[str, Comparison]:
     """A step as `densekit train` makes it, with what the tables in densekit.precision say."""
 
-    def ours(keeps_memory: bool = True) -> Side:
-        name = "densekit train" + ("" if keeps_memory else ", allocator as it comes")
-        return Side(name, partial(bench.training, work), keeps_memory)
+    def ours(keep_memory: bool = True) -> Candidate:
+        name = "densekit train" + ("" if keep_memory else ", allocator as it comes")
+        return Candidate(name, partial(densekit_steps.training, work), keep_memory)
 
     peer = partial(_torchvision, torchvision_steps.training, work)
     return {
         "train/as-it-comes": Comparison(ours(), peer("fp32", "contiguous"), work),
         "train/tuned": Comparison(ours(), peer(*TUNED), work),
-        "train/tuned-allocator": Comparison(ours(), peer(*TUNED, keeps_memory=True), work),
+        "train/tuned-allocator": Comparison(ours(), peer(*TUNED, keep_memory=True), work),
         "compiled/train": Comparison(ours(), peer(*TUNED, compiled=True), work),
-        "train/allocator-alone": Comparison(ours(), ours(keeps_memory=False), work),
+        "train/allocator-alone": Comparison(ours(), ours(keep_memory=False), work),
     }
 
 
 def lean(work: Workload) -> dict[str, Comparison]:
     """The same against all that torchvision can be set to, in the same precision and allocator.
 
-    lean has the eager peers; lean-compiled the compiled ones, which cost minutes of compiling.
+    lean is against eager torchvision; lean-compiled against a compiled one, which takes minutes.
     """
+    peer = torchvision_steps.training
     return {
         f"lean{'-compiled' * compiled}/{work.model}-{precision}-{layout.lower()}": Comparison(
             _ours(work, precision),
-            _torchvision(torchvision_steps.training, work, precision, memory_format, compiled, True),
+            _torchvision(peer, work, precision, memory_format, compiled, keep_memory=True),
             work,
         )
         for compiled in (False, True)
@@ -112,23 +110,23 @@ def lean(work: Workload) -> dict[str, Comparison]:
 
 
 def lean_large(work: Workload) -> dict[str, Comparison]:
-    """The larger networks in this machine's precision, against the best eager peer."""
-    peer = _torchvision(torchvision_steps.training, work, *TUNED, keeps_memory=True)
+    """The larger networks in this machine's precision, against torchvision's best eager setting."""
+    peer = _torchvision(torchvision_steps.training, work, *TUNED, keep_memory=True)
     name = f"lean-large/{work.model}-{'-'.join(TUNED)}"
     return {name: Comparison(_ours(work, TUNED[0]), peer, work)}
 
 
-def _ours(work: Workload, precision: str) -> Side:
-    step = partial(bench.training, work, precision)
-    return Side(f"densekit train {precision}", step, keeps_memory=True)
+def _ours(work: Workload, precision: str) -> Candidate:
+    step = partial(densekit_steps.training, work, precision)
+    return Candidate(f"densekit train {precision}", step, keep_freed_memory=True)
 
 
 def inference(work: Workload) -> dict[str, Comparison]:
     """A batch as `densekit evaluate` computes it: in fp32, or in bf16 where that is asked for."""
 
-    def ours(precision: str, keeps_memory: bool = True) -> Side:
-        name = f"densekit, {precision}" + ("" if keeps_memory else ", allocator as it comes")
-        return Side(name, partial(bench.inference, work, precision), keeps_memory)
+    def ours(precision: str, keep_memory: bool = True) -> Candidate:
+        name = f"densekit, {precision}" + ("" if keep_memory else ", allocator as it comes")
+        return Candidate(name, partial(densekit_steps.inference, work, precision), keep_memory)
 
     peer = partial(_torchvision, torchvision_steps.inference, work)
     fp32, bf16 = ours("fp32"), ours("bf16")
@@ -136,11 +134,11 @@ def inference(work: Workload) -> dict[str, Comparison]:
     sides = {
         "inference/as-it-comes": (fp32, peer("fp32", "contiguous")),
         "inference/fp32": (fp32, peer(*best)),
-        "inference/fp32-allocator": (fp32, peer(*best, keeps_memory=True)),
+        "inference/fp32-allocator": (fp32, peer(*best, keep_memory=True)),
         "inference/bf16-as-it-comes": (bf16, peer("fp32", "contiguous")),
         "inference/bf16": (bf16, peer(*best_bf16)),
-        "inference/bf16-allocator": (bf16, peer(*best_bf16, keeps_memory=True)),
-        "inference/allocator-alone": (fp32, ours("fp32", keeps_memory=False)),
+        "inference/bf16-allocator": (bf16, peer(*best_bf16, keep_memory=True)),
+        "inference/allocator-alone": (fp32, ours("fp32", keep_memory=False)),
         "compiled/inference": (ours(TUNED[0]), peer(*TUNED, compiled=True)),
     }
     return {
@@ -152,11 +150,16 @@ def inference(work: Workload) -> dict[str, Comparison]:
 
 def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
     """The next training batch, read by one worker."""
-    ours = Side("densekit, 1 worker", partial(bench.reading, list_file, work))
-    decoders: dict[str, torchvision_steps.Decode] = {"PIL": torchvision_steps.pil, "torchvision.io": torchvision_steps.fast}
+    ours = Candidate("densekit, 1 worker", partial(densekit_steps.reading, list_file, work))
     pil, fast = (
-        Side(f"torchvision, {name}, 1 worker", partial(torchvision_steps.reading, list_file, work, decode))
-        for name, decode in decoders.items()
+        Candidate(
+            f"torchvision, {name}, 1 worker",
+            partial(torchvision_steps.reading, list_file, work, decode),
+        )
+        for name, decode in (
+            ("PIL", torchvision_steps.pil),
+            ("torchvision.io", torchvision_steps.fast),
+        )
     )
     return {
         "input/as-it-comes": Comparison(ours, pil, work, reads_ahead=True),
@@ -165,17 +168,17 @@ def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
 
 
 def _torchvision(
-    make: Callable[..., bench.Step],
+    make: Callable[..., Step],
     work: Workload,
     precision: str,
     memory_format: str,
     compiled: bool = False,
-    keeps_memory: bool = False,
-) -> Side:
+    keep_memory: bool = False,
+) -> Candidate:
     words = ["torchvision", LAYOUTS[memory_format], precision]
-    words += ["compiled"] * compiled + ["memory kept"] * keeps_memory
+    words += ["compiled"] * compiled + ["memory kept"] * keep_memory
     step = partial(make, work, precision, memory_format, compiled)
-    return Side(", ".join(words), step, keeps_memory)
+    return Candidate(", ".join(words), step, keep_memory)
 
 
 STARTUP: dict[str, Callable[[Path], float]] = {
@@ -188,32 +191,32 @@ STARTUP: dict[str, Callable[[Path], float]] = {
 # Measuring ----------------------------------------------------------------------------------
 
 
-def measure(name: str, comparison: Comparison, rule: Rule) -> rows.Row:
-    """All pairs of one comparison."""
-    sides, work = (comparison.one, comparison.other), comparison.work
+def measure(name: str, comparison: Comparison, settings: Settings) -> rows.Row:
+    """All rounds of one comparison."""
+    ours, theirs, work = comparison.ours, comparison.theirs, comparison.work
     if comparison.reads_ahead:
-        rule = rule.model_copy(update={"warmup": 1 + READ_AHEAD})
-    taken = rounds.alternate(sides, rule)
-    pairs = list(track(taken, name, total=rule.pairs, console=Console(stderr=True)))
-    one, other = (
-        rounds.result(side, taken, work.batch_size)
-        for side, taken in zip(sides, zip(*pairs, strict=True), strict=True)
-    )
+        settings = settings.model_copy(update={"warmup": 1 + READ_AHEAD})
+    rounds = measure_rounds([ours, theirs], settings)
+    pairs = list(track(rounds, name, total=settings.rounds, console=Console(stderr=True)))
+    results = [
+        rows.result(candidate, samples, work.batch_size)
+        for candidate, samples in zip((ours, theirs), zip(*pairs, strict=True), strict=True)
+    ]
     if comparison.reads_ahead:
-        one, other = (side.model_copy(update={"activation_bytes": None}) for side in (one, other))
+        results = [each.model_copy(update={"activation_bytes": None}) for each in results]
     device = resolve_device(work.device).type
-    settings = {**work.model_dump(), "device": device, **rule.model_dump()}
-    return rows.row(name, "images/s", (one, other), rounds.ratio(pairs), settings)
+    said = {**work.model_dump(), "device": device, **rows.settings_of(settings)}
+    return rows.row(name, "images/s", tuple(results), rows.speed_ratio(pairs), said)
 
 
-def measure_startup(name: str, seconds: Callable[[Path], float], rule: Rule) -> rows.Row:
-    """One run that is not counted, for disk caches and data, and then as many as `pairs`."""
+def measure_startup(name: str, seconds: Callable[[Path], float], settings: Settings) -> rows.Row:
+    """One run that is not counted, for disk caches and data, and then as many as `rounds`."""
     with tempfile.TemporaryDirectory() as folder:
         seconds(Path(folder))
-        runs = track(range(rule.pairs), name, console=Console(stderr=True))
+        runs = track(range(settings.rounds), name, console=Console(stderr=True))
         measured = Spread.of([seconds(Path(folder)) for _ in runs])
-    settings: dict[str, str | int] = {"runs": rule.pairs, "threads": rule.threads}
-    return rows.row(name, "s", (Result(name="densekit", measured=measured),), None, settings)
+    said: dict[str, str | int] = {"runs": settings.rounds, "threads": settings.threads}
+    return rows.row(name, "s", (rows.Result(name="densekit", measured=measured),), None, said)
 
 
 def select(names: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -258,31 +261,31 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a benchmark or a comparison")
-    parser.add_argument("--pairs", type=int, default=5, help="turns of each side (5)")
-    parser.add_argument("--steps", type=int, default=7, help="timed steps in each turn (7)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each comparison (5)")
+    parser.add_argument("--steps", type=int, default=7, help="timed, of each side in a round (7)")
     parser.add_argument("--threads", type=int, help="CPU threads of each side (torch's choice)")
     parser.add_argument("--images", metavar="LIST", help="of JPEG files, for the benchmark input")
     parser.add_argument("--results", type=Path, help="where rows go (benchmarks/results)")
-    parser.add_argument("--quick", action="store_true", help="one tiny pair of each, no rows")
+    parser.add_argument("--quick", action="store_true", help="one tiny round of each, no rows")
     return parser.parse_args()
 
 
 def main(arguments: argparse.Namespace) -> None:
-    rule = Rule(pairs=arguments.pairs, steps=arguments.steps)
+    settings = Settings(rounds=arguments.rounds, steps=arguments.steps)
     results = arguments.results or rows.RESULTS
     if arguments.threads:
-        rule = rule.model_copy(update={"threads": arguments.threads})
+        settings = settings.model_copy(update={"threads": arguments.threads})
     if arguments.quick:
-        rule = rule.model_copy(update={"pairs": 1, "steps": 1})
+        settings = settings.model_copy(update={"rounds": 1, "steps": 1})
         results = arguments.results
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         chosen = comparisons(arguments.quick, arguments.images or sample_list(folder))
         for name in select(arguments.names, [*STARTUP, *chosen]):
             if name in chosen:
-                row = measure(name, chosen[name], rule)
+                row = measure(name, chosen[name], settings)
             else:
-                row = measure_startup(name, STARTUP[name], rule)
+                row = measure_startup(name, STARTUP[name], settings)
             if results is not None:
                 rows.append(row, results)
             measured.append(row)

@@ -1,4 +1,4 @@
-"""torchvision's sides, as its users write them: the plainest code that does the same work.
+"""torchvision's sides of the comparisons: the plainest code of its users for the same work.
 
 They get a batch that is normalised already, where densekit's sides start from uint8 images.
 """
@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from densekit.bench.steps import NUM_CLASSES, Workload
+from densekit.bench.rounds import Step
 from densekit.data.listing import Examples
 from densekit.data.splits import open_examples
 from densekit.models.variants import variant
 from densekit.precision import DTYPES, MEMORY_FORMATS, Format, Layout, resolve_device
+from densekit_steps import NUM_CLASSES, Workload
 
-Step = Callable[[], object]
 Decode = Callable[[str], Image.Image | torch.Tensor]
 
 

@@ -13,11 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densekit.bench import compare as bench_ops
-from densekit.bench import steps as bench
-from densekit.bench.compare import ROOM, Tried, largest_that_fits, parse_ops
-from densekit.bench.steps import Workload
-from densekit.bench.rounds import Rule, Side, Turn
+from densekit.bench import compare
+from densekit.bench.compare import (
+    ROOM,
+    MeasuredOp,
+    TrainingStep,
+    largest_that_fits,
+    parse_ops,
+    training_step,
+)
+from densekit.bench.rounds import Candidate, Sample, Settings
 from densekit.cli.bench import print_bench
 from densekit.config import UserError
 from densekit.training.recipe import Recipe, load
@@ -52,27 +57,32 @@ def test_doubling_and_halving_find_the_limit_to_an_eighth(limit: int, start: int
 def test_a_line_through_measured_batches_gives_the_largest(
     per_image: int, fixed: int, asked: int
 ) -> None:
-    one, room = Tried("lean", lambda n: Side("lean", lambda: lambda: None)), 2e11
+    one, room = MeasuredOp("lean", lambda n: Candidate("lean", lambda: lambda: None)), 2e11
     for images in (2, 4, asked):
-        one.note(images, Turn([1.0], None, True, fixed + per_image * images))
-    assert one.bytes_of(100) == pytest.approx(fixed + per_image * 100)
-    one.extrapolate(room)
-    assert one.largest is not None
-    images, how = one.largest
-    assert how == f"extrapolated from 2 and {asked} images"
+        one.add_peak(images, Sample([1.0], None, True, fixed + per_image * images))
+    assert one.estimated_bytes(100) == pytest.approx(fixed + per_image * 100)
+    one.extrapolate_largest_batch(room)
+    images = one.largest_batch
+    assert images is not None
+    assert one.how_found == f"extrapolated from 2 and {asked} images"
     assert fixed + per_image * images <= room * (1 + 1e-9)
     assert images * per_image >= 0.9 * (room - fixed) - 2 * per_image
 
 
 def test_one_point_is_no_line() -> None:
-    one = Tried("lean", lambda n: Side("lean", lambda: lambda: None))
-    one.note(2, Turn([1.0], None, True, GIB))
-    one.note(4, Turn([1.0], None, True))  # a system that does not tell
-    one.extrapolate(GIB)
-    assert (one.bytes_of(8), one.largest, one.fits(8, 1)) == (None, None, True)
+    one = MeasuredOp("lean", lambda n: Candidate("lean", lambda: lambda: None))
+    one.add_peak(2, Sample([1.0], None, True, GIB))
+    one.add_peak(4, Sample([1.0], None, True))  # a system that does not tell
+    one.extrapolate_largest_batch(GIB)
+    assert (one.estimated_bytes(8), one.largest_batch, one.fits(8, 1)) == (None, None, True)
 
 
-# The course of it, with turns that no process took -------------------------------------------
+# The course of it, with samples that no process took -------------------------------------------
+
+
+def batch_size(candidate: Candidate) -> int:
+    asked: Recipe = candidate.make_step.args[0]  # type: ignore[attr-defined]
+    return asked.data.batch_size
 
 
 class Machine:
@@ -82,28 +92,32 @@ class Machine:
         self.per_image, self.refuses = per_image, refuses
         self.tried: list[list[tuple[str, int]]] = []
 
-    def alternate(self, sides: Sequence[Side], rule: Rule) -> Iterator[tuple[Turn, ...]]:
-        images = [side.make.args[1].batch_size for side in sides]  # type: ignore[attr-defined]
-        self.tried.append([(s.name, n) for s, n in zip(sides, images, strict=True)])
-        if sides[0].name in self.refuses:
-            raise UserError(f"{sides[0].name} cannot")
-        for _ in range(rule.pairs):
+    def measure_rounds(
+        self, candidates: Sequence[Candidate], settings: Settings
+    ) -> Iterator[tuple[Sample, ...]]:
+        images = [batch_size(each) for each in candidates]
+        self.tried.append([(each.name, n) for each, n in zip(candidates, images, strict=True)])
+        if candidates[0].name in self.refuses:
+            raise UserError(f"{candidates[0].name} cannot")
+        for _ in range(settings.rounds):
             yield tuple(
-                Turn([1.0], n, True, 100 + n * self.per_image[s.name], f"{s.name} (by test)")
-                for s, n in zip(sides, images, strict=True)
+                Sample(
+                    [1.0], n, True, 100 + n * self.per_image[each.name], f"{each.name} (by test)"
+                )
+                for each, n in zip(candidates, images, strict=True)
             )
 
 
 def measured(
     monkeypatch: pytest.MonkeyPatch, machine: Machine, free: int | None, *options: str
 ) -> dict[str, Any]:
-    monkeypatch.setattr(bench_ops.rounds, "alternate", machine.alternate)
-    monkeypatch.setattr(bench_ops, "free_bytes", lambda device: free)
+    monkeypatch.setattr(compare, "measure_rounds", machine.measure_rounds)
+    monkeypatch.setattr(compare, "free_bytes", lambda device: free)
     asked = recipe(*options)
-    return bench_ops.measure(asked, list(machine.per_image), 3).model_dump()
+    return compare.measure(asked, list(machine.per_image), 3).model_dump()
 
 
-def test_ops_take_turns_where_they_have_room_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ops_alternate_where_they_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine({"reference": 10, "lean": 5})
     found = measured(monkeypatch, machine, 10_000, "data.batch_size=16", "loop.accumulation=2")
     assert found["batch_size"] == 8
@@ -139,15 +153,17 @@ def test_an_op_that_refuses_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyP
 
 
 def test_a_gpu_is_tried_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alternate(sides: Sequence[Side], rule: Rule) -> Iterator[tuple[Turn, ...]]:
-        images = sides[0].make.args[1].batch_size  # type: ignore[attr-defined]
+    def measure_rounds(
+        candidates: Sequence[Candidate], settings: Settings
+    ) -> Iterator[tuple[Sample, ...]]:
+        images = batch_size(candidates[0])
         if images > 37:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        yield (Turn([1.0], images, True, images),)
+        yield (Sample([1.0], images, True, images),)
 
-    monkeypatch.setattr(bench_ops.rounds, "alternate", alternate)
-    one = Tried("lean", lambda n: bench_ops._side(recipe(), "lean", n))
-    fits = bench_ops.partial(bench_ops._fits, one, Rule())
+    monkeypatch.setattr(compare, "measure_rounds", measure_rounds)
+    one = MeasuredOp("lean", lambda n: compare._candidate(recipe(), "lean", n))
+    fits = compare.partial(compare._fits, one, Settings())
     assert largest_that_fits(fits, 8) in range(33, 38)
     assert max(one.peaks) <= 37
 
@@ -168,29 +184,29 @@ def test_wrong_ops_are_sentences(text: str, says: str) -> None:
         (["model.in_channels=1"], "data.channels"),
         (["data.batch_size=6", "loop.accumulation=4"], "nearest: 4 or 8"),
         (["data.image_size=2"], "too small"),
-        (["data.image_size=4", "data.batch_size=1"], "one pixel is left"),
+        (["data.image_size=4", "data.batch_size=1"], "single pixel"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_a_sentence(options: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        bench_ops.measure(recipe(*options), ["lean"], 1)
+        compare.measure(recipe(*options), ["lean"], 1)
 
 
 def test_short_forms_are_options() -> None:
-    options = bench_ops.as_options("densenet_bc_16_4", 320, 8)
+    options = compare.as_options("densenet_bc_16_4", 320, 8)
     made = load(None, options)
     assert (made.model.name, made.data.train_side, made.data.batch_size) == (
         "densenet_bc_16_4", 320, 8
     )  # fmt: skip
-    assert bench_ops.as_options(None, None, None) == []
+    assert compare.as_options(None, None, None) == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_is_of_the_recipe_and_says_its_op(precision: str) -> None:
     options = ("model.in_channels=1", "data.channels=1", "data.mean=[0.5]", "data.std=[0.5]")
     asked = recipe(*options, f"loop.precision={precision}", "optim.freeze=stem")
-    step = bench_ops._side(asked, "reference", 3).make()
-    assert isinstance(step, bench.TrainingStep)
+    step = compare._candidate(asked, "reference", 3).make_step()
+    assert isinstance(step, TrainingStep)
     assert step.images.shape == (3, 1, 32, 32)
     assert step.learner.precision.name == precision
     assert not step.learner.model.features.conv0.weight.requires_grad  # type: ignore[union-attr]
@@ -198,14 +214,26 @@ def test_a_step_is_of_the_recipe_and_says_its_op(precision: str) -> None:
     assert step.op == "reference"
 
 
-def test_the_ops_name_is_what_choose_takes() -> None:
-    work = Workload(model="densenet_bc_10_4", image_size=32, batch_size=2, device="cpu")
-    step = bench.training(work, "fp32", "lean")
+def test_the_op_is_the_one_that_computes_the_blocks() -> None:
+    step = training_step(recipe("model.op=lean", "data.batch_size=2"))
     assert step.op.startswith("lean (")
     step.learner.model.features.denseblock2.op = "recompute"  # type: ignore[union-attr]
     assert step.op.partition(" (")[0] == "lean"
     assert step.op.endswith(", recompute")
-    assert bench.training(work, "fp32", "reference").op == "reference"
+    assert training_step(recipe("model.op=reference", "data.batch_size=2")).op == "reference"
+
+
+def test_the_learner_is_the_one_that_training_makes() -> None:
+    """Down to the moving average; only the weights' origin is left out, which costs no time."""
+    options = ["loop.ema=0.9", "model.pretrained=torchvision", "optim.name=adamw"]
+    step = training_step(recipe(*options, "optim.momentum=null", "data.batch_size=2"))
+    assert step.learner.ema is not None
+    assert isinstance(step.learner.optimizer, torch.optim.AdamW)
+    before = [p.clone() for p in step.learner.model.parameters()]
+    assert step()[0] > 0  # the loss
+    assert step()[0] > 0
+    after = step.learner.model.parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 # Printing -----------------------------------------------------------------------------------
@@ -215,10 +243,10 @@ def test_the_table_and_the_line_on_auto(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = "no C++ compiler was found"
-    monkeypatch.setattr(bench_ops, "why_not_lean", lambda device, dtype: reason)
-    monkeypatch.setattr(bench_ops.rounds, "alternate", Machine({"reference": GIB}).alternate)
-    monkeypatch.setattr(bench_ops, "free_bytes", lambda device: 20 * GIB)
-    print_bench(bench_ops.measure(recipe("data.batch_size=8"), ["reference"], 1), False)
+    monkeypatch.setattr(compare, "why_not_lean", lambda device, dtype: reason)
+    monkeypatch.setattr(compare, "measure_rounds", Machine({"reference": GIB}).measure_rounds)
+    monkeypatch.setattr(compare, "free_bytes", lambda device: 20 * GIB)
+    print_bench(compare.measure(recipe("data.batch_size=8"), ["reference"], 1), False)
     printed = capsys.readouterr().out
     assert "8 images of 32 x 32 at once" in printed
     assert "reference (by test)" in printed

@@ -54,14 +54,14 @@ def test_the_points_are_what_the_figure_needs(tmp_path: Path) -> None:
     assert (width, height) == (1320, 528)
 
 
-def test_sides_are_the_ops_and_torchvision_with_one_allocator() -> None:
+def test_candidates_are_the_ops_and_torchvision_with_one_allocator() -> None:
     work = memory.points(quick=True)[0]
     for curve in memory.CURVES:
-        side = memory.side(curve, work, "fp32")
-        assert side.keeps_memory
+        candidate = memory.candidate(curve, work, "fp32")
+        assert candidate.keep_freed_memory
         ours = curve in ("reference", "recompute", "lean")
-        assert (curve in side.make.args) == ours  # type: ignore[attr-defined]
-        assert ours or side.make.keywords == {  # type: ignore[attr-defined]
+        assert (curve in candidate.make_step.args) == ours  # type: ignore[attr-defined]
+        assert ours or candidate.make_step.keywords == {  # type: ignore[attr-defined]
             "memory_efficient": curve == "torchvision, memory_efficient"
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from densekit.bench.rounds import Result, Spread
+from densekit.bench.rounds import Spread
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -23,10 +23,12 @@ ORIGIN = "CPU X (AVX512 bf16), 2 threads; torch 2.9, torchvision 0.24"
 SIZES = {"threads": 2, "batch_size": 16, "image_size": 224}
 
 
-def side(name: str, median: float, low: float, high: float, gib: float | None = None) -> Result:
+def side(
+    name: str, median: float, low: float, high: float, gib: float | None = None
+) -> rows.Result:
     measured = Spread(median=median, low=low, high=high)
     held = None if gib is None else int(gib * 2**30)
-    return Result(name=name, measured=measured, activation_bytes=held)
+    return rows.Result(name=name, measured=measured, activation_bytes=held)
 
 
 def against(name: str, theirs: str, ratio: float) -> rows.Row:

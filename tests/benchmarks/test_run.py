@@ -1,159 +1,55 @@
-"""The harness: its statistics, its turns, its rows; and that it measures what the product does."""
+"""benchmarks/run.py: its comparisons, its rows, the command."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from densekit.bench import steps as bench
-from densekit.bench import rounds
-from densekit.bench.steps import Workload
-from densekit.bench.rounds import Result, Rule, Side, Spread, Turn
+from densekit.bench.rounds import Candidate, Sample, Spread
 from densekit.config import UserError
-from densekit.data.transforms import Preprocessing
-from densekit.infer.engines import logits_of
 from densekit.models import variants
 from densekit.models.variants import ModelConfig
 from densekit.precision import resolve
-from densekit.training import optim
-from densekit.training.recipe import load
-from densekit.training.setup import make_plan
-from densekit.training.step import create_learner, train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import torchvision_steps  # noqa: E402 (benchmarks/torchvision_steps.py, and so on)
+import densekit_steps  # noqa: E402 (benchmarks/densekit_steps.py, and so on)
 import row_tables  # noqa: E402
 import rows  # noqa: E402
 import run as command  # noqa: E402
+import torchvision_steps  # noqa: E402
+from densekit_steps import Workload  # noqa: E402
 
-TINY = Workload(model="densenet_bc_10_4", image_size=32, batch_size=2)
-MIB = 1 << 20
+TINY = Workload(model="densenet_bc_10_4", image_size=32, batch_size=2, device="cpu")
 
-# Statistics ---------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(0.001, 1000), min_size=1))
-def test_a_spread_is_median_and_range(values: list[float]) -> None:
-    found = Spread.of(values)
-    assert found.median == pytest.approx(np.median(values))
-    assert (found.low, found.high) == (min(values), max(values))
+# Rows of a comparison -----------------------------------------------------------------------
 
 
-def turn(seconds: list[float], activation_bytes: int | None = None) -> Turn:
-    return Turn(seconds, activation_bytes, keeps_memory=False)
+def sample(*seconds: float) -> Sample:
+    return Sample(list(seconds), None, keeps_memory=False)
 
 
-def side(name: str) -> Side:
-    return Side(name, lambda: lambda: None)
-
-
-def test_the_ratio_is_taken_pair_by_pair() -> None:
-    """In the second pair the machine is three times as slow, which is neither side's doing."""
-    pairs = [(turn([1, 1, 9]), turn([2, 2, 2])), (turn([3, 3, 3]), turn([6, 1, 6]))]
-    assert rounds.ratio(pairs) == Spread(median=2, low=2, high=2)
+def test_the_ratio_is_taken_round_by_round() -> None:
+    """In the second round the machine is three times as slow, which is neither side's doing."""
+    pairs = [(sample(1, 1, 9), sample(2, 2, 2)), (sample(3, 3, 3), sample(6, 1, 6))]
+    assert rows.speed_ratio(pairs) == Spread(median=2, low=2, high=2)
     one, other = zip(*pairs, strict=True)
-    assert rounds.result(side("a"), one, images=12) == Result(
-        name="a", measured=Spread(median=8, low=4, high=12)
-    )
-    assert rounds.result(side("b"), other, images=12) == Result(
-        name="b", measured=Spread(median=4, low=2, high=6)
-    )
+    found = rows.result(Candidate("a", lambda: lambda: None), one, images=12)
+    assert found == rows.Result(name="a", measured=Spread(median=8, low=4, high=12))
+    assert rows.result(Candidate("b", lambda: lambda: None), other, 12).measured.median == 4
 
 
-def test_memory_is_the_largest_turns_and_may_be_unknown() -> None:
-    one = rounds.result(side("a"), [turn([1], 5), turn([1], 7)], images=1)
-    other = rounds.result(side("b"), [turn([1]), turn([1])], images=1)
-    assert (one.activation_bytes, other.activation_bytes) == (7, None)
-
-
-# Taking turns -------------------------------------------------------------------------------
-
-
-def writing(name: str, file: str) -> Callable[[], object]:
-    def step() -> None:
-        with Path(file).open("a") as log:
-            log.write(name)
-
-    return step
-
-
-def holding(first: int, later: int) -> Callable[[], object]:
-    """Steps that hold so many MiB for their time."""
-    sizes = iter([first])
-    return lambda: np.ones(next(sizes, later) * MIB, np.uint8).sum()
-
-
-def failing() -> Callable[[], object]:
-    raise ValueError("this side cannot be made")
-
-
-@pytest.mark.slow
-def test_sides_step_in_turns(tmp_path: Path) -> None:
-    file = str(tmp_path / "steps")
-    sides = [Side(name, partial(writing, name, file)) for name in "ABC"]
-    rounds = list(rounds.alternate(sides, Rule(pairs=2, steps=3, warmup=1, threads=1)))
-    assert Path(file).read_text() == "ABC" + 2 * ("AAAA" + "BBBB" + "CCCC")
-    assert [len(t.seconds) for taken in rounds for t in taken] == 6 * [3]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process' peak")
-def test_memory_is_of_all_steps_but_the_first() -> None:
-    one, other = Side("a", partial(holding, 300, 90)), Side("b", partial(holding, 0, 30))
-    ((first, second),) = rounds.alternate([one, other], Rule(pairs=1, steps=2, threads=1))
-    assert first.activation_bytes is not None
-    assert second.activation_bytes is not None
-    assert 85 < first.activation_bytes / MIB < 120
-    assert 25 < second.activation_bytes / MIB < 60
-
-
-@pytest.mark.slow
-def test_a_side_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError, match="broken: its process failed"):
-        list(rounds.alternate([Side("broken", failing)], Rule(threads=1)))
-    assert "this side cannot be made" in capfd.readouterr().err
-
-
-# densekit's sides do what the product does --------------------------------------------------
-
-
-class Recorded(TorchDispatchMode):
-    """Every operation that reaches a kernel, with its inputs' types and shapes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, ...]] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        tensors = [(a.dtype, a.shape, a.stride()) for a in args if isinstance(a, Tensor)]
-        self.calls.append((function, tensors))
-        return function(*args, **(kwargs or {}))
-
-
-def calls(step: Callable[[], object]) -> list[tuple[Any, ...]]:
-    """Of the second step: the first also makes what later ones share."""
-    step()
-    with Recorded() as recorded:
-        step()
-    return recorded.calls
+# The sides ----------------------------------------------------------------------------------
 
 
 def write_images(root: Path, count: int = 8, side: int = 40) -> Path:
@@ -168,50 +64,29 @@ def write_images(root: Path, count: int = 8, side: int = 40) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_training_side_is_a_step_of_densekit_train(tmp_path: Path, precision: str) -> None:
-    write_images(tmp_path)
-    options = {
-        "data.root": tmp_path,
-        "data.image_size": TINY.image_size,
-        "data.evaluate.resize": TINY.image_size,
-        "data.batch_size": TINY.batch_size,
-        "model.name": TINY.model,
-        "model.num_classes": bench.NUM_CLASSES,
-        "loop.precision": precision,
-        "loop.device": "cpu",
-    }
-    plan = make_plan(load(None, [f"{key}={value}" for key, value in options.items()]))
-    learner, _ = create_learner(plan.recipe, plan.precision)
-    images, labels = bench.batch(TINY.batch_size, 3, TINY.image_size, bench.NUM_CLASSES)
-
-    def product() -> object:
-        optim.set_lr(learner.optimizer, 1.0)
-        return train_step(
-            learner, plan.recipe.loop, [(images, labels)], len(images), 0, clip_norm=None
-        ).tolist()
-
-    side = bench.training(TINY.model_copy(update={"device": "cpu"}), precision)
-    assert len(calls(product)) > 100
-    assert calls(side) == calls(product)
+def test_the_training_side_is_a_recipe_of_these_settings(precision: str) -> None:
+    step = densekit_steps.training(TINY, precision, "recompute")
+    model, data = step.recipe.model, step.recipe.data
+    assert (model.name, model.num_classes, model.op) == (TINY.model, 1000, "recompute")
+    assert (data.image_size, data.train_side, data.batch_size) == (32, 32, 2)
+    assert step.learner.precision.name == precision
+    assert step.images.shape == (2, 3, 32, 32)
+    assert step()[3] == 2  # images
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_inference_side_is_a_batch_of_densekit_evaluate(precision: str) -> None:
-    torch.manual_seed(0)
-    side = bench.inference(TINY.model_copy(update={"device": "cpu"}), precision)
-    torch.manual_seed(0)
-    config = ModelConfig(name=TINY.model, num_classes=bench.NUM_CLASSES, op="reference")
-    model = variants.create(config).eval()
-    product = logits_of(model, Preprocessing(), resolve("cpu", precision))
-    images, _ = bench.batch(TINY.batch_size, 3, TINY.image_size, bench.NUM_CLASSES)
-    assert torch.equal(side(), product(images))  # type: ignore[arg-type]
-    assert calls(side) == calls(lambda: product(images))
+def test_the_inference_side_gives_logits() -> None:
+    logits = densekit_steps.inference(TINY, "fp32")()
+    assert isinstance(logits, Tensor)
+    assert (logits.shape, logits.dtype) == ((2, 1000), torch.float32)
 
 
 def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
     file = str(write_images(tmp_path))
-    (images,) = bench.reading(file, TINY)()  # type: ignore[misc]
-    theirs = [torchvision_steps.reading(file, TINY, decode)() for decode in (torchvision_steps.pil, torchvision_steps.fast)]
+    (images,) = densekit_steps.reading(file, TINY)()  # type: ignore[misc]
+    theirs = [
+        torchvision_steps.reading(file, TINY, decode)()
+        for decode in (torchvision_steps.pil, torchvision_steps.fast)
+    ]
     for batch in (images, *(found[0] for found in theirs)):  # type: ignore[index]
         assert batch.dtype == torch.float32
         assert batch.shape == (2, 3, 32, 32)
@@ -221,7 +96,7 @@ def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet_bc_22_12", "densenet264"])
 def test_the_peer_is_the_same_network(name: str) -> None:
-    ours = variants.create(ModelConfig(name=name, num_classes=bench.NUM_CLASSES)).eval()
+    ours = variants.create(ModelConfig(name=name, num_classes=densekit_steps.NUM_CLASSES)).eval()
     theirs = torchvision_steps.network(name).eval()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 32, 32)
@@ -243,9 +118,9 @@ def test_lean_is_compared_with_all_settings_of_the_peer_alike() -> None:
         f"lean-large/densenet{depth}-{resolve().name}-channels_last" for depth in (161, 201, 264)
     ]
     for name, one in lean.items():
-        ours, theirs = one.one.make.args, one.other.make.args  # type: ignore[attr-defined]
-        assert one.one.keeps_memory
-        assert one.other.keeps_memory
+        ours, theirs = one.ours.make_step.args, one.theirs.make_step.args  # type: ignore[attr-defined]
+        assert one.ours.keep_freed_memory
+        assert one.theirs.keep_freed_memory
         assert ours == theirs[:2]  # the same work, the same precision
         model, precision, layout = name.partition("/")[2].rsplit("-", 2)
         assert (model, precision) == (one.work.model, ours[1])
@@ -257,12 +132,12 @@ def test_lean_is_compared_with_all_settings_of_the_peer_alike() -> None:
 
 
 def make_row(name: str = "train/tuned", median: float = 15.0, **changes: Any) -> rows.Row:
-    ours = Result(
+    ours = rows.Result(
         name="densekit train",
         measured=Spread(median=median, low=14.04, high=155),
         activation_bytes=3 << 29,
     )
-    theirs = Result(name="torchvision", measured=Spread(median=5.5, low=5, high=6))
+    theirs = rows.Result(name="torchvision", measured=Spread(median=5.5, low=5, high=6))
     ratio = Spread(median=2.5, low=2.25, high=3)
     return rows.row(name, "images/s", (ours, theirs), ratio, {"threads": 2}).model_copy(
         update=changes

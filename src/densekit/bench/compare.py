@@ -1,7 +1,8 @@
-"""`densekit bench`: what each op makes of a recipe's network and batch on this machine.
+"""`densekit bench`: the speed and memory of each op in training a recipe's network here.
 
-Memory comes first, of two small batches in processes of their own, so that none is tried that the
-machine has no room for. Then the ops take turns, all at once where there is room, else one by one.
+Memory is measured first, on two small batches in processes of their own, so that no batch is tried
+for which the machine has no room. Then the ops are timed in rounds: in one series where all of
+them fit into memory together, else one after another.
 """
 
 from __future__ import annotations
@@ -13,37 +14,46 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from densekit import distributed, precision
-from densekit import progress as display
-from densekit.bench import steps as bench
-from densekit.bench import rounds
-from densekit.bench.rounds import Rule, Side, Spread, Turn
+from densekit import distributed, precision, progress
+from densekit.bench.rounds import (
+    Candidate,
+    Sample,
+    Settings,
+    Spread,
+    activation_bytes,
+    images_per_second,
+    measure_rounds,
+)
 from densekit.config import Section, UserError, nearest
 from densekit.models import variants
-from densekit.ops.choose import NAMES, why_not_lean
+from densekit.models.densenet import DenseBlock, DenseLayer
+from densekit.ops.choose import NAMES, choose, why_not_lean
+from densekit.ops.lean import kernels
 from densekit.training.recipe import Recipe, check
+from densekit.training.step import Learner, create_learner, train_step
 
 OPS = tuple(name for name in NAMES if name != "auto")
-SMALL = (2, 4)  # images of the batches whose memory is looked at first
-ROOM = 0.9  # the share of the free memory that is taken
-MOST = 1 << 16  # images; no larger batch is tried
+SMALL_BATCHES = (2, 4)  # images
+ROOM = 0.9  # the share of the free memory that a batch may take
+LARGEST_TRIED = 1 << 16  # images
 
 
 class OpReport(Section):
-    """What one op makes of it."""
+    """The measurements of one op."""
 
     op: str
     taken: str | None = None
-    """As `ops.choose` and its kernels have it: `lean (native)`."""
+    """The op that computed the dense blocks, and by which kernels: `lean (native)`."""
     images_per_second: Spread | None = None
-    """Over turns; null where the batch does not fit."""
+    """Over the rounds; null where the batch does not fit."""
     activation_bytes: int | None = None
-    """The peak at the asked batch; null where it does not fit, or the system does not tell."""
+    """The peak at the recipe's batch; null where it does not fit or the system does not tell."""
     largest_batch: int | None = None
     """0: not even one image fits."""
     found: str | None = None
-    """How: `measured`, or `extrapolated from 4 and 16 images`."""
+    """How largest_batch was found: `measured`, or `extrapolated from 4 and 16 images`."""
     reason: str | None = None
     """Why something is null."""
 
@@ -69,58 +79,56 @@ class Report(Section):
 
 
 @dataclass
-class Tried:
-    """What is known of an op so far."""
+class MeasuredOp:
+    """An op and what has been measured of it."""
 
     op: str
-    side: Callable[[int], Side]
-    """Of so many images at once."""
-    refused: str | None = None
+    candidate: Callable[[int], Candidate]
+    """Of a number of images at once."""
+    refusal: str | None = None
     """Why it cannot compute the network."""
     peaks: dict[int, int] = field(default_factory=dict)
-    """Bytes that its process held at most, by images."""
-    largest: tuple[int, str] | None = None
-    """The largest batch, and how it was found."""
-    turns: list[Turn] = field(default_factory=list)
-    """At the asked batch."""
+    """The most bytes that its process held, by the images of the batch."""
+    largest_batch: int | None = None
+    how_found: str | None = None
+    samples: list[Sample] = field(default_factory=list)
+    """At the recipe's batch."""
 
-    def note(self, images: int, turn: Turn) -> None:
-        if turn.peak_bytes is not None:
-            self.peaks[images] = max(turn.peak_bytes, self.peaks.get(images, 0))
+    def add_peak(self, images: int, sample: Sample) -> None:
+        if sample.peak_bytes is not None:
+            self.peaks[images] = max(sample.peak_bytes, self.peaks.get(images, 0))
 
-    def bytes_of(self, images: int) -> float | None:
-        """What a batch takes, on the line through the smallest and the largest that were tried."""
+    def estimated_bytes(self, images: int) -> float | None:
+        """Of a batch: on the line through the smallest and the largest one measured."""
         if len(self.peaks) < 2:
             return None
         (n, low), *_, (m, high) = sorted(self.peaks.items())
         return low + (high - low) / (m - n) * (images - n)
 
     def fits(self, images: int, room: float) -> bool:
-        if self.largest is not None:
-            return images <= self.largest[0]
-        return (self.bytes_of(images) or 0) <= room
+        if self.largest_batch is not None:
+            return images <= self.largest_batch
+        return (self.estimated_bytes(images) or 0) <= room
 
-    def extrapolate(self, room: float) -> None:
-        """The largest batch on that line, of which two digits count."""
-        at_none, at_one = self.bytes_of(0), self.bytes_of(1)
-        if at_none is not None and at_one is not None and at_one > at_none:
-            images = max(0, int((room - at_none) / (at_one - at_none)))
+    def extrapolate_largest_batch(self, room: float) -> None:
+        """On the same line, rounded down to two digits."""
+        fixed, one = self.estimated_bytes(0), self.estimated_bytes(1)
+        if fixed is not None and one is not None and one > fixed:
+            images = max(0, int((room - fixed) / (one - fixed)))
             digit = 10 ** max(0, len(str(images)) - 2)
-            how = f"extrapolated from {min(self.peaks)} and {max(self.peaks)} images"
-            self.largest = images // digit * digit, how
+            self.largest_batch = images // digit * digit
+            self.how_found = f"extrapolated from {min(self.peaks)} and {max(self.peaks)} images"
 
     def report(self, images: int) -> OpReport:
-        measured = rounds.result(self.side(images), self.turns, images) if self.turns else None
-        too_large = None if measured else f"no room for a batch of {images}"
-        largest, found = self.largest or (None, None)
+        no_room = None if self.samples else f"no room for a batch of {images}"
         return OpReport(
             op=self.op,
-            taken=measured and measured.op,
-            images_per_second=measured and measured.measured,
-            activation_bytes=measured and measured.activation_bytes,
-            largest_batch=largest,
-            found=found,
-            reason=self.refused or too_large,
+            taken=self.samples[-1].op if self.samples else None,
+            images_per_second=images_per_second(self.samples, images) if self.samples else None,
+            activation_bytes=activation_bytes(self.samples),
+            largest_batch=self.largest_batch,
+            found=self.how_found,
+            reason=self.refusal or no_room,
         )
 
 
@@ -137,7 +145,7 @@ def as_options(model: str | None, image_size: int | None, batch_size: int | None
 
 
 def parse_ops(text: str) -> list[str]:
-    """`reference,lean` -> names. Raises UserError for one that there is not."""
+    """`reference,lean` -> names. Raises UserError for an unknown one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in OPS:
@@ -147,39 +155,41 @@ def parse_ops(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def measure(recipe: Recipe, ops: Sequence[str], steps: int) -> Report:
-    """Each op on the recipe's network, image size and batch, in `steps` rounds; reads no data.
+def measure(recipe: Recipe, ops: Sequence[str], rounds: int) -> Report:
+    """Measures each op on the recipe's network, image size and batch; reads no data.
 
     Raises UserError for a recipe that does not fit, or that none of the ops can compute.
     """
-    loop, images, side = recipe.loop, recipe.micro_batch_size, recipe.data.train_side
+    loop, images = recipe.loop, recipe.micro_batch_size
     formats = precision.resolve(loop.device, loop.precision, loop.memory_format)
     _check(recipe)
     why = why_not_lean(formats.device, formats.dtype)
-    rule = Rule(pairs=steps, steps=1, warmup=1, threads=distributed.set_threads(loop.threads))
+    threads = distributed.set_threads(loop.threads)
+    settings = Settings(rounds=rounds, steps=1, warmup=1, threads=threads)
     free = free_bytes(formats.device)
     room = math.inf if free is None else ROOM * free
-    tried = [Tried(op, partial(_side, recipe, op)) for op in ops]
-    able = _look_at_memory(tried, rule)
+    measured = [MeasuredOp(op, partial(_candidate, recipe, op)) for op in ops]
+    able = _measure_small_batches(measured, settings)
     if formats.device.type == "cuda":
-        for one in able:
-            one.largest = largest_that_fits(partial(_fits, one, rule), images), "measured"
-    _take_turns([one for one in able if one.fits(images, room)], images, room, rule)
-    for one in able:
-        if one.largest is None and free is not None:
-            one.extrapolate(room)
+        for each in able:
+            each.largest_batch = largest_that_fits(partial(_fits, each, settings), images)
+            each.how_found = "measured"
+    _measure_speed([each for each in able if each.fits(images, room)], images, room, settings)
+    for each in able:
+        if each.largest_batch is None and free is not None:
+            each.extrapolate_largest_batch(room)
     return Report(
         model=variants.label(recipe.model),
-        image_size=side,
+        image_size=recipe.data.train_side,
         batch_size=images,
         device=precision.describe(formats.device),
         precision=formats.name,
-        threads=rule.threads,
-        steps=steps,
+        threads=threads,
+        steps=rounds,
         free_bytes=free,
         auto="reference" if why else "lean",
         why=why,
-        ops=tuple(one.report(images) for one in tried),
+        ops=tuple(each.report(images) for each in measured),
     )
 
 
@@ -188,59 +198,118 @@ def _check(recipe: Recipe) -> None:
     pixels = variants.last_map(variants.architecture(recipe.model), recipe.data.train_side)
     if recipe.micro_batch_size == 1 and pixels == 1:
         raise UserError(
-            "one image at once, of whose last map one pixel is left, for which BatchNorm has no "
-            "variance; set a larger data.batch_size"
+            "BatchNorm has no variance of a batch of one image whose last feature map is a single "
+            "pixel; set a larger data.batch_size or data.image_size"
         )
 
 
-def _side(recipe: Recipe, op: str, images: int) -> Side:
-    model = recipe.model.model_copy(update={"op": op})
-    data = recipe.data.model_copy(update={"batch_size": images})
-    step = partial(bench.training_step, model, data, recipe.optim, recipe.loop)
-    return Side(op, step, keeps_memory=True)
+# The step that is measured ------------------------------------------------------------------
+
+
+@dataclass
+class TrainingStep:
+    """A step of `densekit train`, from uint8 images to updated weights and the step's sums."""
+
+    learner: Learner
+    recipe: Recipe
+    images: Tensor
+    labels: Tensor
+    steps: int = 0
+
+    def __call__(self) -> list[float]:
+        shares, clip_norm = [(self.images, self.labels)], self.recipe.optim.clip_norm
+        sums = train_step(
+            self.learner, self.recipe.loop, shares, len(self.images), self.steps,
+            clip_norm=clip_norm,
+        )  # fmt: skip
+        self.steps += 1
+        return sums.tolist()
+
+    @property
+    def op(self) -> str:
+        """What computes the dense blocks, such as "lean (native)"."""
+        device, dtype = self.learner.precision.device, self.learner.precision.dtype
+        chosen = set()
+        for block in self.learner.model.modules():
+            if isinstance(block, DenseBlock):
+                layers = dict(block.named_children())
+                channels = next(block.parameters()).shape[0]  # norm1's of the first layer
+                x = torch.zeros(1, channels, 1, 1, device=device, dtype=dtype)
+                chosen.add(choose(block.op, x, layers, DenseLayer))
+        names = {"lean": f"lean ({kernels.named(device, dtype)})"}
+        return ", ".join(sorted(names.get(op, op) for op in chosen))
+
+
+def training_step(recipe: Recipe) -> TrainingStep:
+    """Of data.batch_size images at once; they are noise, since speed does not depend on pixels."""
+    loop, data = recipe.loop, recipe.data
+    formats = precision.resolve(loop.device, loop.precision, loop.memory_format)
+    num_classes = variants.architecture(recipe.model).num_classes
+    model = {"num_classes": num_classes, "pretrained": None}  # nor on what the weights are
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
+    learner, _ = create_learner(recipe, formats)
+    images, labels = random_batch(data.batch_size, data.channels, data.train_side, num_classes)
+    return TrainingStep(learner, recipe, images, labels)
+
+
+def random_batch(count: int, channels: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
+    """uint8 [n, C, S, S] and labels [n]."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (count, channels, side, side)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
+    return images, torch.randint(classes, (count,), generator=draw)
+
+
+def _candidate(recipe: Recipe, op: str, images: int) -> Candidate:
+    updates = {
+        "model": recipe.model.model_copy(update={"op": op}),
+        "data": recipe.data.model_copy(update={"batch_size": images}),
+    }
+    step = partial(training_step, recipe.model_copy(update=updates))
+    return Candidate(op, step, keep_freed_memory=True)
 
 
 # Memory -------------------------------------------------------------------------------------
 
 
-def _look_at_memory(tried: Sequence[Tried], rule: Rule) -> list[Tried]:
-    """Small batches of each op; those that can compute them. Raises UserError where none can."""
+def _measure_small_batches(ops: Sequence[MeasuredOp], settings: Settings) -> list[MeasuredOp]:
+    """The ops that can compute the network. Raises UserError where none can."""
     refusals = []
-    looks = [(one, images) for one in tried for images in SMALL]
-    for one, images in display.bar(looks, len(looks), "memory of small batches"):
+    batches = [(each, images) for each in ops for images in SMALL_BATCHES]
+    for each, images in progress.bar(batches, len(batches), "memory of small batches"):
         try:
-            if one.refused is None:
-                one.note(images, _one_step(one.side(images), rule))
+            if each.refusal is None:
+                each.add_peak(images, _second_step(each.candidate(images), settings))
         except UserError as refusal:
-            one.refused = str(refusal)
+            each.refusal = str(refusal)
             refusals.append(refusal)
-    if len(refusals) == len(tried):
+    if len(refusals) == len(ops):
         raise refusals[0]
-    return [one for one in tried if one.refused is None]
+    return [each for each in ops if each.refusal is None]
 
 
-def _one_step(side: Side, rule: Rule) -> Turn:
+def _second_step(candidate: Candidate, settings: Settings) -> Sample:
     """The second step of a fresh process."""
-    once = rule.model_copy(update={"pairs": 1, "steps": 1, "warmup": 0})
-    ((turn,),) = rounds.alternate([side], once)
-    return turn
+    once = settings.model_copy(update={"rounds": 1, "steps": 1, "warmup": 0})
+    ((sample,),) = measure_rounds([candidate], once)
+    return sample
 
 
-def _fits(one: Tried, rule: Rule, images: int) -> bool:
-    """By trying, which is for GPUs: a CPU would rather swap than say no."""
+def _fits(op: MeasuredOp, settings: Settings, images: int) -> bool:
+    """By trying, on GPUs only: a CPU would swap rather than refuse."""
     try:
-        one.note(images, _one_step(one.side(images), rule))
+        op.add_peak(images, _second_step(op.candidate(images), settings))
     except torch.OutOfMemoryError:
         return False
     return True
 
 
 def largest_that_fits(fits: Callable[[int], bool], start: int) -> int:
-    """By doubling from `start` and halving the gap, to an eighth; 0 if one image is too much."""
+    """By doubling from `start` and halving the gap, to an eighth; 0 if one image does not fit."""
     low, high = 0, start
-    while high <= MOST and fits(high):
+    while high <= LARGEST_TRIED and fits(high):
         low, high = high, 2 * high
-    if high > MOST:
+    if high > LARGEST_TRIED:
         return low
     while high - low > max(1, low // 8):
         middle = (low + high) // 2
@@ -266,16 +335,16 @@ def free_bytes(device: torch.device) -> int | None:
 # Speed --------------------------------------------------------------------------------------
 
 
-def _take_turns(tried: Sequence[Tried], images: int, room: float, rule: Rule) -> None:
-    """At the asked batch: all at once where they have room together, else one by one."""
-    together = sum(one.bytes_of(images) or 0 for one in tried) <= room
-    groups = [list(tried)] if together else [[one] for one in tried]
-    all_rounds = (
-        zip(group, taken, strict=True)
+def _measure_speed(ops: Sequence[MeasuredOp], images: int, room: float, settings: Settings) -> None:
+    """At the recipe's batch: in one series where all fit into memory together, else in turn."""
+    together = sum(each.estimated_bytes(images) or 0 for each in ops) <= room
+    groups = [list(ops)] if together else [[each] for each in ops]
+    rounds = (
+        zip(group, samples, strict=True)
         for group in groups
-        for taken in rounds.alternate([one.side(images) for one in group], rule)
+        for samples in measure_rounds([each.candidate(images) for each in group], settings)
     )
-    for taken in display.bar(all_rounds, rule.pairs * len(groups), "taking turns"):
-        for one, turn in taken:
-            one.note(images, turn)
-            one.turns.append(turn)
+    for samples in progress.bar(rounds, settings.rounds * len(groups), "measuring speed"):
+        for each, sample in samples:
+            each.add_peak(images, sample)
+            each.samples.append(sample)

@@ -1,9 +1,9 @@
-"""Speed by rule: sides, each in a process of its own, take turns on one machine.
+"""Time and memory of steps, measured in rounds: A B A B, so that all meet the same machine.
 
-A B A B ...: `pairs` turns each, of `steps` timed steps after `warmup` that are not timed. A turn's
-rate is its images over its median step, a side's the median of its turns. The ratio is taken pair
-by pair, so that what slows the machine down slows both sides. Activation memory is the peak of
-all steps but the first, minus what the process held before that one.
+Each candidate has a process of its own. In a round every candidate in turn takes `steps` timed
+steps, after `warmup` steps that are not timed. A process' first step (compilation, the choice of
+kernels) is never timed. Activation memory is the peak of all later steps, minus what the process
+held before the first one.
 """
 
 from __future__ import annotations
@@ -19,34 +19,54 @@ from pathlib import Path
 
 import torch
 
-from densekit.bench.steps import Step, TrainingStep
 from densekit.config import Section, UserError
 from densekit.precision import keep_freed_memory
 
-GOODBYE = 30.0  # seconds that a side has to end
+EXIT_TIMEOUT = 30.0  # seconds
+Step = Callable[[], object]
+"""May have an `op`: the text that says how it computes dense blocks."""
 
 
-class Rule(Section):
+class Settings(Section):
     """How it is measured."""
 
-    pairs: int = 5
+    rounds: int = 5
     steps: int = 7
-    """Timed, in each turn."""
+    """Timed steps of each candidate in a round."""
     warmup: int = 1
-    """Before them, in each turn."""
+    """Steps before them that are not timed."""
     threads: int = torch.get_num_threads()
-    """CPU threads of each side."""
+    """CPU threads of each candidate."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """What makes its step, in a process of its own."""
+class Candidate:
+    """What is measured."""
 
     name: str
-    make: Callable[[], Step]
-    """A function of some module, or a partial of one: it goes to the process by name."""
-    keeps_memory: bool = False
-    """Whether freed memory stays in the process (see precision.keep_freed_memory)."""
+    make_step: Callable[[], Step]
+    """Called in the candidate's process, so it must pickle: a module's function, or a partial."""
+    keep_freed_memory: bool = False
+    """See densekit.precision.keep_freed_memory."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a candidate took in one round."""
+
+    seconds: list[float]
+    """Of each timed step."""
+    activation_bytes: int | None
+    """The peak since the process' second step; None where the system does not tell."""
+    keeps_memory: bool
+    """Whether the process does keep what it freed: not every system can."""
+    peak_bytes: int | None = None
+    """All that the process held at that peak."""
+    op: str | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        return statistics.median(self.seconds)
 
 
 class Spread(Section):
@@ -61,128 +81,92 @@ class Spread(Section):
         return cls(median=statistics.median(values), low=min(values), high=max(values))
 
 
-class Result(Section):
-    """What one side came to."""
-
-    name: str
-    op: str | None = None
-    """What `ops.choose` took for densekit's dense blocks in training."""
-    measured: Spread
-    """Over turns: images per second, or seconds where the row's unit is s."""
-    activation_bytes: int | None = None
-    """None where the system does not tell."""
-    keeps_memory: bool = False
+def images_per_second(samples: Sequence[Sample], images: int) -> Spread:
+    """Over the samples, of steps of `images` images; a sample's rate is of its median step."""
+    return Spread.of([images / sample.step_seconds for sample in samples])
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One side's part of a round."""
-
-    seconds: list[float]
-    """Of each timed step."""
-    activation_bytes: int | None
-    """The largest since the side's second step."""
-    keeps_memory: bool
-    peak_bytes: int | None = None
-    """What the process held at most since then, all in all."""
-    op: str | None = None
-
-    @property
-    def step(self) -> float:
-        return statistics.median(self.seconds)
+def activation_bytes(samples: Sequence[Sample]) -> int | None:
+    """The largest; None where the system does not tell."""
+    known = (sample.activation_bytes for sample in samples)
+    return max((held for held in known if held is not None), default=None)
 
 
-# Taking turns -------------------------------------------------------------------------------
+def measure_rounds(
+    candidates: Sequence[Candidate], settings: Settings
+) -> Iterator[tuple[Sample, ...]]:
+    """Yields each round: a sample of every candidate, in their order.
 
-
-def alternate(sides: Sequence[Side], rule: Rule) -> Iterator[tuple[Turn, ...]]:
-    """Round by round, a turn of each side.
-
-    Raises RuntimeError for a side that fails; UserError and torch.OutOfMemoryError as they are.
+    Raises RuntimeError where a candidate's process fails, but its UserError and
+    torch.OutOfMemoryError as they are.
     """
-    with contextlib.ExitStack() as running:
-        take_turn = [running.enter_context(_started(side, rule)) for side in sides]
-        for _ in range(rule.pairs):
-            yield tuple(turn() for turn in take_turn)
-
-
-def ratio(pairs: Sequence[tuple[Turn, ...]]) -> Spread:
-    """How many times as fast the first of two sides is."""
-    return Spread.of([second.step / first.step for first, second in pairs])
-
-
-def result(side: Side, turns: Sequence[Turn], images: int) -> Result:
-    """What the turns of a side come to, in steps of `images` images."""
-    peaks = [turn.activation_bytes for turn in turns if turn.activation_bytes is not None]
-    return Result(
-        name=side.name,
-        op=turns[-1].op,
-        measured=Spread.of([images / turn.step for turn in turns]),
-        activation_bytes=max(peaks, default=None),
-        keeps_memory=all(turn.keeps_memory for turn in turns),
-    )
+    with contextlib.ExitStack() as stack:
+        take = [stack.enter_context(_process(each, settings)) for each in candidates]
+        for _ in range(settings.rounds):
+            yield tuple(sample() for sample in take)
 
 
 @contextlib.contextmanager
-def _started(side: Side, rule: Rule) -> Iterator[Callable[[], Turn]]:
-    """The side's process after its first step; what is yielded has it take a turn."""
+def _process(candidate: Candidate, settings: Settings) -> Iterator[Callable[[], Sample]]:
+    """A process that has made its first step; what is yielded takes a sample there."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_live, args=(side, rule, theirs))
+    process = context.Process(target=_serve, args=(candidate, settings, theirs))
     process.start()
-    theirs.close()  # so that the process' end is seen here
+    theirs.close()  # so that the end of the process is noticed here
 
-    def answer() -> Turn:
+    def receive() -> Sample:
         try:
-            said = ours.recv()
+            received = ours.recv()
         except EOFError:
-            raise RuntimeError(f"{side.name}: its process failed; see its own words") from None
-        if isinstance(said, Exception):
-            raise said
-        return said
+            raise RuntimeError(
+                f"{candidate.name}: its process failed; its traceback is above"
+            ) from None
+        if isinstance(received, Exception):
+            raise received
+        return received
 
-    def turn() -> Turn:
-        ours.send("go")
-        return answer()
+    def sample() -> Sample:
+        ours.send("next")
+        return receive()
 
     try:
-        answer()
-        yield turn
+        receive()
+        yield sample
     finally:
         ours.close()
-        process.join(GOODBYE)
+        process.join(EXIT_TIMEOUT)
         if process.is_alive():
             process.kill()
 
 
-def _live(side: Side, rule: Rule, pipe: Connection) -> None:
-    """A side's process: step 1, and then a turn whenever it is asked for one."""
-    with contextlib.suppress(EOFError):  # the other end is closed: no more turns
+def _serve(candidate: Candidate, settings: Settings, pipe: Connection) -> None:
+    """The candidate's process: a sample of its first step, then one whenever it is asked."""
+    with contextlib.suppress(EOFError):  # the other end is closed: no more rounds
         try:
-            for turn in _turns(side, rule):
-                pipe.send(turn)
+            for sample in _samples(candidate, settings):
+                pipe.send(sample)
                 pipe.recv()
         except (UserError, torch.OutOfMemoryError) as error:
             pipe.send(error)
 
 
-def _turns(side: Side, rule: Rule) -> Iterator[Turn]:
-    """Step 1, and then turns without end."""
-    torch.set_num_threads(rule.threads)
-    keeps_memory = side.keeps_memory and keep_freed_memory()
-    step = side.make()
-    before = _memory("VmRSS")
+def _samples(candidate: Candidate, settings: Settings) -> Iterator[Sample]:
+    torch.set_num_threads(settings.threads)
+    keeps_memory = candidate.keep_freed_memory and keep_freed_memory()
+    step = candidate.make_step()
+    before = _process_memory("VmRSS")
     first = _timed(step)
-    op = step.op if isinstance(step, TrainingStep) else None
-    _forget_peak()
-    yield Turn([first], None, keeps_memory, None, op)
+    op = getattr(step, "op", None)
+    _reset_peak()
+    yield Sample([first], None, keeps_memory, None, op)
     while True:
-        for _ in range(rule.warmup):
+        for _ in range(settings.warmup):
             step()
-        seconds = [_timed(step) for _ in range(rule.steps)]
-        peak = _memory("VmHWM")
-        held = None if peak is None or before is None else peak - before
-        yield Turn(seconds, held, keeps_memory, peak, op)
+        seconds = [_timed(step) for _ in range(settings.steps)]
+        peak = _process_memory("VmHWM")
+        activations = None if peak is None or before is None else peak - before
+        yield Sample(seconds, activations, keeps_memory, peak, op)
 
 
 def _timed(step: Step) -> float:
@@ -193,8 +177,8 @@ def _timed(step: Step) -> float:
     return time.perf_counter() - began
 
 
-def _memory(field: str) -> int | None:
-    """Bytes that this process holds (VmRSS) or has held at most (VmHWM); of a GPU's, tensors'."""
+def _process_memory(field: str) -> int | None:
+    """Bytes resident now (VmRSS) or at the peak (VmHWM); on a GPU, of allocated tensors."""
     if torch.cuda.is_initialized():
         now = field == "VmRSS"
         return torch.cuda.memory_allocated() if now else torch.cuda.max_memory_allocated()
@@ -205,9 +189,8 @@ def _memory(field: str) -> int | None:
     return int(lines[field].split()[0]) << 10
 
 
-def _forget_peak() -> None:
-    """The peak is counted from now on."""
+def _reset_peak() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM, see Linux' proc(5)
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see Linux' proc(5)
