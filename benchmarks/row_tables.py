@@ -1,7 +1,8 @@
-"""Rows as people read them: the table that `make bench` prints, and those in README."""
+"""Rows as people read them: what `make bench` prints, and the tables of the READMEs."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from densekit.bench.rounds import Spread
@@ -17,10 +18,23 @@ LEAN_COLUMNS = (
     "Settings measured",
     "Activation memory",
 )
-FOOTNOTE = (
-    "Medians over rounds and, in brackets, their range; GiB is activation memory. What is measured "
-    "and how: [benchmarks/README.md](benchmarks/README.md).\n"
+SUMMARY_COLUMNS = (
+    "",
+    "CPU",
+    "densekit, images/s",
+    "torchvision, images/s",
+    "Its setting",
+    "Speed (its range)",
+    "Activation memory",
 )
+SUMMARY = (  # what a line is of, the CPU's instructions, the names of its rows
+    ("training, densenet121, fp32", "AVX2", r"lean(-compiled)?/densenet121-fp32-.*"),
+    ("training, densenet121, bf16", "AVX512 bf16", r"lean(-compiled)?/densenet121-bf16-.*"),
+    ("training, densenet_bc_100_12, fp32", "AVX2", r"lean(-compiled)?/densenet_bc_100_12-fp32-.*"),
+    ("evaluation, densenet121, fp32", "AVX2", r"inference/fp32(-allocator)?"),
+    ("reading and augmenting, 1 worker", "AVX2", r"input/.*"),
+)
+FOOTNOTE = "Medians over rounds and, in brackets, their range; GiB is activation memory.\n"
 NOTHING = "No measurements yet: `make bench` makes them.\n"
 
 
@@ -40,15 +54,36 @@ def origin(row: Row) -> str:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """README's table of the newest rows, under what they stand on."""
+    """Every comparison: the newest rows, under what they stand on."""
     tables = _by_origin(newest(rows), COLUMNS, lambda found: map(cells, found))
     return "\n".join([*tables, FOOTNOTE]) if tables else NOTHING
 
 
 def lean_markdown(rows: Iterable[Row]) -> str:
-    """README's summary: lean against whatever was torchvision's fastest setting."""
+    """Training with lean, against whatever was torchvision's fastest setting."""
     lean = [row for row in newest(rows) if row.name.startswith("lean")]
     return "\n".join(_by_origin(lean, LEAN_COLUMNS, fastest_peers)) or NOTHING
+
+
+def summary_markdown(rows: Iterable[Row]) -> str:
+    """The main README's table: a line of SUMMARY each, against torchvision's fastest setting."""
+    measured, lines = newest(rows), []
+    for what, instructions, names in SUMMARY:
+        known = [
+            (row.ratio, row)
+            for row in measured
+            if re.fullmatch(names, row.name) and row.machine.instructions == instructions
+            if row.ratio is not None
+        ]
+        if known:
+            ratio, row = min(known, key=lambda pair: pair[0].median)
+            ours, theirs = row.sides
+            speeds = (_number(side.measured.median) for side in row.sides)
+            cpu = f"{row.machine.cpu}, {instructions}"
+            setting = theirs.name.removeprefix("torchvision, ")
+            lines.append((what, cpu, *speeds, setting, _ratio(ratio), _share(ours, theirs)))
+    rule = "|" + "---|" * len(SUMMARY_COLUMNS)
+    return "\n".join([_line(SUMMARY_COLUMNS), rule, *map(_line, lines), ""]) if lines else NOTHING
 
 
 def fastest_peers(rows: Iterable[Row]) -> list[tuple[str, ...]]:

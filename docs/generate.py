@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md and tables in docs/paddleclas.md and README.md; what `make docs` runs.
+"""What `make docs` runs: writes docs/recipe.md, and the tables in the other pages.
 
 python docs/generate.py          writes all
 python docs/generate.py --check  exit 1 where a file is not what would be written
@@ -114,6 +114,11 @@ def _values(schema: dict[str, Any], defs: dict[str, Any]) -> str:
 
 
 def readme(text: str) -> str:
+    """`text` with the five lines of results. Raises ValueError without the marks."""
+    return _between(text, "results", row_tables.summary_markdown(rows.read()))
+
+
+def benchmarks(text: str) -> str:
     """`text` with the newest rows between the marks. Raises ValueError without them."""
     measured = rows.read()
     text = _between(text, "lean", row_tables.lean_markdown(measured))
@@ -145,12 +150,14 @@ def _between(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    guide = ROOT / "docs" / "paddleclas.md"
-    made = {
-        ROOT / "docs" / "recipe.md": recipe_reference(),
-        guide: paddleclas(guide.read_text(encoding="utf-8")),
-        ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf-8")),
-    }
+    made = {ROOT / "docs" / "recipe.md": recipe_reference()}
+    for name, fill in (
+        ("docs/paddleclas.md", paddleclas),
+        ("README.md", readme),
+        ("benchmarks/README.md", benchmarks),
+    ):
+        file = ROOT / name
+        made[file] = fill(file.read_text(encoding="utf-8"))
     for file, text in made.items():
         current = file.exists() and file.read_text(encoding="utf-8") == text
         if "--check" in sys.argv and not current:

@@ -26,7 +26,7 @@ ROOMS = {
     "infer": "weights models data precision distributed progress",
     "training": "infer weights models data ops files precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
-    "bench": "training models data ops precision distributed progress",
+    "bench": "training models ops precision distributed progress",
     "cli": "training infer bench weights models data paddleclas precision distributed progress",
     "api": "training infer weights models paddleclas distributed",
 }

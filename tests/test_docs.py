@@ -29,6 +29,8 @@ def test_the_paddleclas_keys_are_current() -> None:
 def test_the_readmes_results_are_current() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == generate.readme(text), "run make docs"
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert text == generate.benchmarks(text), "run make docs"
 
 
 def options(section: Section, prefix: str = "") -> list[str]:
@@ -50,11 +52,11 @@ def test_the_reference_has_every_option_with_its_default() -> None:
     assert "| `data.augment.crop_scale` | `[0.08, 1.0]` | list: 2 of number above 0 to 1 |" in text
 
 
-def test_the_readmes_tables_go_between_the_marks() -> None:
+def test_tables_go_between_their_marks() -> None:
     marked = "".join(
         f"before\n<!-- {name} -->\nstale\n<!-- /{name} -->\n" for name in ("lean", "results")
     )
-    text = generate.readme(marked + "after\n")
+    text = generate.benchmarks(marked + "after\n")
     assert text.startswith("before\n<!-- lean -->\n")
     assert "<!-- /lean -->\nbefore\n<!-- results -->\n" in text
     assert text.endswith("<!-- /results -->\nafter\n")
