@@ -15,6 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import rooms  # noqa: E402 (docs/rooms.py)
+
 import row_tables  # noqa: E402 (benchmarks/row_tables.py)
 import rows  # noqa: E402 (benchmarks/rows.py)
 from densekit.config import Section, to_yaml  # noqa: E402
@@ -125,6 +127,12 @@ def benchmarks(text: str) -> str:
     return _between(text, "results", row_tables.markdown(measured))
 
 
+def architecture(text: str) -> str:
+    """`text` with the rooms and their picture between the marks. Raises ValueError without them."""
+    text = _between(text, "rooms", rooms.table())
+    return _between(text, "picture", rooms.picture())
+
+
 def paddleclas(text: str) -> str:
     """`text` with every key of PaddleClas' between the marks. Raises ValueError without them."""
     tables = [_keys("", [key for path, key in KEYS.items() if not path.startswith(PLACES)])]
@@ -152,6 +160,7 @@ def _between(text: str, name: str, content: str) -> str:
 def main() -> None:
     made = {ROOT / "docs" / "recipe.md": recipe_reference()}
     for name, fill in (
+        ("docs/architecture.md", architecture),
         ("docs/paddleclas.md", paddleclas),
         ("README.md", readme),
         ("benchmarks/README.md", benchmarks),

@@ -59,7 +59,7 @@ GLOBAL = (
     read("Global.update_freq", "loop.accumulation, and a factor of data.batch_size"),
     read("Global.class_num", "model.num_classes, unless Arch.class_num says it"),
     nothing("Global.image_shape", "was for their export; an artifact knows the input it needs"),
-    nothing("Global.save_inference_dir", "was for their export; densekit export takes its folder"),
+    nothing("Global.save_inference_dir", "was for their export; densekit has none"),
     read("Global.to_static", "model.op, which says how blocks are computed"),
     read("Global.use_dali", "data.workers: densekit reads in processes on the CPU"),
     nothing("Global.distributed", "was set by their engine; torchrun says it"),
@@ -200,7 +200,7 @@ INFER = (
     refused("Infer.PostProcess.name", "densekit predict gives the top answers", "Topk"),
     read("Infer.PostProcess.topk", "densekit predict's --topk"),
     read("Infer.PostProcess.class_id_map_file", "the classes' names, where they fit the outputs"),
-    refused("Slim", "densekit export quantises; leave it out"),
+    refused("Slim", "densekit does not quantise or prune; leave it out"),
     refused("Profiler", "profile with torch.profiler or py-spy; leave it out"),
     refused("Distillation", "densekit does not distil; leave it out"),
 )
