@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from densekit.config import UserError
-from densekit.ops.lean.statistics import several_ranks, update_running
+from densekit.ops.lean.batch_norm import several_ranks, update_running
 
 PIXELS = (0, 2, 3)  # the axes of N, C, H, W that a channel's statistics go over
 

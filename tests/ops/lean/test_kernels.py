@@ -18,7 +18,7 @@ from torch import Tensor
 
 from densekit.ops.lean.kernels import NAMES, kernels_for, native, plain
 from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool
-from densekit.ops.lean.rows import as_maps, as_rows
+from densekit.ops.lean.layout import as_maps, as_rows
 
 NO_NATIVE = pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
 KERNELS = pytest.mark.parametrize(

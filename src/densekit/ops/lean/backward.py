@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densekit.ops.lean.batch_norm import refuse_second_derivative, sum_over_ranks
 from densekit.ops.lean.kernels import kernels_for
 from densekit.ops.lean.kernels.plain import Corrected, Normed
-from densekit.ops.lean.rows import as_maps, as_rows, dense, dropped
-from densekit.ops.lean.statistics import refuse_second_derivative, sum_over_ranks
+from densekit.ops.lean.layout import as_maps, as_rows, dense, dropped
 
 
 @torch.library.custom_op("densekit::dense_block_backward", mutates_args=())

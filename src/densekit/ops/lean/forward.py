@@ -25,9 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.ops.lean.backward import dense_block_backward
-from densekit.ops.lean.kernels import kernels_for
-from densekit.ops.lean.rows import as_computed, as_maps, as_rows, dropped
-from densekit.ops.lean.statistics import (
+from densekit.ops.lean.batch_norm import (
     mean_and_variance,
     over_ranks,
     refuse_one_value,
@@ -35,6 +33,8 @@ from densekit.ops.lean.statistics import (
     several_ranks,
     update_running,
 )
+from densekit.ops.lean.kernels import kernels_for
+from densekit.ops.lean.layout import as_computed, as_maps, as_rows, dropped
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 

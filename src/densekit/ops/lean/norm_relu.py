@@ -14,10 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from densekit.ops.lean.kernels import kernels_for
-from densekit.ops.lean.kernels.plain import Pool
-from densekit.ops.lean.rows import as_computed, as_maps, as_rows
-from densekit.ops.lean.statistics import (
+from densekit.ops.lean.batch_norm import (
     mean_and_variance,
     over_ranks,
     refuse_one_value,
@@ -27,6 +24,9 @@ from densekit.ops.lean.statistics import (
     sum_over_ranks,
     update_running,
 )
+from densekit.ops.lean.kernels import kernels_for
+from densekit.ops.lean.kernels.plain import Pool
+from densekit.ops.lean.layout import as_computed, as_maps, as_rows
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 

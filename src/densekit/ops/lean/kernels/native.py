@@ -26,7 +26,7 @@ from torch import Tensor
 
 from densekit.files import cache_folder
 from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool, Size
-from densekit.ops.lean.rows import dense
+from densekit.ops.lean.layout import dense
 from densekit.progress import waiting
 
 FOLDER = Path(__file__).parent

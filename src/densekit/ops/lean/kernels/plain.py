@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densekit.ops.lean.rows import as_maps, as_rows
+from densekit.ops.lean.layout import as_maps, as_rows
 
 PIECE = 1 << 18  # elements
 

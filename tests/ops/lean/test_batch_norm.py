@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from truth import ON, draw_norms
 
-from densekit.ops.lean.kernels.plain import merge
-from densekit.ops.lean.statistics import (
+from densekit.ops.lean.batch_norm import (
     mean_and_variance,
     refuse_one_value,
     refuse_second_derivative,
     running,
     update_running,
 )
+from densekit.ops.lean.kernels.plain import merge
 
 
 def norms(momenta: list[float | None], device: str) -> nn.ModuleList:
