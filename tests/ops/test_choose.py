@@ -160,7 +160,7 @@ def test_copies_keep_the_op(clone: Callable[[DenseNet], DenseNet]) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("op", choose.NAMES)
+@pytest.mark.parametrize("op", choose.OP_NAMES)
 def test_evaluation_is_the_references_whatever_the_op(op: str, training: bool) -> None:
     model = network(op)
     model(images(seed=1))  # the running statistics of a batch

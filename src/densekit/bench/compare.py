@@ -29,12 +29,12 @@ from densekit.bench.rounds import (
 from densekit.config import Section, UserError, nearest
 from densekit.models import variants
 from densekit.models.densenet import DenseBlock, DenseLayer
-from densekit.ops.choose import NAMES, choose, why_not_lean
+from densekit.ops.choose import OP_NAMES, choose, why_not_lean
 from densekit.ops.lean import kernels
 from densekit.training.recipe import Recipe, check
 from densekit.training.step import Learner, create_learner, train_step
 
-OPS = tuple(name for name in NAMES if name != "auto")
+OPS = tuple(name for name in OP_NAMES if name != "auto")
 SMALL_BATCHES = (2, 4)  # images
 ROOM = 0.9  # the share of the free memory that a batch may take
 LARGEST_TRIED = 1 << 16  # images
@@ -236,7 +236,7 @@ class TrainingStep:
                 channels = next(block.parameters()).shape[0]  # norm1's of the first layer
                 x = torch.zeros(1, channels, 1, 1, device=device, dtype=dtype)
                 chosen.add(choose(block.op, x, layers, DenseLayer))
-        names = {"lean": f"lean ({kernels.named(device, dtype)})"}
+        names = {"lean": f"lean ({kernels.implementation(device, dtype)})"}
         return ", ".join(sorted(names.get(op, op) for op in chosen))
 
 

@@ -12,7 +12,7 @@ def models(json: AsJson = False) -> None:
     """List the DenseNets: parameters, multiply-adds, input size."""
     from densekit.models import variants
 
-    rows = [variants.describe(name, config) for name, config in variants.VARIANTS.items()]
+    rows = [variants.describe_variant(name, config) for name, config in variants.VARIANTS.items()]
     if json:
         show_json([asdict(row) for row in rows])
         return

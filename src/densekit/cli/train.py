@@ -125,7 +125,7 @@ def print_rehearsal(found: Rehearsal, as_json: bool) -> None:
     from densekit.training.progress import duration
 
     plan, recipe = found.plan, found.plan.recipe
-    model = variants.describe(recipe.model.name, plan.architecture)
+    model = variants.describe_variant(recipe.model.name, plan.architecture)
     schedule = [{"epoch": epoch, "lr": rate} for epoch, rate in plan.schedule.by_epoch()]
     if as_json:
         show_json(

@@ -25,7 +25,7 @@ from densekit.ops.sync_bn import SyncBatchNorm2d
 Norm = Callable[[int], nn.BatchNorm2d]
 """Makes the BatchNorm of that many channels."""
 
-STEM = ("conv0", "norm0", "relu0", "pool0")
+STEM_MODULES = ("conv0", "norm0", "relu0", "pool0")
 MAX_LAYERS, MAX_PARAMETERS = 1000, 10**10
 """More is taken for a typing error, since building it would fill the memory or take minutes. The
 published networks have at most 132 dense layers and 33 million parameters."""
@@ -207,10 +207,10 @@ class Features(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, C, h, w], before the last relu."""
         modules = dict(self.named_children())
-        stem = {name: module for name, module in modules.items() if name in STEM[1:]}
+        stem = {name: module for name, module in modules.items() if name in STEM_MODULES[1:]}
         done: Collection[str] = ()
         for name, module in modules.items():
-            whole = name == "norm0" and tuple(stem) == STEM[1:]
+            whole = name == "norm0" and tuple(stem) == STEM_MODULES[1:]
             if whole and choose(self.op, x, stem) == "lean":
                 x, done = norm_relu(x, module, "max"), stem
             if name not in done:
@@ -327,7 +327,7 @@ class DenseNet(nn.Module):
         """The network in order, without the classifier: stem, block1, transition1, ..., norm5."""
         stages: dict[str, list[nn.Module]] = {}
         for name, module in self.features.named_children():
-            stage = "stem" if name in STEM else name.replace("denseblock", "block")
+            stage = "stem" if name in STEM_MODULES else name.replace("denseblock", "block")
             stages.setdefault(stage, []).append(module)
         return stages
 

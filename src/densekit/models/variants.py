@@ -143,7 +143,7 @@ class Description:
     num_classes: int
 
 
-def describe(name: str, config: DenseNetConfig) -> Description:
+def describe_variant(name: str, config: DenseNetConfig) -> Description:
     """The network's size, found without making it."""
     return Description(
         name,

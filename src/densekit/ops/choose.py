@@ -27,13 +27,13 @@ DENSE_BLOCKS: dict[str, Callable[[Tensor, list[nn.Module]], Tensor]] = {
     "recompute": recompute.dense_block,
     "lean": lean.dense_block,
 }
-NAMES = ("auto", *DENSE_BLOCKS)
+OP_NAMES = ("auto", *DENSE_BLOCKS)
 
 
 def check_name(name: str) -> None:
     """Raises UserError for an op that there is not."""
-    if name not in NAMES:
-        raise UserError(f'model.op: unknown op "{name}"{nearest(name, NAMES)}')
+    if name not in OP_NAMES:
+        raise UserError(f'model.op: unknown op "{name}"{nearest(name, OP_NAMES)}')
 
 
 def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | None = None) -> str:

@@ -14,8 +14,8 @@ from densekit.ops.sync_bn import SyncBatchNorm2d
 Parts = Mapping[str, nn.Module]
 """Modules that one op computes together, by name."""
 
-DEVICES = ("cpu", "cuda")
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LEAN_DEVICES = ("cpu", "cuda")
+LEAN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 AS_BUILT: dict[type[nn.Module], dict[str, Any]] = {
     nn.Conv2d: {
@@ -39,9 +39,9 @@ def refusal(x: Tensor, parts: Parts, layer_type: type[nn.Module] | None = None) 
 
 
 def _refusals(x: Tensor, parts: Parts, layer_type: type[nn.Module] | None) -> Iterator[str]:
-    if x.device.type not in DEVICES:
+    if x.device.type not in LEAN_DEVICES:
         yield f"lean has no kernels for {x.device.type}"
-    if x.dtype not in DTYPES:
+    if x.dtype not in LEAN_DTYPES:
         yield f"lean has no kernels for {x.dtype}"
     if any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS):
         yield "there is a hook on all modules, which lean would not call"

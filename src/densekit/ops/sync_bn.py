@@ -34,7 +34,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
         sums = wide.sum(PIXELS, dtype=torch.float64)
-        sums = sum_over_ranks(torch.cat([sums, sums.new_full((1,), pixels)]))
+        sums = all_reduce_sum(torch.cat([sums, sums.new_full((1,), pixels)]))
         total, count = sums.split([self.num_features, 1])
         if pixels <= 1 and count <= 1:  # no rank has more, so all stop here
             raise UserError(
@@ -43,7 +43,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             )
         mean = total / count
         centred = wide - _per_channel(mean.to(wide.dtype))
-        var = sum_over_ranks(centred.square().sum(PIXELS, dtype=torch.float64)) / count
+        var = all_reduce_sum(centred.square().sum(PIXELS, dtype=torch.float64)) / count
         if self.track_running_stats:
             unbiased = var * count / (count - 1)
             update_running([self], [mean.detach()], [unbiased.detach()])
@@ -56,12 +56,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return y.to(x.dtype)
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of every rank's `x`, differentiable. All ranks must call it, in the same order."""
-    return _SumOverRanks.apply(x)
+    return _AllReduceSum.apply(x)
 
 
-class _SumOverRanks(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Every rank's result holds every rank's x, so x's gradient is the sum of all ranks' own."""
 
     @staticmethod

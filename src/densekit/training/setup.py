@@ -89,7 +89,7 @@ class Plan:
             "threads": self.threads,
             "world_size": distributed.world_size(),
             "op": self.recipe.model.op,
-            "kernels": kernels.named(self.precision.device, self.precision.dtype),
+            "kernels": kernels.implementation(self.precision.device, self.precision.dtype),
         }
 
     def changes_since(self, before: dict[str, Any]) -> list[str]:

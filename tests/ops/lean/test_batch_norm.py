@@ -16,10 +16,10 @@ from densekit.ops.lean.batch_norm import (
     mean_and_variance,
     refuse_one_value,
     refuse_second_derivative,
-    running,
+    running_moments,
     update_running,
 )
-from densekit.ops.lean.kernels.plain import merge
+from densekit.ops.lean.kernels.plain import merge_moments
 
 
 def norms(momenta: list[float | None], device: str) -> nn.ModuleList:
@@ -82,7 +82,7 @@ def test_merged_moments_are_those_of_all_values(counts: list[int], mean: float, 
     parts = [np.random.default_rng(seed).normal(mean, 1.0, (count, 3)) for count in counts]
     moments = np.stack([[p.mean(0), ((p - p.mean(0)) ** 2).sum(0)] for p in parts])
     whole = np.concatenate(parts)
-    merged = merge(torch.from_numpy(moments), torch.tensor(counts, dtype=torch.float64))
+    merged = merge_moments(torch.from_numpy(moments), torch.tensor(counts, dtype=torch.float64))
     expected = [whole.mean(0), ((whole - whole.mean(0)) ** 2).sum(0)]
     np.testing.assert_allclose(merged, expected, rtol=1e-9, atol=1e-12)
 
@@ -90,7 +90,7 @@ def test_merged_moments_are_those_of_all_values(counts: list[int], mean: float, 
 def test_a_part_without_values_adds_nothing() -> None:
     """As a rank whose share of a batch is empty."""
     parts = torch.tensor([[[2.0], [6.0]], [[0.0], [0.0]]], dtype=torch.float64)
-    assert torch.equal(merge(parts, torch.tensor([4.0, 0.0]).double()), parts[0])
+    assert torch.equal(merge_moments(parts, torch.tensor([4.0, 0.0]).double()), parts[0])
 
 
 def test_mean_and_unbiased_variance_come_in_the_buffers_format() -> None:
@@ -102,7 +102,7 @@ def test_mean_and_unbiased_variance_come_in_the_buffers_format() -> None:
 
 def test_running_statistics_serve_as_moments_of_one_value() -> None:
     norm = norms([0.1], "cpu")[0]
-    moments, count = running(norm)
+    moments, count = running_moments(norm)
     assert torch.equal(moments, torch.stack([norm.running_mean, norm.running_var]))
     assert count == 1
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from densekit.ops.lean.kernels import NAMES, kernels_for, native, plain
-from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool
+from densekit.ops.lean.kernels import KERNEL_NAMES, kernels_for, native, plain
+from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad, Pool
 from densekit.ops.lean.layout import as_maps, as_rows
 
 NO_NATIVE = pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
@@ -233,11 +233,11 @@ def test_norm_relu_conv_backward(
             back.norm(),
             back.drawn(2, back.c),
         )
-        behind: Any = Normed(y, norm_y, da, line)
+        behind: Any = NormReluGrad(y, norm_y, da, line)
         g = da.double() * (normed(y, norm_y) > 0)
         dz = g * norm_y[1] + line[0] + (y.double() - norm_y[0]) * line[1]
     else:
-        behind = Corrected(back.rows(m), back.rows(m), back.drawn(3, back.c))
+        behind = DeferredGrad(back.rows(m), back.rows(m), back.drawn(3, back.c))
         mean, shift, slope = behind.line
         dz = behind.d.double() + shift + (behind.x.double() - mean) * slope
     a = normed(x, norm).relu().to(case.dtype).double()
@@ -355,4 +355,4 @@ def test_a_value_that_is_not_finite_spreads_as_in_torch(
 
 
 def test_every_kernel_is_in_both() -> None:
-    assert all(hasattr(native, name) and hasattr(plain, name) for name in NAMES)
+    assert all(hasattr(native, name) and hasattr(plain, name) for name in KERNEL_NAMES)

@@ -51,7 +51,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def compiled() -> Path:
     """The library, by this machine's compiler; from the user's cache, where other tests put it."""
     assert native.reason() is None
-    return cache_folder() / "kernels" / f"native-{native._key(native._compiler())}.so"
+    return cache_folder() / "kernels" / f"native-{native._cache_key(native._compiler())}.so"
 
 
 @dataclass
@@ -227,7 +227,7 @@ def test_a_compiler_gets_what_its_machine_has(
 
 def runs_plain() -> None:
     """float32 on this CPU is lean's by plain kernels, and auto's by the reference."""
-    assert kernels.named(CPU, FLOAT32) == "plain"
+    assert kernels.implementation(CPU, FLOAT32) == "plain"
     computes()
 
 
@@ -283,7 +283,7 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_a_kept_library_that_is_broken(compiler: Compiler, cache: Path) -> None:
-    kept = cache / f"native-{native._key(str(compiler.script))}.so"
+    kept = cache / f"native-{native._cache_key(str(compiler.script))}.so"
     cache.mkdir(parents=True)
     kept.write_bytes(b"\x7fELF, but no more")
     assert native.reason() is None
@@ -306,7 +306,7 @@ import torch
 from densekit.models.densenet import DenseNet
 from densekit.ops.lean import kernels
 from seen import SMALL, Seen, images
-assert kernels.named(torch.device("cpu"), torch.float32) == "plain"
+assert kernels.implementation(torch.device("cpu"), torch.float32) == "plain"
 found = {}
 for op in ("lean", "auto", "reference"):
     torch.manual_seed(0)

@@ -1,14 +1,20 @@
-"""The lean dense block's backward pass; see ops/lean.py for its three ideas."""
+"""The lean dense block's backward pass; forward.py explains its three ideas.
+
+BatchNorm's backward is dx = scale * g + shift + slope * (x - mean), where g is the gradient after
+the norm, as far as relu was open. Every layer that reads a column adds scale * g to the column's
+gradient at once, and its shift and slope to `lines`. When all readers are done, the sum of the
+lines is applied, once (idea 2).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from densekit.ops.lean.batch_norm import refuse_second_derivative, sum_over_ranks
+from densekit.ops.lean.batch_norm import reduce_sums, refuse_second_derivative
 from densekit.ops.lean.kernels import kernels_for
-from densekit.ops.lean.kernels.plain import Corrected, Normed
-from densekit.ops.lean.layout import as_maps, as_rows, dense, dropped
+from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad
+from densekit.ops.lean.layout import apply_dropout_mask, as_maps, as_rows, contiguous_weight
 
 
 @torch.library.custom_op("densekit::dense_block_backward", mutates_args=())
@@ -26,65 +32,120 @@ def dense_block_backward(
     sync: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    """The gradients of x and of each parameter; empty where `needs` says that nobody asks."""
+    """The gradients of x and of each parameter; empty where `needs` says that none is wanted."""
     with torch.autocast(grad.device.type, enabled=False):
-        (_, width, h, w), halves = features.shape, 2 if bottlenecks else 1
-        k, layers = parameters[-1].shape[0], len(norms) // halves
-        c0, wide = width - k * layers, norms[0].dtype
-        buffer, d = as_rows(features), as_rows(grad.contiguous(memory_format=torch.channels_last))
-        lines, owned = torch.zeros_like(moments), False
-        kernels = kernels_for(buffer)
-        grads = [grad.new_empty(0) for _ in needs]
-        da = torch.empty_like(bottlenecks[0] if bottlenecks else d[:0])
-
-        def corrected(columns: slice) -> Corrected:  # idea 2
-            line = torch.cat([moments[:1, columns], lines[:, columns]]).to(wide)
-            return Corrected(d[:, columns], buffer[:, columns], line)
-
-        def added(behind: Corrected) -> Tensor:
-            out = torch.empty_like(behind.d, memory_format=torch.contiguous_format)
-            kernels.add_line(*behind, out)
-            return out
-
-        def half(
-            i: int, behind: Corrected | Normed, x: Tensor, before: bool, *into: Tensor | None
-        ) -> Tensor:
-            """From behind norm i's convolution to before the norm; its correction, [2, c]."""
-            sums, weight, place = lines.new_zeros(2, x.shape[1]), parameters[3 * i + 2], 3 * i + 3
-            if needs[place]:
-                grads[place] = torch.zeros_like(dense(weight), dtype=wide)
-            asked = (sums if before else None, grads[place] if needs[place] else None)
-            kernels.norm_relu_conv_backward(behind, x, norms[i], weight, (h, w), *asked, *into)
-            line = torch.zeros_like(sums)
-            if before:
-                grads[3 * i + 1], grads[3 * i + 2] = sums[1] * norms[i][3], sums[0]
-                if training[i]:
-                    kernels.correction(norms[i], sum_over_ranks(sums, sync), count, line)
-            return line
-
-        for layer in reversed(range(layers)):
-            i, c = halves * layer, c0 + k * layer
-            asked = [any(needs[: 3 * i + j]) for j in range(1, 3 * halves + 2)]
-            if not asked[-1]:  # by x, a layer before, or this one's parameters 1 to j
+        block = _Backward(
+            grad, features, moments, count, parameters, norms, bottlenecks, training, sync, needs
+        )
+        for layer in reversed(range(block.layers)):
+            if not block.wanted(block.halves * (layer + 1)):
                 break
-            own = corrected(slice(c, c + k))
-            if masks:
-                dz = dropped(added(own), as_rows(masks[layer]), drop_rate)
-                own = Corrected(dz, dz, torch.zeros_like(own.line))
-            behind: Corrected | Normed = own
-            if bottlenecks:
-                y = bottlenecks[layer]
-                line = half(i + 1, behind, y, asked[5], None, da)
-                behind = Normed(y, norms[i + 1], da, line.to(wide))
-            if asked[3]:
-                to = d if owned else torch.empty_like(d)
-                into = (d[:, :c], to[:, :c]) if asked[0] else (None, None)
-                lines[:, :c] += half(i, behind, buffer[:, :c], asked[2], *into)
-                d, owned = to, True
-        if needs[0]:
-            grads[0] = as_maps(added(corrected(slice(0, c0))), h, w)
-        like = (grad, *parameters)
-        return [found.to(of.dtype) for found, of in zip(grads, like, strict=True)]
+            block.through_layer(layer, masks[layer] if masks else None, drop_rate)
+        return block.gradients(grad)
+
+
+class _Backward:
+    """A backward pass, from the last layer to the first.
+
+    `d` [M, C + L*k] is the buffer's gradient, as far as its readers have been gone through, without
+    their `lines` [2, C + L*k]: shift and slope of each column.
+    """
+
+    def __init__(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        moments: Tensor,
+        count: Tensor,
+        parameters: list[Tensor],
+        norms: list[Tensor],
+        bottlenecks: list[Tensor],
+        training: list[bool],
+        sync: bool,
+        needs: list[bool],
+    ) -> None:
+        self.parameters, self.norms, self.bottlenecks = parameters, norms, bottlenecks
+        self.moments, self.count, self.training, self.sync = moments, count, training, sync
+        self.needs = needs  # of x, and then gamma, beta and weight of each half layer
+        (_, channels, self.h, self.w), self.halves = features.shape, 2 if bottlenecks else 1
+        self.k, self.layers = parameters[-1].shape[0], len(norms) // self.halves
+        self.c0, self.wide = channels - self.k * self.layers, norms[0].dtype
+        self.buffer = as_rows(features)
+        self.d = as_rows(grad.contiguous(memory_format=torch.channels_last))
+        self.d_is_ours = False  # until then it is the caller's, and must not be written to
+        self.lines = torch.zeros_like(moments)
+        self.da = torch.empty_like(bottlenecks[0] if bottlenecks else self.d[:0])
+        self.grads = [grad.new_empty(0) for _ in needs]
+        self.kernels = kernels_for(self.buffer)
+
+    def wanted(self, half: int, of_half: int = 0) -> bool:
+        """Whether a gradient is wanted of x, of anything before `half`, or of the first `of_half`
+        of its own parameters: gamma, beta, weight."""
+        return any(self.needs[: 1 + 3 * half + of_half])
+
+    def through_layer(self, layer: int, mask: Tensor | None, drop_rate: float) -> None:
+        i, c = self.halves * layer, self.c0 + self.k * layer
+        own = self._columns(slice(c, c + self.k))
+        if mask is not None:
+            dz = apply_dropout_mask(self._with_line(own), as_rows(mask), drop_rate)
+            own = DeferredGrad(dz, dz, torch.zeros_like(own.line))
+        behind: DeferredGrad | NormReluGrad = own
+        if self.bottlenecks:
+            y = self.bottlenecks[layer]
+            line = self._half(i + 1, behind, y, None, self.da)
+            behind = NormReluGrad(y, self.norms[i + 1], self.da, line.to(self.wide))
+        if self.wanted(i, of_half=3):
+            to = self.d if self.d_is_ours else torch.empty_like(self.d)
+            into = (self.d[:, :c], to[:, :c]) if self.wanted(i) else (None, None)
+            self.lines[:, :c] += self._half(i, behind, self.buffer[:, :c], *into)
+            self.d, self.d_is_ours = to, True
+
+    def _half(
+        self,
+        i: int,
+        behind: DeferredGrad | NormReluGrad,
+        x: Tensor,
+        d: Tensor | None,
+        to: Tensor | None,
+    ) -> Tensor:
+        """Norm i, relu and convolution backward, from the gradient behind the convolution.
+
+        Keeps the gradients of the parameters; what goes to `to`, if that is wanted, says
+        norm_relu_conv_backward. Returns the line that x's gradient lacks, [2, c].
+        """
+        norm, weight, place = self.norms[i], self.parameters[3 * i + 2], 1 + 3 * i
+        sums = self.lines.new_zeros(2, x.shape[1])
+        before, grad = self.wanted(i, of_half=2), None
+        if self.needs[place + 2]:
+            grad = self.grads[place + 2] = torch.zeros_like(
+                contiguous_weight(weight), dtype=self.wide
+            )
+        self.kernels.norm_relu_conv_backward(
+            behind, x, norm, weight, (self.h, self.w), sums if before else None, grad, d, to
+        )
+        line = torch.zeros_like(sums)
+        if before:
+            self.grads[place], self.grads[place + 1] = sums[1] * norm[3], sums[0]
+            if self.training[i]:
+                self.kernels.correction(norm, reduce_sums(sums, self.sync), self.count, line)
+        return line
+
+    def _columns(self, columns: slice) -> DeferredGrad:
+        line = torch.cat([self.moments[:1, columns], self.lines[:, columns]]).to(self.wide)
+        return DeferredGrad(self.d[:, columns], self.buffer[:, columns], line)
+
+    def _with_line(self, deferred: DeferredGrad) -> Tensor:
+        out = torch.empty_like(deferred.d, memory_format=torch.contiguous_format)
+        self.kernels.add_line(*deferred, out)
+        return out
+
+    def gradients(self, grad: Tensor) -> list[Tensor]:
+        """All that was wanted, in the dtypes of x and of the parameters."""
+        if self.needs[0]:
+            dx = self._with_line(self._columns(slice(0, self.c0)))
+            self.grads[0] = as_maps(dx, self.h, self.w)
+        like = (grad, *self.parameters)
+        return [found.to(of.dtype) for found, of in zip(self.grads, like, strict=True)]
 
 
 @dense_block_backward.register_fake

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from densekit.config import UserError
-from densekit.ops.lean.kernels.plain import merge
+from densekit.ops.lean.kernels.plain import merge_moments
 
 
 def several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def over_ranks(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def gather_moments(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The moments [2, c] and the count of all ranks' values together, in the order of ranks.
 
     Every rank must call it; one without values adds nothing.
@@ -32,10 +32,10 @@ def over_ranks(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
             "BatchNorm needs more than one value per channel over all ranks in training: use a "
             "larger batch or larger images"
         )
-    return merge(gathered[:, :-1].view(-1, *moments.shape), counts), counts.sum()
+    return merge_moments(gathered[:, :-1].view(-1, *moments.shape), counts), counts.sum()
 
 
-def sum_over_ranks(sums: Tensor, sync: bool) -> Tensor:
+def reduce_sums(sums: Tensor, sync: bool) -> Tensor:
     """What all ranks have together where BatchNorm is synchronised; this rank's own stays."""
     if not (sync and several_ranks()):
         return sums
@@ -81,7 +81,7 @@ def refuse_one_value(x: Tensor, sync: bool) -> None:
         raise ValueError(f"Expected more than 1 value per channel when training, got {x.shape}")
 
 
-def running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def running_moments(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The running statistics, as moments of a batch of one value."""
     moments = torch.stack([_present(norm.running_mean), _present(norm.running_var)]).double()
     return moments, moments.new_ones(())

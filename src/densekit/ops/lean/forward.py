@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from densekit.ops.lean.backward import dense_block_backward
 from densekit.ops.lean.batch_norm import (
+    gather_moments,
     mean_and_variance,
-    over_ranks,
     refuse_one_value,
-    running,
+    running_moments,
     several_ranks,
     update_running,
 )
 from densekit.ops.lean.kernels import kernels_for
-from densekit.ops.lean.layout import as_computed, as_maps, as_rows, dropped
+from densekit.ops.lean.layout import apply_dropout_mask, as_maps, as_rows, in_compute_format
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 
@@ -43,19 +43,19 @@ def dense_block(x: Tensor, layers: Sequence[Any]) -> Tensor:
 
     What `ops.refusals` names must not be asked of it.
     """
-    x, first = as_computed(x), layers[0]
+    x, first = in_compute_format(x), layers[0]
     sync = isinstance(first.norm1, SyncBatchNorm2d)
     norms = [norm for layer in layers for norm in _norms(layer)]
     training = [norm.training for norm in norms]
     if any(training):
         refuse_one_value(x, sync)
-    parameters = [parameter for layer in layers for parameter in _parameters(layer)]
+    parameters = [parameter for layer in layers for parameter in _layer_parameters(layer)]
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))
     nothing = x.new_empty(0)
     features, moments, inner, count, *_ = _dense_block(
         x,
         parameters,
-        [nothing if norm.training else running(norm)[0] for norm in norms],
+        [nothing if norm.training else running_moments(norm)[0] for norm in norms],
         [norm.eps for norm in norms],
         training,
         first.drop_rate if first.training else 0.0,
@@ -81,7 +81,7 @@ def _norms(layer: Any) -> list[nn.BatchNorm2d]:
     return [layer.norm1, layer.norm2] if layer.bottleneck else [layer.norm1]
 
 
-def _parameters(layer: Any) -> list[Tensor]:
+def _layer_parameters(layer: Any) -> list[Tensor]:
     """gamma, beta and weight of each half: norm1, conv1, and behind a bottleneck norm2, conv2."""
     halves = [(layer.norm1, layer.conv1)]
     if layer.bottleneck:
@@ -109,66 +109,111 @@ def _dense_block(
     sync: bool,
     recorded: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Features, their moments, those of the bottlenecks [L, 2, K], the count of values.
+    """Features, their moments, those of the bottlenecks [L, 2, K], and how many values each has.
 
-    And for backward, if it is `recorded`: norms, bottlenecks [M, K], and dropout's masks. A norm
-    that trains takes the batch's moments, another the `known` ones.
+    With `recorded` also what backward needs: norms, bottlenecks [M, K], and dropout's masks. A norm
+    in training takes the batch's moments, one in evaluation those in `known`.
     """
     with torch.autocast(x.device.type, enabled=False):
-        (n, c0, h, w), halves = x.shape, 2 if bottleneck else 1
-        k, layers, m = parameters[-1].shape[0], len(eps) // halves, n * h * w
-        wide = torch.promote_types(x.dtype, torch.float32)
-        buffer = x.new_empty(m, c0 + layers * k)
-        moments = torch.zeros(2, c0 + layers * k, dtype=torch.float64, device=x.device)
-        inner = moments.new_zeros(layers if bottleneck else 0, 2, parameters[2].shape[0])
-        count = moments.new_tensor(float(m))
-        norms, bottlenecks, masks = [], [], []
-        kernels = kernels_for(buffer)
+        block = _Forward(x, parameters, known, eps, training, bottleneck, sync)
+        masks = [block.add_layer(layer, drop_rate) for layer in range(block.layers)]
+        kept = (block.norms, block.bottlenecks, masks if drop_rate > 0 else [])
+        features = as_maps(block.buffer, block.h, block.w)
+        return (
+            features,
+            block.moments,
+            block.inner,
+            block.count,
+            *(kept if recorded else ([], [], [])),
+        )
 
-        def over_all(found: Tensor) -> Tensor:
-            nonlocal count
-            if sync and several_ranks():
-                found, count = over_ranks(found, m)
-            return found
 
-        def half(i: int, inputs: Tensor, batch: Tensor, z: Tensor, found: Tensor | None) -> None:
-            gamma, beta, weight = parameters[3 * i : 3 * i + 3]
-            statistics = (batch, count) if training[i] else (known[i], torch.ones_like(count))
-            norm = x.new_empty(4, gamma.shape[0], dtype=wide)
-            kernels.normalisation(*statistics, gamma, beta, eps[i], norm)
-            kernels.norm_relu_conv(inputs, norm, weight, z, (h, w), found)
-            norms.append(norm)
+class _Forward:
+    """A forward pass. The buffer [M, C + L*k] and its moments grow by k columns a layer."""
 
-        shared = any(training)  # idea 1
-        found = moments.new_zeros(2, c0)
-        if shared:
-            kernels.moments(as_rows(x), found, buffer[:, :c0])
-            moments[:, :c0] = over_all(found)
+    def __init__(
+        self,
+        x: Tensor,
+        parameters: list[Tensor],
+        known: list[Tensor],
+        eps: list[float],
+        training: list[bool],
+        bottleneck: bool,
+        sync: bool,
+    ) -> None:
+        self.parameters, self.known, self.eps, self.training = parameters, known, eps, training
+        (n, self.c0, self.h, self.w), self.bottleneck = x.shape, bottleneck
+        self.k, self.m = parameters[-1].shape[0], n * self.h * self.w
+        self.layers = len(eps) // (2 if bottleneck else 1)
+        self.wide = torch.promote_types(x.dtype, torch.float32)
+        channels, bottleneck_width = self.c0 + self.layers * self.k, parameters[2].shape[0]
+        self.buffer = x.new_empty(self.m, channels)
+        self.moments = torch.zeros(2, channels, dtype=torch.float64, device=x.device)
+        self.inner = self.moments.new_zeros(self.layers if bottleneck else 0, 2, bottleneck_width)
+        self.count = self.moments.new_tensor(float(self.m))
+        self.norms: list[Tensor] = []
+        self.bottlenecks: list[Tensor] = []
+        self.kernels = kernels_for(self.buffer)
+        self.takes_statistics = any(training)
+        self.gathers = sync and self.takes_statistics and several_ranks()
+        self._copy_input(as_rows(x))
+
+    def _copy_input(self, rows: Tensor) -> None:
+        own = self.buffer[:, : self.c0]
+        if self.takes_statistics:
+            found = self.moments.new_zeros(2, self.c0)
+            self.kernels.moments(rows, found, own)
+            self.moments[:, : self.c0] = self._over_ranks(found)
         else:
-            buffer[:, :c0] = as_rows(x)
-        for layer in range(layers):
-            i, c = halves * layer, c0 + k * layer
-            inputs, batch, z = buffer[:, :c], moments[:, :c], buffer[:, c : c + k]
-            if bottleneck:
-                y = x.new_empty(m, inner.shape[2])
-                half(i, inputs, batch, y, inner[layer] if training[i + 1] else None)
-                inner[layer] = over_all(inner[layer])
-                bottlenecks.append(y)
-                i, inputs, batch = i + 1, y, inner[layer]
-            found = moments.new_zeros(2, k)
-            half(i, inputs, batch, z, found if shared and drop_rate == 0 else None)
-            if drop_rate > 0:
-                masks.append(_drawn(x.new_empty(n, h, w, k).permute(0, 3, 1, 2), drop_rate))
-                z.copy_(dropped(z, as_rows(masks[-1]), drop_rate))
-                if shared:
-                    kernels.moments(z, found)
-            moments[:, c : c + k] = over_all(found)
-        if not recorded:
-            norms, bottlenecks, masks = [], [], []
-        return as_maps(buffer, h, w), moments, inner, count, norms, bottlenecks, masks
+            own[:] = rows
+
+    def add_layer(self, layer: int, drop_rate: float) -> Tensor:
+        """Writes the layer's k columns and their moments; returns what dropout keeps, if it is on.
+
+        The moments of columns are taken once, here, for all layers that will read them (idea 1).
+        """
+        c = self.c0 + self.k * layer
+        x, batch, z = self.buffer[:, :c], self.moments[:, :c], self.buffer[:, c : c + self.k]
+        i = 2 * layer if self.bottleneck else layer
+        if self.bottleneck:
+            y = x.new_empty(self.m, self.inner.shape[2])
+            self._half(i, x, batch, y, self.inner[layer] if self.training[i + 1] else None)
+            self.inner[layer] = self._over_ranks(self.inner[layer])
+            self.bottlenecks.append(y)
+            i, x, batch = i + 1, y, self.inner[layer]
+        found = self.moments.new_zeros(2, self.k)
+        in_one_pass = self.takes_statistics and drop_rate == 0
+        self._half(i, x, batch, z, found if in_one_pass else None)
+        mask = z.new_empty(0)
+        if drop_rate > 0:
+            n = self.m // (self.h * self.w)
+            like = z.new_empty(n, self.h, self.w, self.k).permute(0, 3, 1, 2)
+            mask = _draw_mask(like, drop_rate)
+            z.copy_(apply_dropout_mask(z, as_rows(mask), drop_rate))
+            if self.takes_statistics:
+                self.kernels.moments(z, found)
+        self.moments[:, c : c + self.k] = self._over_ranks(found)
+        return mask
+
+    def _half(self, i: int, x: Tensor, batch: Tensor, z: Tensor, found: Tensor | None) -> None:
+        """Norm i, relu and the convolution after it: x -> z; `found` becomes z's moments."""
+        gamma, beta, weight = self.parameters[3 * i : 3 * i + 3]
+        moments, count = batch, self.count
+        if not self.training[i]:
+            moments, count = self.known[i], torch.ones_like(self.count)
+        norm = x.new_empty(4, gamma.shape[0], dtype=self.wide)
+        self.kernels.normalisation(moments, count, gamma, beta, self.eps[i], norm)
+        self.kernels.norm_relu_conv(x, norm, weight, z, (self.h, self.w), found)
+        self.norms.append(norm)
+
+    def _over_ranks(self, found: Tensor) -> Tensor:
+        """The moments of all ranks' values where BatchNorm is synchronised."""
+        if self.gathers:
+            found, self.count = gather_moments(found, self.m)
+        return found
 
 
-def _drawn(like: Tensor, drop_rate: float) -> Tensor:
+def _draw_mask(like: Tensor, drop_rate: float) -> Tensor:
     """What F.dropout keeps, drawn as it draws: the reference's masks with the reference's seed."""
     return F.dropout(torch.ones_like(like), drop_rate) > 0
 

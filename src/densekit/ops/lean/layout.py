@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def as_computed(x: Tensor) -> Tensor:
+def in_compute_format(x: Tensor) -> Tensor:
     """In channels_last, and in autocast's format where that is on."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -26,11 +26,11 @@ def as_maps(rows: Tensor, h: int, w: int) -> Tensor:
     return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def dropped(z: Tensor, kept: Tensor, drop_rate: float) -> Tensor:
+def apply_dropout_mask(z: Tensor, kept: Tensor, drop_rate: float) -> Tensor:
     return z * kept * (1 / (1 - drop_rate))
 
 
-def dense(weight: Tensor) -> Tensor:
+def contiguous_weight(weight: Tensor) -> Tensor:
     """A convolution's weight whose outputs are outermost, with nothing between its numbers."""
     is_dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
     return weight if is_dense else weight.contiguous()

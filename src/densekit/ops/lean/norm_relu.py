@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from densekit.ops.lean.batch_norm import (
+    gather_moments,
     mean_and_variance,
-    over_ranks,
+    reduce_sums,
     refuse_one_value,
     refuse_second_derivative,
-    running,
+    running_moments,
     several_ranks,
-    sum_over_ranks,
     update_running,
 )
 from densekit.ops.lean.kernels import kernels_for
 from densekit.ops.lean.kernels.plain import Pool
-from densekit.ops.lean.layout import as_computed, as_maps, as_rows
+from densekit.ops.lean.layout import as_maps, as_rows, in_compute_format
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 
@@ -36,14 +36,14 @@ def norm_relu(x: Tensor, norm: Any, pool: Literal["none", "average", "max"] = "n
     A norm that trains updates its running statistics. What `ops.refusals` names must not be asked
     of it.
     """
-    x = as_computed(x)
+    x = in_compute_format(x)
     sync = isinstance(norm, SyncBatchNorm2d)
     if norm.training:
         refuse_one_value(x, sync)
         moments, count = _moments(x.detach(), sync)
         update_running([norm], *mean_and_variance(moments.unsqueeze(0), count, norm))
     else:
-        moments, count = running(norm)
+        moments, count = running_moments(norm)
     return _norm_relu(
         x, norm.weight, norm.bias, moments, count, norm.eps, norm.training, pool, sync
     )[0]
@@ -58,7 +58,7 @@ def _moments(x: Tensor, sync: bool) -> tuple[Tensor, Tensor]:
     moments = rows.new_empty(2, rows.shape[1], dtype=torch.float64)
     kernels_for(rows).moments(rows, moments)
     if sync and several_ranks():
-        return over_ranks(moments, len(rows))
+        return gather_moments(moments, len(rows))
     return moments, moments.new_tensor(float(len(rows)))
 
 
@@ -142,7 +142,7 @@ def _norm_relu_backward(
         return x.new_empty(0), sums
     line = torch.zeros_like(sums)
     if training:
-        kernels.correction(norm, sum_over_ranks(sums, sync), count, line)
+        kernels.correction(norm, reduce_sums(sums, sync), count, line)
     dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
     kernels.norm_relu_grad(rows, norm, da, line.to(norm.dtype), dx, pooled)
     return as_maps(dx, h, w), sums

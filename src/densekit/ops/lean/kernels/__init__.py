@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from densekit.ops.lean.kernels import native, plain
-from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool, Size
+from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad, Pool, Size
 
 
 class Kernels(Protocol):
@@ -40,7 +40,7 @@ class Kernels(Protocol):
     ) -> None: ...
     def norm_relu_conv_backward(
         self,
-        behind: Corrected | Normed,
+        behind: DeferredGrad | NormReluGrad,
         x: Tensor,
         norm: Tensor,
         weight: Tensor,
@@ -65,13 +65,13 @@ class Kernels(Protocol):
     def add_line(self, d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None: ...
 
 
-NAMES = (
+KERNEL_NAMES = (
     "normalisation", "correction", "norm_relu", "norm_relu_pool", "moments", "grad_sums",
     "norm_relu_grad", "add_line", "norm_relu_conv", "norm_relu_conv_backward",
 )  # fmt: skip
 
 
-def named(device: torch.device, dtype: torch.dtype) -> str:
+def implementation(device: torch.device, dtype: torch.dtype) -> str:
     """native (C++, for float32 and bfloat16 on a CPU with a compiler), compiled (CUDA) or plain."""
     if device.type == "cuda":
         return "compiled"
@@ -82,11 +82,11 @@ def named(device: torch.device, dtype: torch.dtype) -> str:
 
 def kernels_for(x: Tensor) -> Kernels:
     """What computes `x`."""
-    name = named(x.device, x.dtype)
+    name = implementation(x.device, x.dtype)
     return _compiled() if name == "compiled" else native if name == "native" else plain
 
 
 @functools.cache
 def _compiled() -> Kernels:
-    compiled = {name: torch.compile(getattr(plain, name), dynamic=True) for name in NAMES}
+    compiled = {name: torch.compile(getattr(plain, name), dynamic=True) for name in KERNEL_NAMES}
     return SimpleNamespace(**compiled)

@@ -132,7 +132,7 @@ void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float
 
 // Where the gradient behind a convolution comes from, [pixels, k]: for column j, at a pixel.
 template <class T>
-struct Corrected {  // d + shift + slope * (x - mean); line is [3, k]: mean, shift, slope
+struct DeferredGrad {  // d + shift + slope * (x - mean); line is [3, k]: mean, shift, slope
   const T *d, *x;
   Index ldd, ldx;
   const float* line;
@@ -151,7 +151,7 @@ struct Corrected {  // d + shift + slope * (x - mean); line is [3, k]: mean, shi
   }
 };
 template <class T>
-struct Normed {  // norm_relu_grad of (y, norm, da, line), all [pixels, k]
+struct NormReluGrad {  // norm_relu_grad of (y, norm, da, line), all [pixels, k]
   const T *y, *da;
   const float *norm, *line;
   Index k;

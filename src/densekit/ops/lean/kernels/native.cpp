@@ -286,10 +286,10 @@ void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w,
     Weight<const float> of{weight, k, c, taps, of_c, of_tap};                                      \
     Asked<T> asked{sums, from, to, ld, grad};                                                      \
     if (norm_y)                                                                                    \
-      norm_relu_conv_backward(Normed<T>{y, d, norm_y, line, k}, x, ldx, norm, of, asked, n, h, w,  \
+      norm_relu_conv_backward(NormReluGrad<T>{y, d, norm_y, line, k}, x, ldx, norm, of, asked, n, h, w,  \
                               threads);                                                            \
     else                                                                                           \
-      norm_relu_conv_backward(Corrected<T>{d, y, ldd, ldy, line, k}, x, ldx, norm, of, asked, n,   \
+      norm_relu_conv_backward(DeferredGrad<T>{d, y, ldd, ldy, line, k}, x, ldx, norm, of, asked, n,   \
                               h, w, threads);                                                      \
   }                                                                                                \
   void moments_##name(const T* z, Index ldz, T* copy, Index ldc, double* out, Index rows,          \

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from densekit.files import cache_folder
-from densekit.ops.lean.kernels.plain import Corrected, Normed, Pool, Size
-from densekit.ops.lean.layout import dense
+from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad, Pool, Size
+from densekit.ops.lean.layout import contiguous_weight
 from densekit.progress import waiting
 
 FOLDER = Path(__file__).parent
@@ -86,10 +86,10 @@ def _library() -> ctypes.CDLL:
         raise Unavailable(f"native kernels are built on Linux only, not on {sys.platform}")
     compiler = _compiler()
     try:
-        key = _key(compiler)
+        key = _cache_key(compiler)
     except OSError as error:
         raise Unavailable(f"{compiler} cannot be run: {error}") from error
-    library = _cached(compiler, cache_folder() / "kernels" / f"native-{key}.so")
+    library = _load_or_compile(compiler, cache_folder() / "kernels" / f"native-{key}.so")
     for name, types in ARGUMENTS.items():
         suffixes = ("f32",) if name in VECTORS else SUFFIX.values()
         for suffix in suffixes:
@@ -98,7 +98,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _cached(compiler: str, file: Path) -> ctypes.CDLL:
+def _load_or_compile(compiler: str, file: Path) -> ctypes.CDLL:
     """The library from `file`, compiled to it if it is missing or damaged."""
     with contextlib.suppress(OSError):
         return ctypes.CDLL(str(file))
@@ -130,7 +130,7 @@ def _compiler() -> str:
     return found
 
 
-def _key(compiler: str) -> str:
+def _cache_key(compiler: str) -> str:
     """Of all that the compiled code depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     cpu = Path("/proc/cpuinfo").read_text()
@@ -203,13 +203,13 @@ def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
 def norm_relu_conv(
     x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
 ) -> None:
-    weight = dense(weight.float())
-    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight), _rows(z), z.stride(0))
+    weight = contiguous_weight(weight.float())
+    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight_layout(weight), _rows(z), z.stride(0))
     _call("norm_relu_conv", x, *pixels, _optional(found), *_maps(x, size))
 
 
 def norm_relu_conv_backward(
-    behind: Corrected | Normed,
+    behind: DeferredGrad | NormReluGrad,
     x: Tensor,
     norm: Tensor,
     weight: Tensor,
@@ -219,17 +219,17 @@ def norm_relu_conv_backward(
     d: Tensor | None = None,
     to: Tensor | None = None,
 ) -> None:
-    weight = dense(weight.float())
+    weight = contiguous_weight(weight.float())
     assert grad is None or (grad.stride() == weight.stride() and grad.dtype == weight.dtype)
     assert d is None or (to is not None and d.stride(0) == to.stride(0))
-    if isinstance(behind, Corrected):
+    if isinstance(behind, DeferredGrad):
         first, second, norm_y = behind.x, behind.d, None
     else:
         first, second, norm_y = behind.y, behind.da, behind.norm
         assert first.is_contiguous()
         assert second.is_contiguous()
     dz = (_rows(first), first.stride(0), _rows(second), second.stride(0), _optional(norm_y))
-    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight(weight))
+    pixels = (_rows(x), x.stride(0), _whole(norm), *_weight_layout(weight))
     into = (_optional(d), _optional(to), 0 if to is None else to.stride(0))
     found = (_optional(sums), *into, None if grad is None else grad.data_ptr())
     line = _whole(behind.line)
@@ -267,7 +267,7 @@ def _optional(x: Tensor | None) -> int | None:
     return None if x is None else _rows(x)
 
 
-def _weight(weight: Tensor) -> tuple[int, ...]:
+def _weight_layout(weight: Tensor) -> tuple[int, ...]:
     """Where it is, k, c, taps, and how far apart two of c and two taps are."""
     k, c, *window = weight.shape
     return weight.data_ptr(), k, c, math.prod(window), weight.stride(1), weight.stride(3)

@@ -33,7 +33,7 @@ class Pool(NamedTuple):
     """uint8 [M after the pool, c]: which of a window's 9 pixels the maximum is."""
 
 
-class Corrected(NamedTuple):
+class DeferredGrad(NamedTuple):
     """The gradient behind a convolution: add_line of these."""
 
     d: Tensor
@@ -41,7 +41,7 @@ class Corrected(NamedTuple):
     line: Tensor
 
 
-class Normed(NamedTuple):
+class NormReluGrad(NamedTuple):
     """The gradient behind a convolution before a norm and its relu: norm_relu_grad of these."""
 
     y: Tensor
@@ -98,11 +98,11 @@ def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
         var, mean = torch.var_mean(piece, 0, correction=0)
         own = torch.stack([mean, var * len(piece)]).double()
         counts = torch.tensor([seen, len(piece)], dtype=torch.float64, device=z.device)
-        found.copy_(merge(torch.stack([found, own]), counts) if seen else own)
+        found.copy_(merge_moments(torch.stack([found, own]), counts) if seen else own)
         seen += len(piece)
 
 
-def merge(parts: Tensor, counts: Tensor) -> Tensor:
+def merge_moments(parts: Tensor, counts: Tensor) -> Tensor:
     """The moments of all values from those of parts, [p, 2, c], of `counts` values each, [p]."""
     means, squares = parts.unbind(1)
     counts = counts.unsqueeze(1)
@@ -117,7 +117,7 @@ def norm_relu_conv(
 
     Maps are `size`, height and width, before and after. `found` becomes z's moments.
     """
-    weight = _weight(weight, x)
+    weight = _cast_weight(weight, x)
     for rows in _images(x, size):
         a = torch.empty_like(x[rows], memory_format=torch.contiguous_format)
         norm_relu(x[rows], norm, a)
@@ -127,7 +127,7 @@ def norm_relu_conv(
 
 
 def norm_relu_conv_backward(
-    behind: Corrected | Normed,
+    behind: DeferredGrad | NormReluGrad,
     x: Tensor,
     norm: Tensor,
     weight: Tensor,
@@ -142,7 +142,7 @@ def norm_relu_conv_backward(
     sums += what grad_sums finds, grad += the gradient of weight, and with g as in grad_sums
     to = d + g * scale, or, without d, to = g. `to` may be d; their rows lie alike.
     """
-    cast, padding = _weight(weight, x), [weight.shape[-1] // 2] * 2
+    cast, padding = _cast_weight(weight, x), [weight.shape[-1] // 2] * 2
     for rows in _images(x, size):
         piece, dz = x[rows], _behind(behind, rows)
         a = torch.empty_like(piece, memory_format=torch.contiguous_format)
@@ -224,14 +224,14 @@ def _images(x: Tensor, size: Size) -> Iterator[slice]:
         yield slice(start, min(start + rows, len(x)))
 
 
-def _weight(weight: Tensor, x: Tensor) -> Tensor:
+def _cast_weight(weight: Tensor, x: Tensor) -> Tensor:
     return weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _behind(behind: Corrected | Normed, rows: slice) -> Tensor:
-    whole = behind.d if isinstance(behind, Corrected) else behind.da
+def _behind(behind: DeferredGrad | NormReluGrad, rows: slice) -> Tensor:
+    whole = behind.d if isinstance(behind, DeferredGrad) else behind.da
     dz = torch.empty_like(whole[rows], memory_format=torch.contiguous_format)
-    if isinstance(behind, Corrected):
+    if isinstance(behind, DeferredGrad):
         add_line(behind.d[rows], behind.x[rows], behind.line, dz)
     else:
         norm_relu_grad(behind.y[rows], behind.norm, behind.da[rows], behind.line, dz)
