@@ -29,7 +29,7 @@ from densekit.data.loader import (
     resolve_workers,
     steps_per_epoch,
 )
-from densekit.data.transforms import Preprocessing, decode
+from densekit.data.transforms import Preprocessing, UnreadableImage, decode
 
 DATA = DataConfig(image_size=12, batch_size=6, workers=0, evaluate=EvaluateConfig(resize=14))
 
@@ -56,6 +56,18 @@ def alike(one: Iterable[Step], other: Iterable[Step]) -> bool:
         )
         for a, b in zip(one, other, strict=True)
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_limit_on_pixels_reaches_those_who_read(examples: Examples, workers: int) -> None:
+    data = DATA.model_copy(update={"workers": workers, "max_pixels": 319})
+    with pytest.raises(UnreadableImage, match="more than 319 pixels"):
+        next(iter(TrainStream(examples, data, seed=3, epochs=1)))
+    batches = eval_batches(
+        examples, Preprocessing.from_config(data), 4, workers, max_pixels=data.max_pixels
+    )
+    with pytest.raises(UnreadableImage, match="more than 319 pixels"):
+        next(batches)
 
 
 # Cutting ------------------------------------------------------------------------------------

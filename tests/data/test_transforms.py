@@ -235,6 +235,35 @@ def test_a_pil_image_that_fails_late_is_named(tmp_path: Path) -> None:
         from_image(Image.open(file), 3)
 
 
+# The limit on pixels ------------------------------------------------------------------------
+
+
+def test_images_of_too_many_pixels_are_refused_with_the_way_on(tmp_path: Path) -> None:
+    picture(20, 30).save(tmp_path / "large.png")
+    for source in (tmp_path / "large.png", (tmp_path / "large.png").read_bytes()):
+        with pytest.raises(
+            UnreadableImage, match=r"more than 599 pixels; .*raise data\.max_pixels .*--max-pixels"
+        ):
+            decode(source, 3, max_pixels=599)
+        assert decode(source, 3, max_pixels=600).shape == (3, 30, 20)
+
+
+def test_the_limit_is_raised_beyond_pils_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PIL's is one for the process: it stays as it is unless a higher one is asked for."""
+    picture(20, 30).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # PIL refuses from 400 on
+    with pytest.raises(UnreadableImage, match="more than 400 pixels"):
+        decode(tmp_path / "large.png", 3, max_pixels=400)
+    assert Image.MAX_IMAGE_PIXELS == 200
+    assert decode(tmp_path / "large.png", 3, max_pixels=1000).shape == (3, 30, 20)
+
+
+def test_the_default_limit_is_pils() -> None:
+    assert DataConfig().max_pixels == 2 * Image.MAX_IMAGE_PIXELS
+
+
 # Evaluation ---------------------------------------------------------------------------------
 
 

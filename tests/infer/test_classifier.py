@@ -101,6 +101,13 @@ def test_a_row_is_the_networks_answer(classifier: Classifier, files: list[str]) 
     assert len(winners) > 1, "a network that always answers the same shows nothing"
 
 
+def test_the_limit_on_pixels(files: list[str], tmp_path: Path) -> None:
+    folder = write(tmp_path / "best")
+    (row,) = load(folder, device="cpu", max_pixels=100).predict(files[:1])
+    assert "more than 100 pixels" in str(row["error"])
+    assert load(folder, device="cpu").predict(files[:1])[0]["error"] is None
+
+
 def test_files_that_would_be_seen_black_are_warned_of(
     classifier: Classifier, files: list[str], tmp_path: Path
 ) -> None:

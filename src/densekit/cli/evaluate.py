@@ -13,6 +13,7 @@ from densekit.cli.options import (
     Config,
     Device,
     EvaluationData,
+    MaxPixels,
     ModelName,
     Options,
     PrecisionName,
@@ -37,6 +38,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     precision: PrecisionName = "fp32",
+    max_pixels: MaxPixels = None,
     json: AsJson = False,
 ) -> None:
     """Evaluate a network: top-1, top-5, loss, calibration, confusion, per class.
@@ -62,7 +64,7 @@ def evaluate(
         opened = distributed.on_every_rank(lambda: asked.open(classes, model))
         show_notes([*asked.notes, *opened.notes])
         found = evaluate_source(
-            opened, formats, data, batch_size, "auto" if workers is None else workers
+            opened, formats, data, batch_size, "auto" if workers is None else workers, max_pixels
         )
         print_evaluation(found, as_json=json)
 

@@ -43,6 +43,12 @@ BatchSize = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--batch-size", min=1, help="Images at once, of each rank."),
 ]
+MaxPixels = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--max-pixels", metavar="N", min=1, help="Larger images are refused; as in training."
+    ),
+]
 OwnFolder = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

@@ -13,6 +13,7 @@ from densekit.cli.options import (
     Classes,
     Config,
     Device,
+    MaxPixels,
     ModelName,
     Options,
     PrecisionName,
@@ -38,6 +39,7 @@ def predict(
     batch_size: BatchSize = None,
     device: Device = "auto",
     precision: PrecisionName = "fp32",
+    max_pixels: MaxPixels = None,
     json: AsJson = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
 ) -> None:
@@ -69,7 +71,7 @@ def predict(
         raise UserError("say which images to predict: files, or folders of them")
     opened = asked.open(classes, model)
     show_notes([*asked.notes, *opened.notes, *dark_files(images)])
-    classifier = Classifier(opened, resolve(asked.device(device), precision))
+    classifier = Classifier(opened, resolve(asked.device(device), precision), max_pixels)
     size = batch_size or asked.infer.batch_size
     rows = bar(classifier.rows(images, topk, size), len(images), "predicting")
     if csv:

@@ -13,6 +13,7 @@ import numpy as np
 
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
+from densekit.data.config import MAX_PIXELS
 from densekit.data.listing import Examples, readable
 from densekit.data.transforms import UnreadableImage, decode
 
@@ -29,13 +30,16 @@ def check_split(
     sample: int,
     channels: int,
     may_skip: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[np.ndarray, list[str]]:
     """`check_examples` of both, and that they share no file -> training images per class,
     warnings. So many training files as `may_skip` may be bad. Raises UserError.
     """
     files = real_files(train.paths), real_files(val.paths)
-    counts, warnings = check_examples(train, num_classes, sample, channels, files[0], may_skip)
-    _, of_val = check_examples(val, num_classes, sample, channels, files[1])
+    counts, warnings = check_examples(
+        train, num_classes, sample, channels, max_pixels, files[0], may_skip
+    )
+    _, of_val = check_examples(val, num_classes, sample, channels, max_pixels, files[1])
     in_train = {file: index for index, file in enumerate(files[0])}
     shared = [index for index, file in enumerate(files[1]) if file in in_train]
     if shared:
@@ -54,6 +58,7 @@ def check_examples(
     num_classes: int,
     sample: int,
     channels: int,
+    max_pixels: int = MAX_PIXELS,
     files: Sequence[str] | None = None,
     may_skip: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
@@ -72,7 +77,7 @@ def check_examples(
             f"set model.num_classes={worst + 1} or correct the list"
         )
     warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
-    warnings += _check_files(examples, sample, channels, may_skip)
+    warnings += _check_files(examples, sample, channels, max_pixels, may_skip)
     warnings += dark_files(examples.paths, sample)
     counts = np.bincount(examples.labels, minlength=num_classes)
     empty = np.flatnonzero(counts == 0).tolist()
@@ -152,9 +157,11 @@ def named_labels(examples: Examples, labels: Sequence[int]) -> str:
     return ", ".join(examples.classes.get(label, str(label)) for label in labels[:NAMED]) + more
 
 
-def _check_files(examples: Examples, sample: int, channels: int, may_skip: int) -> list[str]:
+def _check_files(
+    examples: Examples, sample: int, channels: int, max_pixels: int, may_skip: int
+) -> list[str]:
     spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
-    faults = (_fault(examples, index, channels) for index in spread.tolist())
+    faults = (_fault(examples, index, channels, max_pixels) for index in spread.tolist())
     bad = [fault for fault in faults if fault]
     if not bad:
         return []
@@ -169,10 +176,10 @@ def _check_files(examples: Examples, sample: int, channels: int, may_skip: int) 
     )
 
 
-def _fault(examples: Examples, index: int, channels: int) -> str | None:
+def _fault(examples: Examples, index: int, channels: int, max_pixels: int) -> str | None:
     """Why an image cannot be read, with its place; None if it can."""
     try:
-        decode(examples.paths[index], channels)
+        decode(examples.paths[index], channels, max_pixels)
     except UnreadableImage as error:
         return str(error.at(examples.where(index)))
     return None

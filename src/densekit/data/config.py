@@ -16,6 +16,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
+MAX_PIXELS = 178_956_970  # twice PIL's MAX_IMAGE_PIXELS, from where PIL refuses an image
 NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
 
 Number = TypeVar("Number", bound=float)
@@ -205,6 +206,9 @@ class DataConfig(Section):
         10, ge=0, json_schema_extra=NO_NUMBER
     )
     """Images that may be left out before the run stops."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1, json_schema_extra=NO_NUMBER)
+    """Images of more pixels are refused before they are decoded, since a small file may claim to
+    hold billions; the default is PIL's own limit. Raise it for files that you trust."""
 
     augment: AugmentConfig = AugmentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -234,10 +238,6 @@ class DataConfig(Section):
     def mixes(self) -> bool:
         """Whether training labels may be mixtures."""
         return self.augment.mixes
-
-    @property
-    def eval_batch_size(self) -> int:
-        return self.evaluate.batch_size
 
 
 def larger(side: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from densekit.data.config import MAX_PIXELS
 from densekit.data.listing import Examples
 from densekit.data.transforms import UnreadableImage, decode
 
@@ -74,17 +75,18 @@ class ImageDataset(Dataset):
         channels: int,
         side: int,
         seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
         skip_bad: bool = False,
     ) -> None:
         self.examples, self.transform, self.seed = examples, transform, seed
-        self.skip_bad = skip_bad
+        self.max_pixels, self.skip_bad = max_pixels, skip_bad
         self.shape = (channels, side, side)
 
     def __getitem__(self, key: Key) -> Sample | UnreadableImage | BadImage:
         """An unreadable file is handed on as a value, so that it leaves a worker unchanged."""
         epoch, index = key
         try:
-            image = decode(self.examples.paths[index], self.shape[0])
+            image = decode(self.examples.paths[index], self.shape[0], self.max_pixels)
         except UnreadableImage as error:
             error = error.at(self.examples.where(index))
             return BadImage(index, str(error)) if self.skip_bad else error

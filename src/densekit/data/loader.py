@@ -12,7 +12,7 @@ from typing import NamedTuple
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.augment import train_transform
-from densekit.data.config import DataConfig
+from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.data.dataset import BadImage, Batch, ImageDataset, Key, epoch_order
 from densekit.data.listing import Examples
 from densekit.data.transforms import Preprocessing, UnreadableImage
@@ -108,6 +108,7 @@ class TrainStream:
             config.channels,
             config.train_side,
             self.seed,
+            config.max_pixels,
             skip_bad=skip,
         )
         largest = -(-config.batch_size // (self.accumulation * self.world))
@@ -180,6 +181,7 @@ def eval_batches(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[int, Batch]]:
     """(b, batch b) for every batch b, in order, that is this rank's: b mod world == rank.
 
@@ -188,7 +190,13 @@ def eval_batches(
     n = len(examples)
     numbers = range(rank, -(-n // batch_size), world)
     keys = ([(0, i) for i in range(b * batch_size, min((b + 1) * batch_size, n))] for b in numbers)
-    dataset = ImageDataset(examples, preprocessing, preprocessing.channels, preprocessing.crop)
+    dataset = ImageDataset(
+        examples,
+        preprocessing,
+        preprocessing.channels,
+        preprocessing.crop,
+        max_pixels=max_pixels,
+    )
     return zip(
         numbers,
         read(dataset, keys, batch_size, min(workers, len(numbers)), pin_memory),

@@ -29,9 +29,10 @@ import numpy as np
 from PIL import Image
 
 from densekit.config import Tree, UserError, merge, parse_override
+from densekit.data.config import MAX_PIXELS
 from densekit.data.listing import Examples, readable
 from densekit.data.splits import find_part, locate, open_examples
-from densekit.data.transforms import UnreadableImage, decode, read_file
+from densekit.data.transforms import UnreadableImage, decode, raise_pils_limit, read_file
 
 T = TypeVar("T")
 SAMPLE = 64  # files that are looked at
@@ -105,7 +106,7 @@ def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list
     """
     spec, place, train, has_val = _open_own(folder, _asked("data.delimiter", options, str))
     classes = len(np.unique(train.labels))
-    look = look_at(train)
+    look = look_at(train, _asked("data.max_pixels", options, int) or MAX_PIXELS)
     name = readable(place.name if place.is_dir() else place.stem) or "run"
     picks = [
         (
@@ -134,8 +135,9 @@ def _asked(key: str, options: Sequence[str], kind: type[T]) -> T | None:
     return values[-1] if values and isinstance(values[-1], kind) else None
 
 
-def look_at(examples: Examples) -> Look:
+def look_at(examples: Examples, max_pixels: int = MAX_PIXELS) -> Look:
     """Opens a sample of the files. Raises UserError if none can be read."""
+    raise_pils_limit(max_pixels)
     sizes, modes, colourless = [], set(), True
     for index in np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int)).tolist():
         # A file that is no image is named later, when the data is checked.
@@ -148,7 +150,7 @@ def look_at(examples: Examples) -> Look:
             colourless = colourless and (image.mode in GREY or _colourless(image))
     if not sizes:
         try:
-            decode(examples.paths[0], 3)
+            decode(examples.paths[0], 3, max_pixels)
         except UnreadableImage as error:
             raise error.at(examples.where(0)) from error
     return Look(sizes, modes <= GREY, colourless)

@@ -21,7 +21,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from densekit.config import Section, UserError
-from densekit.data.config import DataConfig, Interpolation, Rounding, check_agreement
+from densekit.data.config import (
+    MAX_PIXELS,
+    DataConfig,
+    Interpolation,
+    Rounding,
+    check_agreement,
+)
 
 MODES = {1: "L", 3: "RGB"}
 TURNS = {  # what makes an image of this EXIF orientation upright
@@ -54,7 +60,7 @@ class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong
 # Decoding -----------------------------------------------------------------------------------
 
 
-def decode(source: str | Path | bytes, channels: int) -> Tensor:
+def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The image in a file, or in a file's bytes -> uint8 [C, H, W]. Raises UnreadableImage.
 
     By PIL, which reads JPEG as torchvision does, to the bit, and most other formats besides.
@@ -66,8 +72,17 @@ def decode(source: str | Path | bytes, channels: int) -> Tensor:
     if not data:
         raise UnreadableImage(name, "is empty")
     try:
+        raise_pils_limit(max_pixels)
         with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError
             return _to_tensor(image, channels)
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(
+            name,
+            f"has more than {max_pixels:,} pixels; if you trust the file, raise data.max_pixels "
+            f"(of evaluate and predict: --max-pixels)",
+        ) from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "is not an image that PIL can read") from error
     except Exception as error:  # PIL's plugins raise many kinds for damaged files
@@ -93,13 +108,24 @@ def _with_slashes(file: Path) -> str:
     return f", but there is {other}: write / in the list" if other.is_file() else ""
 
 
-def from_image(image: Image.Image | np.ndarray | bytes | str | Path, channels: int) -> Tensor:
+def raise_pils_limit(max_pixels: int) -> None:
+    """Lets PIL open images of `max_pixels`; its limit is one for the process, and stays raised."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and max_pixels > 2 * limit:  # PIL warns from the limit on
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def from_image(
+    image: Image.Image | np.ndarray | bytes | str | Path,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
     """What a caller of `predict` may hold -> uint8 [C, H, W].
 
     An array is uint8 [H, W], or [H, W, 1, 3 or 4] in RGB order (cv2's is BGR). Raises UserError.
     """
     if isinstance(image, (bytes, str, Path)):
-        return decode(image, channels)
+        return decode(image, channels, max_pixels)
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if not isinstance(image, Image.Image):

@@ -50,7 +50,9 @@ class Row(TypedDict):
 class Classifier:
     """A network with all that it takes to use it."""
 
-    def __init__(self, opened: Opened, precision: Precision) -> None:
+    def __init__(self, opened: Opened, precision: Precision, max_pixels: int | None = None) -> None:
+        """Images of more than `max_pixels` are not decoded; None: as in the network's training."""
+        self.max_pixels = max_pixels or opened.max_pixels
         self.model = opened.model
         self.classes = opened.classes
         self.preprocess = opened.preprocessing
@@ -100,7 +102,8 @@ class Classifier:
         """uint8 [C, crop, crop]."""
         source = Path(image) if isinstance(image, os.PathLike) else image
         try:
-            return self.preprocess(from_image(source, self.preprocess.channels))
+            pixels = from_image(source, self.preprocess.channels, self.max_pixels)
+            return self.preprocess(pixels)
         except UnreadableImage as error:
             if isinstance(source, (str, Path)) and Path(source).is_dir():
                 return _of_folder(Path(source))
@@ -139,13 +142,15 @@ def _row(image: Input, result: list[Answer] | UnreadableImage) -> Row:
     return {"file": file, "topk": result, "error": error}
 
 
-def load(path: str | os.PathLike, device: str = "auto") -> Classifier:
+def load(
+    path: str | os.PathLike, device: str = "auto", max_pixels: int | None = None
+) -> Classifier:
     """The classifier of an artifact's folder, or of the best one in a run's folder; in fp32.
 
-    Raises UserError.
+    Images of more than `max_pixels` are not decoded; None: as in the training. Raises UserError.
     """
     opened = open_path(os.fspath(path))
-    return Classifier(opened, resolve(device, "fp32"))
+    return Classifier(opened, resolve(device, "fp32"), max_pixels)
 
 
 # Files --------------------------------------------------------------------------------------

@@ -101,12 +101,13 @@ def evaluate_source(
     data: str | None = None,
     batch_size: int | None = None,
     workers: int | str = "auto",
+    max_pixels: int | None = None,
 ) -> dict[str, Any]:
     """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
 
     `data` is a list file, a folder or builtin:NAME, None for the validation images that the
-    network was trained with; `batch_size` is a rank's, None for the training's own. Raises
-    UserError, alike on all ranks.
+    network was trained with; `batch_size` is a rank's and `max_pixels` an image's limit,
+    None for the training's own. Raises UserError, alike on all ranks.
     """
     if opened.task != "multiclass":
         raise UserError(f"evaluate counts one class an image, but this network is {opened.task}")
@@ -118,7 +119,7 @@ def evaluate_source(
     workers = resolve_workers(workers, device, distributed.local_world_size())
     batches = eval_batches(
         examples, opened.preprocessing, batch_size, workers, distributed.rank(), world,
-        pin_memory=device == "cuda",
+        pin_memory=device == "cuda", max_pixels=max_pixels or opened.max_pixels,
     )  # fmt: skip
     own = len(range(distributed.rank(), -(-len(examples) // batch_size), world))
     shown = bar(batches, own, "evaluating")

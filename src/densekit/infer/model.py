@@ -8,7 +8,7 @@ from typing import Any
 
 from densekit.config import UserError
 from densekit.data.classes import names_by_output
-from densekit.data.config import DataConfig
+from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.models import artifact
 from densekit.models.artifact import Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
@@ -35,6 +35,11 @@ class Opened:
     """What a person should know of how it was opened."""
     named: bool = True
     """False: nobody named the classes, which are called by their numbers."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Of an image, as the training allowed."""
+        return self.data.get("max_pixels", MAX_PIXELS)
 
 
 def open_path(path: str, model: str | None = None, classes: str | None = None) -> Opened:

@@ -191,10 +191,11 @@ def evaluate_epoch(plan: Plan, learner: Learner) -> dict[str, Any]:
     batches = eval_batches(
         plan.val,
         preprocessing,
-        data.eval_batch_size,
+        data.evaluate.batch_size,
         int(data.workers),
         *(distributed.rank(), distributed.world_size()),
         precision.device.type == "cuda",
+        data.max_pixels,
     )
     return evaluate(logits_of(model, preprocessing, precision), batches).summary
 

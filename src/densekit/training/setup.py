@@ -121,7 +121,15 @@ def make_plan(recipe: Recipe) -> Plan:
     data = resolved.data
     may_skip = data.max_bad_images if data.on_bad_image == "skip" else 0
     counts, warnings = distributed.from_main(
-        lambda: check_split(train, val, num_classes, data.check_files, data.channels, may_skip)
+        lambda: check_split(
+            train,
+            val,
+            num_classes,
+            data.check_files,
+            data.channels,
+            may_skip,
+            data.max_pixels,
+        )
     )
     scaled = scaling_note(resolved.optim, data.batch_size)
     check_batches(resolved, len(train), distributed.world_size())
