@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,6 +49,16 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     state = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:  # the hub's
+            gone = any(name in self.path for name in state.missing)
+            self.send_response(404 if gone else 200)
+            if gone:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("ETag", state.etag or "")
+            self.send_header("Content-Length", str(len(state.content)))
+            self.end_headers()
+
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             state.asked.append((self.path, wanted))
@@ -242,32 +253,69 @@ def test_a_cache_that_cannot_be_written(server: Server, monkeypatch: pytest.Monk
         fetch.fetch(f"{server.url}/w.pth")
 
 
+# Hugging Face's hub -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return server
+
+
+def test_the_hubs_files_in_turn(hub: Server) -> None:
+    hub.missing = ("safetensors",)
+    for _ in range(2):
+        assert fetch.fetch("hf-hub:org/name@v2").read_bytes() == CONTENT
+    fetched = [path for path, _ in hub.asked if "/resolve/" in path]
+    assert fetched == ["/org/name/resolve/v2/pytorch_model.bin"]
+    hub.missing = ("org",)
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        fetch.fetch("hf-hub:org/other")
+    with pytest.raises(UserError, match="expected hf-hub:org/name"):
+        fetch.fetch("hf-hub:org/name/more")
+
+
+def test_an_offline_hub_is_one_sentence(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="are you offline") as caught:
+        fetch.fetch("hf-hub:org/unheard")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r'pip install "densekit\[hub\]"'):
+        fetch.fetch("hf-hub:org/name")
+
+
+# Why not torch.hub --------------------------------------------------------------------------
+
+
+def test_torchs_own_download_takes_a_cut_file_for_whole(server: Server, tmp_path: Path) -> None:
+    """If torch learns to notice and to go on, most of fetch may go."""
+    server.cuts = [300_000]
+    torch.hub.download_url_to_file(f"{server.url}/w.pth", str(tmp_path / "w"), progress=False)
+    assert (tmp_path / "w").stat().st_size == 300_000
+
+
 # From a hub into a network ------------------------------------------------------------------
 
 
-def test_the_hubs_files_in_turn(server: Server) -> None:
-    server.missing = ("safetensors",)
-    file = fetch.fetch("hf-hub:org/name@v2")
-    assert file.read_bytes() == CONTENT
-    assert [path for path, _ in server.asked] == [
-        "/org/name/resolve/v2/model.safetensors",
-        "/org/name/resolve/v2/pytorch_model.bin",
-    ]
-    server.missing = ("org",)
-    with pytest.raises(UserError, match=r"no public repository there with model\.safetensors or"):
-        fetch.fetch("hf-hub:org/other")
-    with pytest.raises(UserError, match="expected hf-hub:org/name"):
-        fetch.fetch("hf-hub:name")
-
-
-@pytest.mark.parametrize("pretrained", ["hf-hub:org/name", "{url}/files/model.safetensors"])
-def test_create_model_with_weights_from_the_network(server: Server, pretrained: str) -> None:
+def create_and_compare(server: Server, name: str) -> None:
     state = tiny().state_dict()
     server.content = save(state)
-    model = api.create_model(
-        "densenet_bc_16_12", num_classes=5, pretrained=pretrained.format(url=server.url)
-    )
+    model = api.create_model("densenet_bc_16_12", num_classes=5, pretrained=name)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_create_model_with_weights_from_a_url(server: Server) -> None:
+    create_and_compare(server, f"{server.url}/files/model.safetensors")
+
+
+def test_create_model_with_weights_from_the_hub(hub: Server) -> None:
+    create_and_compare(hub, "hf-hub:org/name")
 
 
 def test_what_is_no_weights_is_named(server: Server) -> None:

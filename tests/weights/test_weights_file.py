@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +280,32 @@ def test_one_storage_for_many_tensors(tmp_path: Path) -> None:
     (tmp_path / "w.pdparams").write_bytes(pickle.dumps({f"{i}": array for i in range(50)}))
     with pytest.raises(UserError, match="larger than what is stored"):
         weights_file.read(tmp_path / "w.pdparams")
+
+
+def test_an_array_of_many_dimensions(tmp_path: Path) -> None:
+    data = pickle.dumps({"w": np.ones((1,) * 60)}, 2)
+    assert data.count(b"K\x01" * 60) == 1
+    more = data.replace(b"K\x01" * 60, b"K\x01" * 100)  # which numpy cannot make
+    (tmp_path / "w.pdparams").write_bytes(more)
+    with pytest.raises(UserError, match="array of 100 dimensions, where weights have 4 at most"):
+        weights_file.read(tmp_path / "w.pdparams")
+
+
+def test_a_tar_archive_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "w.pth", "w") as archive:
+        archive.add(__file__, "tensors")
+    with pytest.raises(UserError, match=r"w\.pth: a tar archive: if torch 0\.1 made it"):
+        weights_file.read(tmp_path / "w.pth")
+
+
+def test_a_legacy_file_that_lacks_a_storage(tmp_path: Path) -> None:
+    FORMS["legacy.pth"](tmp_path / "w.pth", small())
+    whole = (tmp_path / "w.pth").read_bytes()
+    keys = whole.rindex(b"\x80\x02]")  # the list of the storages that follow
+    end = whole.index(b".", keys)
+    (tmp_path / "w.pth").write_bytes(whole[:keys] + b"\x80\x02]" + whole[end:])
+    with pytest.raises(UserError, match=r"damaged: it has no storage"):
+        weights_file.read(tmp_path / "w.pth")
 
 
 def test_an_empty_data_set_can_claim_any_size(tmp_path: Path) -> None:

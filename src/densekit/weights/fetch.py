@@ -1,7 +1,10 @@
 """Downloads files of weights once: resumed, checked, kept in a cache folder.
 
-The cache is $DENSEKIT_CACHE, else $XDG_CACHE_HOME/densekit, else ~/.cache/densekit. A download
-stands there as `.part` until it is whole and its checksum, where one is published, is right.
+Hugging Face's hub is huggingface_hub's business, its own cache included. A file by URL is fetched
+here, since torch.hub's download takes a connection that was cut for the end of the file, begins
+again from nothing, and knows no md5 (tests/weights/test_fetch.py shows it). Its cache is
+$DENSEKIT_CACHE, else $XDG_CACHE_HOME/densekit, else ~/.cache/densekit; a download stands there as
+`.part` until it is whole and its checksum, where one is published, is right.
 """
 
 from __future__ import annotations
@@ -37,37 +40,44 @@ class _Cut(Exception):  # noqa: N818
     """The connection ended before the file did."""
 
 
-class _Missing(Exception):  # noqa: N818
-    """The server has no such file."""
-
-
 def fetch(url: str, checksum: str | None = None) -> Path:
     """The file at `url`, http(s) or hf-hub:org/name[@revision], from the cache or the network.
 
     Raises UserError when offline, for another file than `checksum`, and for a full disk.
     """
-    if url.startswith("hf-hub:"):
-        return _fetch_from_hub(url)
-    try:
-        return _fetch(url, checksum)
-    except _Missing as error:
-        raise UserError(f"{url}: {error}") from error
+    return _fetch_from_hub(url) if url.startswith("hf-hub:") else _fetch(url, checksum)
 
 
 def _fetch_from_hub(name: str) -> Path:
-    """Hugging Face's hub: the first of HUB_FILES that it has."""
-    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-    if repository.count("/") != 1:
+    """The first of HUB_FILES that a repository of Hugging Face's hub has."""
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ModuleNotFoundError as error:
         raise UserError(
-            f"{name}: expected hf-hub:org/name, such as hf-hub:timm/densenet121.ra_in1k"
-        )
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+            f'{name}: fetching from the hub takes huggingface_hub: pip install "densekit[hub]"'
+        ) from error
+    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    endpoint = os.environ.get("HF_ENDPOINT") or None
     for file in HUB_FILES:
         try:
-            return _fetch(f"{hub}/{repository}/resolve/{revision or 'main'}/{file}", None)
-        except _Missing as error:
-            said = error
-    raise UserError(f"{name}: no public repository there with {' or '.join(HUB_FILES)}: {said}")
+            return Path(
+                hf_hub_download(repository, file, revision=revision or None, endpoint=endpoint)
+            )
+        except errors.LocalEntryNotFoundError as error:
+            raise UserError(
+                f"{name}: the hub cannot be reached; are you offline? Fetch {file} elsewhere and "
+                f"give its path"
+            ) from error
+        except errors.EntryNotFoundError:
+            continue
+        except errors.HFValidationError as error:
+            raise UserError(
+                f"{name}: expected hf-hub:org/name, such as hf-hub:timm/densenet121.ra_in1k"
+            ) from error
+        except (errors.HfHubHTTPError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{name}: the hub does not give {file}: {reason}") from error
+    raise UserError(f"{name}: holds neither {' nor '.join(HUB_FILES)}")
 
 
 def _fetch(url: str, checksum: str | None) -> Path:
@@ -133,7 +143,9 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
         if error.code == 416:  # nothing is left to send: the part is as long as the file
             part.unlink(missing_ok=True)
             raise _Cut("the part that was kept did not fit the file") from error
-        raise _Missing(f"the server answers {error.code} {error.reason}") from error
+        raise UserError(
+            f"{request.full_url}: the server answers {error.code} {error.reason}"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(

@@ -7,8 +7,8 @@ pickle are never believed: genops reads at most what the file holds.
 
 Kept by hand beside `torch.load(weights_only=True)`, which (with stand-ins for every class too)
 refuses whole modules in the container of torch before 1.6 (TorchXRayVision's published files),
-subclasses of dict, and protocols 3 to 5; reads no Paddle file; and never ends on a dict's key of
-nested tuples. tests/weights/test_pickles.py shows each.
+subclasses of dict, and protocols 3 to 5, and reads no Paddle file (tests/weights/test_pickles.py
+shows each); and which never ends on a dict's key of nested tuples.
 """
 
 from __future__ import annotations
