@@ -15,9 +15,13 @@ EXAMPLES = int(os.environ.get("DENSEKIT_FUZZ_EXAMPLES", "200"))
 """For each target. One that starts a process for each example takes a fiftieth (`processes`)."""
 
 
+targets: set[object] = set()
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.slow)
     function = getattr(item, "obj", None)
-    if getattr(function, "is_hypothesis_test", False):
+    if getattr(function, "is_hypothesis_test", False) and function not in targets:
+        targets.add(function)  # one function serves all of its parameters
         examples = EXAMPLES // 50 if item.get_closest_marker("processes") else EXAMPLES
         hypothesis.settings(max_examples=max(1, examples))(function)
