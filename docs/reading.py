@@ -10,10 +10,12 @@ Counted from the source text alone (the syntax tree; nothing is imported), by th
   calls `optimizer.step()` or `scaler.step(optimizer)`. An `if` that ends in `return` or `raise`,
   such as that of a dry run, is a side exit: no path goes through it.
 - The set-up: functions that a function of the way calls before it calls the next one of the way,
-  and whatever those call in turn, as far as they either stand in the same file as their caller or
-  make what the step is given: they return, or are the constructor of, a class that the step's
-  function takes as an argument, a class that one of those is a field of or that holds one, or an
-  optimizer.
+  and whatever those call in turn, as far as they
+  - stand in the same file as their caller, or
+  - are called for a value by the command's own function: what opens the recipe, or
+  - make what the step is given: they return, or are the constructor of, a class that the step's
+    function takes as an argument, a class that one of those is a field of or that holds one, or an
+    optimizer.
 - A function counts whole, from `def` to its end, docstring included. Lines are theirs; files are
   those that they stand in.
 - Names: the different functions, methods and classes of the package that these functions mention.
@@ -53,8 +55,11 @@ class Walk:
     onward: dict[Function, list[Function]] = field(default_factory=dict)
     """The same without what stands in side exits."""
     names: dict[Function, list[Named]] = field(default_factory=dict)
+    asked: set[Function] = field(default_factory=set)
+    """Those that the command's function calls for a value."""
 
     def start(self, function: Function) -> None:
+        self.asked = called_for_a_value(self.package, function)
         todo = [function]
         while todo:
             each = todo.pop()
@@ -80,7 +85,7 @@ class Walk:
                 todo += self.onward[each]
         return way
 
-    def set_up(self, way: set[Function]) -> set[Function]:
+    def set_up(self, start: Function, way: set[Function]) -> set[Function]:
         """What the way calls before it goes on, as far as the step needs it; see above."""
         needed = needed_classes(self.package, {each for each in way if steps_the_optimizer(each)})
         found: set[Function] = set()
@@ -95,7 +100,8 @@ class Walk:
             for callee in callees:
                 if callee in way or callee in found:
                     continue
-                if callee.module is caller.module or makes(self.package, callee, needed):
+                asked = caller is start and callee in self.asked
+                if asked or callee.module is caller.module or makes(self.package, callee, needed):
                     found.add(callee)
                     todo.append(callee)
         return found
@@ -112,6 +118,20 @@ class Walk:
 
         visit(start, 0)
         return [(depth, function) for function, depth in met.items()]
+
+
+def called_for_a_value(package: Package, function: Function) -> set[Function]:
+    """Not as a statement of its own, nor by `with`."""
+    scope = package.scope(function.module, function)
+    aside: set[ast.AST] = set()
+    for node in ast.walk(function.node):
+        if isinstance(node, ast.Expr):
+            aside.add(node.value)
+        elif isinstance(node, ast.withitem):
+            aside.add(node.context_expr)
+    calls = [n for n in ast.walk(function.node) if isinstance(n, ast.Call) and n not in aside]
+    found = (scope.look_up(call.func) for call in calls)
+    return {thing for thing in found if isinstance(thing, Function)}
 
 
 def side_exits(function: Function) -> set[int]:
@@ -274,7 +294,7 @@ def measure(folder: Path) -> dict[str, Any]:
     way = walk.way(start)
     if start not in way:
         raise SystemExit(f"{folder}: no way from the train command to optimizer.step was found")
-    read = way | walk.set_up(way)
+    read = way | walk.set_up(start, way)
     rates = rate_places(package)
     return {
         "files": len({each.module.file for each in read}),

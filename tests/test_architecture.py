@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 import densekit
 
 ROOT = Path(densekit.__file__).parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
+
+import reading  # noqa: E402 (docs/reading.py)
 
 # A room imports only rooms that stand above it in this table, and of those the ones it names.
 # `config` (the sections' base, UserError) is open to all.
@@ -97,3 +101,19 @@ def test_a_step_fits_on_a_screen() -> None:
     step = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "train_step")
     body = step.body[1:]  # without the docstring
     assert body[-1].end_lineno - body[0].lineno + 1 <= 40  # type: ignore[operator]
+
+
+def test_the_way_to_the_optimizer_gets_no_longer() -> None:
+    """What one reads from the command to `optimizer.step`, by docs/reading.py's rules.
+
+    Before the package had rooms it was 12 files, 740 lines and 166 names.
+    """
+    found = reading.measure(ROOT)
+    assert found["files"] <= 8
+    assert found["lines"] <= 500
+    assert found["names"] <= 130
+
+
+def test_one_module_computes_and_sets_the_learning_rate() -> None:
+    found = reading.measure(ROOT)
+    assert found["computes lr"] == found["sets lr"] == ["training/optim.py"]

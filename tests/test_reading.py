@@ -16,15 +16,20 @@ FILES = {
     "__init__.py": "",
     "cli.py": """
 from small import report
+from small.options import find_options
 
 @app.command()
 def train(config=None):
     from small.fit import fit as run
     from small.recipe import load
-    recipe = load(config)
+    recipe = load(config, find_options())
     report.say("hello")
     run(recipe)
     report.goodbye()
+""",
+    "options.py": """
+def find_options():
+    return {}
 """,
     "report.py": """
 def say(text): ...
@@ -34,7 +39,7 @@ def goodbye(): say("bye")
 class Recipe:
     lr: float = 0.1
 
-def load(name) -> Recipe:
+def load(name, options) -> Recipe:
     return find(name)
 
 def find(name):
@@ -97,20 +102,40 @@ def test_the_way_its_set_up_and_nothing_else_are_counted(package: Path) -> None:
     found = reading.measure(package)
     functions = {each["name"]: each["way"] for each in found["functions"]}
     assert functions == {
-        "train": True, "load": False, "find": False, "fit": True, "Run.__init__": False,
-        "create": False, "rates": False, "Run.go": True, "advance": True,
-    }  # fmt: skip
-    assert found["files"] == 4  # not report.py
-    assert found["lines"] == 7 + 2 + 2 + 3 + 2 + 2 + 1 + 4 + 4
+        "train": True,
+        "find_options": False,
+        "load": False,
+        "find": False,
+        "fit": True,
+        "Run.__init__": False,
+        "create": False,
+        "rates": False,
+        "Run.go": True,
+        "advance": True,
+    }
+    assert found["files"] == 5  # not report.py
+    assert found["lines"] == 7 + 2 + 2 + 2 + 3 + 2 + 2 + 1 + 4 + 4
 
 
 def test_names_are_functions_methods_and_classes(package: Path) -> None:
     found = reading.measure(package)
     named = {name for each in found["functions"] for name in each["names"]}
     assert named == {
-        "fit", "load", "say", "goodbye", "find", "Recipe", "Run", "Run.go", "Run.close",
-        "create", "Learner", "rates", "advance",
-    }  # fmt: skip
+        "fit",
+        "find_options",
+        "load",
+        "say",
+        "goodbye",
+        "find",
+        "Recipe",
+        "Run",
+        "Run.go",
+        "Run.close",
+        "create",
+        "Learner",
+        "rates",
+        "advance",
+    }
     assert found["names"] == len(named)
 
 
