@@ -26,7 +26,14 @@ def cache_folder() -> Path:
 
 def temporary(target: Path) -> Path:
     """The name under which this process writes `target`; what is left over was never published."""
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    return target.with_name(f".{target.name}.densekit-{os.getpid()}.tmp")
+
+
+def remove_left_over(*folders: Path) -> None:
+    """What killed processes were writing directly in `folders`; nothing that has another name."""
+    for folder in folders:
+        for file in folder.glob(".*.densekit-*.tmp"):
+            file.unlink(missing_ok=True)
 
 
 def write_atomically(target: Path, content: bytes | memoryview) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densekit.config import Layers, Section, UserError, assemble
-from densekit.training.recipe import Recipe, check, differences, find, load, read, shipped
+from densekit.config import Layers, Section, UserError, assemble, read_yaml, to_yaml
+from densekit.training.recipe import Recipe, check, differences, find, load, name_of, read, shipped
 
 # Found --------------------------------------------------------------------------------------
 
@@ -72,6 +72,51 @@ def test_the_batch_divides_or_the_nearest_sizes_are_named(
 def test_channels_must_agree() -> None:
     with pytest.raises(UserError, match=r"model\.in_channels=3 but data\.channels=1"):
         check(load(None, ["data.channels=1", "data.mean=[0.5]", "data.std=[0.5]"]), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["loop.epochs=20", "optim.milestones=[10, 20, 30]"],
+         "-o optim.milestones=[10, 20, 30]: a run of loop.epochs=20 ends before 20, 30"),
+        (["loop.epochs=2", "optim.warmup_epochs=3"],
+         "-o optim.warmup_epochs=3: the warm-up is longer than loop.epochs=2: "
+         "optim.lr is never reached"),
+        (["loop.epochs=2", "loop.eval_from=3"],
+         "-o loop.eval_from=3: of loop.epochs=2 only the last is evaluated"),
+        (["loop.max_skips=3"],
+         "-o loop.max_skips=3: has no effect with loop.on_nonfinite=stop; "
+         "it needs loop.on_nonfinite=skip or rollback"),
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_meant_is_refused(options: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(None, options)
+    assert str(caught.value) == said
+
+
+def test_a_file_whose_epochs_are_cut_short_is_said() -> None:
+    """Or nobody could try a recipe for an epoch, nor run a stored one again."""
+    source, named = read("cifar/densenet_40_12")
+    found, notes = assemble(Recipe, Layers(named, source, ["loop.epochs=160"]))
+    (note,) = notes
+    assert note.endswith("optim.milestones: a run of loop.epochs=160 ends before 225")
+    assert ".yaml:" in note
+    assert assemble(Recipe, Layers(named, source, ["loop.epochs=300"]))[1] == ()
+    stored = read_yaml(Path("recipe.yaml"), to_yaml(found.model_dump(mode="json")))
+    assert assemble(Recipe, Layers(named, stored))[0] == found
+    assert assemble(Recipe, Layers(options=["loop.epochs=1"]))[1] == ()  # defaults never complain
+
+
+def test_more_threads_than_a_machine_could_use_are_refused() -> None:
+    check(load(None, ["loop.threads=2"]), 1)
+    with pytest.raises(UserError, match=r"loop\.threads=100000 on \d+ cores; take at most"):
+        check(load(None, ["loop.threads=100000"]), 1)
+
+
+def test_a_run_is_called_by_its_files_whole_name() -> None:
+    names = ("pets.v1.yaml", "pets.v2.yml", "pets.v1", "pets")
+    assert [name_of(Path(name)) for name in names] == ["pets.v1", "pets.v2", "pets.v1", "pets"]
 
 
 def test_a_micro_batch_is_of_all_ranks() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from densekit.files import make_folder
+from densekit.files import make_folder, temporary
 from densekit.models import artifact
 from densekit.training import run_folder
 from densekit.training.recipe import Recipe
@@ -237,7 +237,7 @@ def test_a_folder_without_a_state_starts_at_step_0(
     folder = runs.killed(tmp_path / "run", 2, {"loop.save_every": 100})
     shutil.rmtree(folder / "state")
     (folder / "best").mkdir()
-    (folder / "best" / ".model.safetensors.tmp").write_bytes(b"half")
+    temporary(folder / "best" / "model.safetensors").write_bytes(b"half")
     if not logged:
         (folder / "log.jsonl").unlink()
     runs.train(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from densekit.config import UserError, build, read_yaml
+from densekit.files import temporary
 from densekit.training import run_folder
 from densekit.training.recipe import Recipe, load
 from densekit.training.run_folder import RunFolder
@@ -116,10 +117,16 @@ def test_more_epochs_extend_a_run_where_its_rates_stay(tmp_path: Path) -> None:
 
 def test_left_over_temporary_files_go(tmp_path: Path) -> None:
     opened(tmp_path / "run", Recipe()).close()
-    leftover = tmp_path / "run" / "state" / ".step-00000001-0123456789abcdef.pt.tmp"
+    leftover = temporary(tmp_path / "run" / "state" / "step-00000001-0123456789abcdef.pt")
     leftover.write_bytes(b"half")
+    notes = tmp_path / "run" / "notes"
+    notes.mkdir()
+    own = [notes / ".draft.tmp", tmp_path / "run" / ".draft.tmp", notes / temporary(notes).name]
+    for file in own:
+        file.write_text("mine")
     opened(tmp_path / "run", Recipe())
     assert not leftover.exists()
+    assert all(file.read_text() == "mine" for file in own)
 
 
 def _hold(path: Path, rank: int) -> None:

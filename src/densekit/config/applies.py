@@ -125,6 +125,22 @@ def build_effective(section: type[S], source: ConfigSource, file: Tree) -> S:
     return built
 
 
+def out_of_reach(section: Section, source: ConfigSource, file: Tree) -> list[str]:
+    """What `section` says of values that cannot do what they ask for, a sentence each.
+
+    Raises UserError where an option asks for it.
+    """
+    found = list(section.out_of_reach())
+    typed = [
+        f"{named(source, each.path)}: {each.why}"
+        for each in found
+        if _layer(source, file, each.path) == 2
+    ]
+    if typed:
+        raise UserError("\n".join(typed))
+    return [f"{named(source, each.path)}: {each.why}" for each in found]
+
+
 def _layer(source: ConfigSource, file: Tree, path: tuple[PathKey, ...]) -> int:
     """Who gave the key: 2 an option, 1 the file, 0 a suggestion or the default."""
     if source.place(path).startswith("-"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from densekit.config.applies import build_effective
+from densekit.config.applies import build_effective, out_of_reach
 from densekit.config.overrides import override
 from densekit.config.renamed import rename
 from densekit.config.section import Section
@@ -28,11 +28,12 @@ class Layers:
 
 
 def assemble(section: type[S], layers: Layers) -> tuple[S, tuple[str, ...]]:
-    """The section, and notes on keys given by an old name.
+    """The section, and notes on keys given by an old name and on values out of reach.
 
     Raises one UserError that names file:line or the option as typed for every mistake.
     """
     source = rename(section, layers.source)
     tree = merge(merge(section().model_dump(), layers.defaults), source.tree)
     whole = override(replace(source, tree=tree), layers.options, section)
-    return build_effective(section, whole, source.tree), whole.notes
+    built = build_effective(section, whole, source.tree)
+    return built, (*whole.notes, *out_of_reach(built, whole, source.tree))

@@ -6,7 +6,8 @@ A section is declared beside the code that reads it; this room knows none of the
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -38,6 +39,18 @@ class Section(BaseModel):
     )
     renamed: ClassVar[Mapping[str, str]] = {}
     """Old names that are still read -> today's, dotted where the field is in a section below."""
+
+    def out_of_reach(self) -> Iterator[OutOfReach]:
+        """Values that others, of any section below this one, leave without what they ask for."""
+        return iter(())
+
+
+@dataclass(frozen=True)
+class OutOfReach:
+    """A value that cannot do what it asks for beside another: refused as typed, said in a file."""
+
+    path: tuple[str, ...]
+    why: str
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from densekit.config import ON, Section, when
+from densekit.config import ON, PathText, Section, when
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Rounding = Literal["torchvision", "paddle"]
@@ -161,13 +161,13 @@ class DataConfig(Section):
         "eval_batch_size": "evaluate.batch_size",
     }
 
-    root: str | None = Field(None, json_schema_extra=NO_NUMBER)
+    root: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """Folder that list files' paths start from, and where train and val are looked up first; null:
     the list file's own folder, and the current one."""
-    train: str | None = None
+    train: PathText | None = None
     """A list file, a folder of class folders, builtin:mnist5k, or the folder of a whole data set:
     train_list.txt and val_list.txt, or train/ and val/; null: data.root is such a folder."""
-    val: str | None = None
+    val: PathText | None = None
     """The same for evaluation; null: the data set's own, else data.val_fraction of train."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of train, class by class, that is held out when data.val is null."""

@@ -290,7 +290,7 @@ def commit() -> str | None:
 
 def is_replaceable(folder: Path) -> bool:
     """Whether `folder` is empty, or an artifact, or what a first write that was cut short left."""
-    if not set(folder.iterdir()) - set(folder.glob(f".{WEIGHTS}.*.tmp")):
+    if not set(folder.iterdir()) - set(folder.glob(f".{WEIGHTS}.densekit-*.tmp")):
         return True
     return METADATA_KEY in _metadata(folder / WEIGHTS) or _is_config(folder / CONFIG)
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-from densekit.config import ConfigSource, PathKey, Section, UserError, build, nearest
+from densekit.config import ConfigSource, PathKey, PathText, Section, UserError, build, nearest
 from densekit.models.densenet import DenseNet, DenseNetConfig
 
 
@@ -27,7 +27,7 @@ class ModelConfig(Section):
     """Dropout after each layer's last convolution."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of DenseNetConfig that differ from the named one's, e.g. {growth_rate: 16}."""
-    pretrained: str | None = None
+    pretrained: PathText | None = None
     """Weights to start from: an artifact's folder, a file of weights of any library that `densekit
     convert` reads, a URL, hf-hub:org/name, or torchvision, timm, paddle, keras."""
     op: Literal["auto", "reference", "recompute", "lean"] = "auto"

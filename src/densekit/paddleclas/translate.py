@@ -35,7 +35,7 @@ from densekit.paddleclas.options import apply_options, is_ours
 from densekit.paddleclas.transforms import EVAL, INFER, translate_mixing, translate_transforms
 from densekit.paddleclas.translation import Translation
 from densekit.training import recipe
-from densekit.training.recipe import Recipe
+from densekit.training.recipe import Recipe, name_of
 
 SECTIONS = {"Global", "Arch", "Loss", "Optimizer", "DataLoader", "Infer", "Metric", "AMP"}
 CARDS = 4  # that their recipes are made for; 8 with AdamW
@@ -101,7 +101,7 @@ def load(config: str, options: Iterable[str], processes: int, use: Use = "train"
     infer = read_infer(t)
     whole = override(ConfigSource(t.tree, t.places), own, Recipe)
     tree = {name: whole.tree[name] for name in Recipe.model_fields if name in whole.tree}
-    layers = Layers({"name": Path(config).stem}, whole)
+    layers = Layers({"name": name_of(Path(config))}, whole)
     built = assemble(Recipe, layers)[0]
     if not built.optim.scale_lr:
         del t.notes["optim.reference_batch"]

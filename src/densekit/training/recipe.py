@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from densekit import distributed
 from densekit.config import (
     ConfigSource,
     Layers,
+    OutOfReach,
+    PathText,
     Section,
     Tree,
     UserError,
     assemble,
     nearest,
     read_yaml,
+    when,
 )
 from densekit.data.config import DataConfig
 from densekit.data.loader import micro_batches
@@ -27,6 +31,7 @@ from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
 
 NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
+THREADS_PER_CORE = 16  # more only wait for each other, and a process has a limit
 
 
 class LoopConfig(Section):
@@ -54,9 +59,9 @@ class LoopConfig(Section):
     threads: int | None = Field(None, ge=1)
     """CPU threads per rank; null: OMP_NUM_THREADS, else cores / local ranks."""
 
-    output_dir: str | None = Field(None, json_schema_extra=NO_NUMBER)
+    output_dir: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """The run's folder; null: runs/<recipe name>."""
-    resume: str = Field("auto", json_schema_extra=NO_NUMBER)
+    resume: PathText = Field("auto", json_schema_extra=NO_NUMBER)
     """auto: go on from the folder's newest state; never: only a new folder; or the state file or
     run folder that a new folder starts from."""
     save_every: int | str = Field("10 minutes", json_schema_extra=NO_NUMBER)
@@ -76,8 +81,10 @@ class LoopConfig(Section):
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field("stop", json_schema_extra=NO_NUMBER)
     """A loss or gradient that is not finite: stop and keep the batch for a look; skip its update;
     or go back to the newest state and leave the batch out."""
-    max_skips: int = Field(10, ge=0, json_schema_extra=NO_NUMBER)
-    """skip, rollback: batches that may be left out before the run stops."""
+    max_skips: Annotated[int, when(on_nonfinite=("skip", "rollback"))] = Field(
+        10, ge=0, json_schema_extra=NO_NUMBER
+    )
+    """Batches that may be left out before the run stops."""
 
     def evaluates(self, epoch: int) -> bool:
         """Whether `epoch`, from 1, ends with an evaluation."""
@@ -120,6 +127,22 @@ class Recipe(Section):
     def output_dir(self) -> Path:
         return Path(self.loop.output_dir or f"runs/{self.name}")
 
+    def out_of_reach(self) -> Iterator[OutOfReach]:
+        """Epochs that come after the last."""
+        optim, epochs = self.optim, self.loop.epochs
+        beyond = [epoch for epoch in optim.milestones if epoch >= epochs]
+        given = optim.milestones != type(optim).model_fields["milestones"].default
+        if beyond and given and optim.schedule == "step":
+            at = ", ".join(f"{epoch:g}" for epoch in beyond)
+            why = f"a run of loop.epochs={epochs} ends before {at}"
+            yield OutOfReach(("optim", "milestones"), why)
+        if optim.warmup_epochs > epochs:
+            why = f"the warm-up is longer than loop.epochs={epochs}: optim.lr is never reached"
+            yield OutOfReach(("optim", "warmup_epochs"), why)
+        if self.loop.eval_from > epochs:
+            why = f"of loop.epochs={epochs} only the last is evaluated"
+            yield OutOfReach(("loop", "eval_from"), why)
+
     @property
     def micro_batch_size(self) -> int:
         """Images of a micro-batch over all ranks."""
@@ -150,7 +173,12 @@ def read(name: str | None) -> tuple[ConfigSource, Tree]:
     if name is None:
         return ConfigSource({}), {}
     path = find(name)
-    return read_yaml(path), {"name": path.stem}
+    return read_yaml(path), {"name": name_of(path)}
+
+
+def name_of(file: Path) -> str:
+    """The default name of a run by this recipe: `pets.v1` of pets.v1 and pets.v1.yaml."""
+    return file.stem if file.suffix in (".yaml", ".yml") else file.name
 
 
 def load(name: str | None = None, options: Iterable[str] = ()) -> Recipe:
@@ -166,6 +194,11 @@ def check(recipe: Recipe, world_size: int) -> None:
         raise UserError(
             f"model.in_channels={model.in_channels} but data.channels={data.channels}; "
             f"set both alike"
+        )
+    most = THREADS_PER_CORE * distributed.cores()
+    if loop.threads is not None and loop.threads > most:
+        raise UserError(
+            f"loop.threads={loop.threads} on {distributed.cores()} cores; take at most {most}"
         )
     parts = world_size * loop.accumulation
     if data.batch_size % parts:

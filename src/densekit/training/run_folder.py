@@ -15,7 +15,7 @@ import filelock
 
 from densekit import distributed
 from densekit.config import UserError, build, read_yaml, to_yaml
-from densekit.files import make_folder, write_atomically
+from densekit.files import make_folder, remove_left_over, write_atomically
 from densekit.training.recipe import Recipe, differences
 from densekit.training.state import FORMAT, State, StateFolder, read, step_of
 
@@ -98,8 +98,7 @@ class RunFolder:
                     f"{self.path}: its run of {theirs.loop.epochs} epochs is extended to "
                     f"loop.epochs={recipe.loop.epochs}"
                 )
-        for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink()
+        remove_left_over(self.path, self.states.folder, self.best, self.last)
         # first of all: a folder with anything else and no recipe.yaml is taken for somebody's own
         write_atomically(ours, to_yaml(recipe.model_dump(mode="json")).encode())
         make_folder(self.path / "state")
