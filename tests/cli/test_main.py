@@ -106,7 +106,7 @@ def broken() -> None:
     def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError("ours")
 
-    variants.describe = fails
+    variants.describe_variant = fails
 
 
 def test_a_bug_keeps_its_traceback_and_exits_3() -> None:
