@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from densekit.bench.compare import TrainingStep, as_options, random_batch, training_step
-from densekit.bench.rounds import Step
+from densekit.bench.rounds import StepFunction
 from densekit.config import Section
 from densekit.data.config import DataConfig
 from densekit.data.loader import TrainStream
@@ -41,7 +41,7 @@ def training(work: Workload, precision: str = "auto", op: str = "auto") -> Train
     return training_step(recipe.load(None, options))
 
 
-def inference(work: Workload, precision: str = "fp32") -> Step:
+def inference(work: Workload, precision: str = "fp32") -> StepFunction:
     """A batch of `densekit evaluate`: uint8 images to logits on the host."""
     config = ModelConfig(name=work.model, num_classes=NUM_CLASSES, op="reference")
     formats = resolve(work.device, precision)
@@ -50,7 +50,7 @@ def inference(work: Workload, precision: str = "fp32") -> Step:
     return lambda: logits(images)
 
 
-def reading(list_file: str, work: Workload) -> Step:
+def reading(list_file: str, work: Workload) -> StepFunction:
     """`densekit train`'s next batch of the listed images, read by one worker and normalised."""
     config = DataConfig(
         image_size=work.image_size, batch_size=work.batch_size, workers=1, drop_last=True

@@ -28,7 +28,7 @@ from rich.progress import track
 import densekit_steps
 import rows
 import torchvision_steps
-from densekit.bench.rounds import Candidate, Settings, Step, measure_rounds
+from densekit.bench.rounds import Candidate, Settings, StepFunction, measure_rounds
 from densekit.config import Section
 from densekit.precision import Format, resolve
 from densekit_steps import Workload
@@ -80,7 +80,7 @@ def points(quick: bool) -> list[Workload]:
 
 
 def candidate(curve: str, work: Workload, precision: Format) -> Candidate:
-    step: Callable[[], Step]
+    step: Callable[[], StepFunction]
     if curve in ("reference", "recompute", "lean"):
         step = partial(densekit_steps.training, work, precision, curve)
     else:

@@ -19,7 +19,7 @@ import densekit
 from densekit import distributed
 from densekit.bench.rounds import (
     Candidate,
-    Sample,
+    RoundSample,
     Settings,
     Spread,
     activation_bytes,
@@ -75,7 +75,7 @@ class Row(Section):
     date: str
 
 
-def result(candidate: Candidate, samples: Sequence[Sample], images: int) -> Result:
+def result(candidate: Candidate, samples: Sequence[RoundSample], images: int) -> Result:
     """Of the samples of a candidate, in steps of `images` images."""
     return Result(
         name=candidate.name,
@@ -86,7 +86,7 @@ def result(candidate: Candidate, samples: Sequence[Sample], images: int) -> Resu
     )
 
 
-def speed_ratio(pairs: Sequence[tuple[Sample, ...]]) -> Spread:
+def speed_ratio(pairs: Sequence[tuple[RoundSample, ...]]) -> Spread:
     """How many times as fast the first of two candidates is; round by round, so that what slows
     the machine down slows both."""
     return Spread.of([other.step_seconds / one.step_seconds for one, other in pairs])

@@ -30,7 +30,7 @@ import row_tables
 import rows
 import startup
 import torchvision_steps
-from densekit.bench.rounds import Candidate, Settings, Spread, Step, measure_rounds
+from densekit.bench.rounds import Candidate, Settings, Spread, StepFunction, measure_rounds
 from densekit.config import UserError, nearest
 from densekit.precision import resolve, resolve_device
 from densekit_steps import Workload
@@ -168,7 +168,7 @@ def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
 
 
 def _torchvision(
-    make: Callable[..., Step],
+    make: Callable[..., StepFunction],
     work: Workload,
     precision: str,
     memory_format: str,

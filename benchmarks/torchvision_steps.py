@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from densekit.bench.rounds import Step
+from densekit.bench.rounds import StepFunction
 from densekit.data.listing import Examples
 from densekit.data.splits import open_examples
 from densekit.models.variants import variant
@@ -31,7 +31,7 @@ def training(
     memory_format: Layout = "contiguous",
     compiled: bool = False,
     memory_efficient: bool = False,
-) -> Step:
+) -> StepFunction:
     """One step of a plain loop; fp32 and contiguous is torchvision as it comes."""
     device, layout = resolve_device(work.device), MEMORY_FORMATS[memory_format]
     model = network(work.model, memory_efficient)
@@ -57,7 +57,7 @@ def inference(
     precision: Format = "fp32",
     memory_format: Layout = "contiguous",
     compiled: bool = False,
-) -> Step:
+) -> StepFunction:
     """The logits of one batch; fp32 and contiguous is torchvision as it comes."""
     device, layout = resolve_device(work.device), MEMORY_FORMATS[memory_format]
     model = network(work.model)
@@ -97,7 +97,7 @@ def network(name: str, memory_efficient: bool = False) -> nn.Module:
     return model
 
 
-def reading(list_file: str, work: Workload, decode: Decode) -> Step:
+def reading(list_file: str, work: Workload, decode: Decode) -> StepFunction:
     """The next batch of the listed images: torch's loader with one worker, torchvision's v2."""
     transform = v2.Compose(
         [

@@ -22,7 +22,7 @@ from densekit.bench.compare import (
     parse_ops,
     training_step,
 )
-from densekit.bench.rounds import Candidate, Sample, Settings
+from densekit.bench.rounds import Candidate, RoundSample, Settings
 from densekit.cli.bench import print_bench
 from densekit.config import UserError
 from densekit.training.recipe import Recipe, load
@@ -59,7 +59,7 @@ def test_a_line_through_measured_batches_gives_the_largest(
 ) -> None:
     one, room = MeasuredOp("lean", lambda n: Candidate("lean", lambda: lambda: None)), 2e11
     for images in (2, 4, asked):
-        one.add_peak(images, Sample([1.0], None, True, fixed + per_image * images))
+        one.add_peak(images, RoundSample([1.0], None, True, fixed + per_image * images))
     assert one.estimated_bytes(100) == pytest.approx(fixed + per_image * 100)
     one.extrapolate_largest_batch(room)
     images = one.largest_batch
@@ -71,8 +71,8 @@ def test_a_line_through_measured_batches_gives_the_largest(
 
 def test_one_point_is_no_line() -> None:
     one = MeasuredOp("lean", lambda n: Candidate("lean", lambda: lambda: None))
-    one.add_peak(2, Sample([1.0], None, True, GIB))
-    one.add_peak(4, Sample([1.0], None, True))  # a system that does not tell
+    one.add_peak(2, RoundSample([1.0], None, True, GIB))
+    one.add_peak(4, RoundSample([1.0], None, True))  # a system that does not tell
     one.extrapolate_largest_batch(GIB)
     assert (one.estimated_bytes(8), one.largest_batch, one.fits(8, 1)) == (None, None, True)
 
@@ -94,14 +94,14 @@ class Machine:
 
     def measure_rounds(
         self, candidates: Sequence[Candidate], settings: Settings
-    ) -> Iterator[tuple[Sample, ...]]:
+    ) -> Iterator[tuple[RoundSample, ...]]:
         images = [batch_size(each) for each in candidates]
         self.tried.append([(each.name, n) for each, n in zip(candidates, images, strict=True)])
         if candidates[0].name in self.refuses:
             raise UserError(f"{candidates[0].name} cannot")
         for _ in range(settings.rounds):
             yield tuple(
-                Sample(
+                RoundSample(
                     [1.0], n, True, 100 + n * self.per_image[each.name], f"{each.name} (by test)"
                 )
                 for each, n in zip(candidates, images, strict=True)
@@ -155,11 +155,11 @@ def test_an_op_that_refuses_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyP
 def test_a_gpu_is_tried_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure_rounds(
         candidates: Sequence[Candidate], settings: Settings
-    ) -> Iterator[tuple[Sample, ...]]:
+    ) -> Iterator[tuple[RoundSample, ...]]:
         images = batch_size(candidates[0])
         if images > 37:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        yield (Sample([1.0], images, True, images),)
+        yield (RoundSample([1.0], images, True, images),)
 
     monkeypatch.setattr(compare, "measure_rounds", measure_rounds)
     one = MeasuredOp("lean", lambda n: compare._candidate(recipe(), "lean", n))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from densekit.bench.rounds import (
     Candidate,
-    Sample,
+    RoundSample,
     Settings,
     Spread,
     activation_bytes,
@@ -32,8 +32,8 @@ def test_a_spread_is_median_and_range(values: list[float]) -> None:
     assert (found.low, found.high) == (min(values), max(values))
 
 
-def sample(seconds: list[float], activations: int | None = None) -> Sample:
-    return Sample(seconds, activations, keeps_memory=False)
+def sample(seconds: list[float], activations: int | None = None) -> RoundSample:
+    return RoundSample(seconds, activations, keeps_memory=False)
 
 
 def test_a_rate_is_that_of_the_median_step_of_each_round() -> None:

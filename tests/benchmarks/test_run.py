@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densekit.bench.rounds import Candidate, Sample, Spread
+from densekit.bench.rounds import Candidate, RoundSample, Spread
 from densekit.config import UserError
 from densekit.models import variants
 from densekit.models.variants import ModelConfig
@@ -35,8 +35,8 @@ TINY = Workload(model="densenet_bc_10_4", image_size=32, batch_size=2, device="c
 # Rows of a comparison -----------------------------------------------------------------------
 
 
-def sample(*seconds: float) -> Sample:
-    return Sample(list(seconds), None, keeps_memory=False)
+def sample(*seconds: float) -> RoundSample:
+    return RoundSample(list(seconds), None, keeps_memory=False)
 
 
 def test_the_ratio_is_taken_round_by_round() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from densekit import distributed, precision, progress
 from densekit.bench.rounds import (
     Candidate,
-    Sample,
+    RoundSample,
     Settings,
     Spread,
     activation_bytes,
@@ -34,7 +34,7 @@ from densekit.ops.lean import kernels
 from densekit.training.recipe import Recipe, check
 from densekit.training.step import Learner, create_learner, train_step
 
-OPS = tuple(name for name in OP_NAMES if name != "auto")
+KNOWN_OPS = tuple(name for name in OP_NAMES if name != "auto")
 SMALL_BATCHES = (2, 4)  # images
 ROOM = 0.9  # the share of the free memory that a batch may take
 LARGEST_TRIED = 1 << 16  # images
@@ -91,10 +91,10 @@ class MeasuredOp:
     """The most bytes that its process held, by the images of the batch."""
     largest_batch: int | None = None
     how_found: str | None = None
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[RoundSample] = field(default_factory=list)
     """At the recipe's batch."""
 
-    def add_peak(self, images: int, sample: Sample) -> None:
+    def add_peak(self, images: int, sample: RoundSample) -> None:
         if sample.peak_bytes is not None:
             self.peaks[images] = max(sample.peak_bytes, self.peaks.get(images, 0))
 
@@ -148,10 +148,10 @@ def parse_ops(text: str) -> list[str]:
     """`reference,lean` -> names. Raises UserError for an unknown one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in OPS:
-            raise UserError(f'--ops {text}: there is no op "{name}"{nearest(name, OPS)}')
+        if name not in KNOWN_OPS:
+            raise UserError(f'--ops {text}: there is no op "{name}"{nearest(name, KNOWN_OPS)}')
     if not names:
-        raise UserError(f"--ops {text!r} names no op; known: {', '.join(OPS)}")
+        raise UserError(f"--ops {text!r} names no op; known: {', '.join(KNOWN_OPS)}")
     return list(dict.fromkeys(names))
 
 
@@ -288,7 +288,7 @@ def _measure_small_batches(ops: Sequence[MeasuredOp], settings: Settings) -> lis
     return [each for each in ops if each.refusal is None]
 
 
-def _second_step(candidate: Candidate, settings: Settings) -> Sample:
+def _second_step(candidate: Candidate, settings: Settings) -> RoundSample:
     """The second step of a fresh process."""
     once = settings.model_copy(update={"rounds": 1, "steps": 1, "warmup": 0})
     ((sample,),) = measure_rounds([candidate], once)

@@ -23,7 +23,7 @@ from densekit.config import Section, UserError
 from densekit.precision import keep_freed_memory
 
 EXIT_TIMEOUT = 30.0  # seconds
-Step = Callable[[], object]
+StepFunction = Callable[[], object]
 """May have an `op`: the text that says how it computes dense blocks."""
 
 
@@ -44,14 +44,14 @@ class Candidate:
     """What is measured."""
 
     name: str
-    make_step: Callable[[], Step]
+    make_step: Callable[[], StepFunction]
     """Called in the candidate's process, so it must pickle: a module's function, or a partial."""
     keep_freed_memory: bool = False
     """See densekit.precision.keep_freed_memory."""
 
 
 @dataclass(frozen=True)
-class Sample:
+class RoundSample:
     """What a candidate took in one round."""
 
     seconds: list[float]
@@ -81,12 +81,12 @@ class Spread(Section):
         return cls(median=statistics.median(values), low=min(values), high=max(values))
 
 
-def images_per_second(samples: Sequence[Sample], images: int) -> Spread:
+def images_per_second(samples: Sequence[RoundSample], images: int) -> Spread:
     """Over the samples, of steps of `images` images; a sample's rate is of its median step."""
     return Spread.of([images / sample.step_seconds for sample in samples])
 
 
-def activation_bytes(samples: Sequence[Sample]) -> int | None:
+def activation_bytes(samples: Sequence[RoundSample]) -> int | None:
     """The largest; None where the system does not tell."""
     known = (sample.activation_bytes for sample in samples)
     return max((held for held in known if held is not None), default=None)
@@ -94,7 +94,7 @@ def activation_bytes(samples: Sequence[Sample]) -> int | None:
 
 def measure_rounds(
     candidates: Sequence[Candidate], settings: Settings
-) -> Iterator[tuple[Sample, ...]]:
+) -> Iterator[tuple[RoundSample, ...]]:
     """Yields each round: a sample of every candidate, in their order.
 
     Raises RuntimeError where a candidate's process fails, but its UserError and
@@ -107,7 +107,7 @@ def measure_rounds(
 
 
 @contextlib.contextmanager
-def _process(candidate: Candidate, settings: Settings) -> Iterator[Callable[[], Sample]]:
+def _process(candidate: Candidate, settings: Settings) -> Iterator[Callable[[], RoundSample]]:
     """A process that has made its first step; what is yielded takes a sample there."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -115,7 +115,7 @@ def _process(candidate: Candidate, settings: Settings) -> Iterator[Callable[[], 
     process.start()
     theirs.close()  # so that the end of the process is noticed here
 
-    def receive() -> Sample:
+    def receive() -> RoundSample:
         try:
             received = ours.recv()
         except EOFError:
@@ -126,7 +126,7 @@ def _process(candidate: Candidate, settings: Settings) -> Iterator[Callable[[], 
             raise received
         return received
 
-    def sample() -> Sample:
+    def sample() -> RoundSample:
         ours.send("next")
         return receive()
 
@@ -151,7 +151,7 @@ def _serve(candidate: Candidate, settings: Settings, pipe: Connection) -> None:
             pipe.send(error)
 
 
-def _samples(candidate: Candidate, settings: Settings) -> Iterator[Sample]:
+def _samples(candidate: Candidate, settings: Settings) -> Iterator[RoundSample]:
     torch.set_num_threads(settings.threads)
     keeps_memory = candidate.keep_freed_memory and keep_freed_memory()
     step = candidate.make_step()
@@ -159,17 +159,17 @@ def _samples(candidate: Candidate, settings: Settings) -> Iterator[Sample]:
     first = _timed(step)
     op = getattr(step, "op", None)
     _reset_peak()
-    yield Sample([first], None, keeps_memory, None, op)
+    yield RoundSample([first], None, keeps_memory, None, op)
     while True:
         for _ in range(settings.warmup):
             step()
         seconds = [_timed(step) for _ in range(settings.steps)]
         peak = _process_memory("VmHWM")
         activations = None if peak is None or before is None else peak - before
-        yield Sample(seconds, activations, keeps_memory, peak, op)
+        yield RoundSample(seconds, activations, keeps_memory, peak, op)
 
 
-def _timed(step: Step) -> float:
+def _timed(step: StepFunction) -> float:
     began = time.perf_counter()
     step()
     if torch.cuda.is_initialized():
