@@ -61,7 +61,7 @@ def alike(one: Iterable[Step], other: Iterable[Step]) -> bool:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_limit_on_pixels_reaches_those_who_read(examples: Examples, workers: int) -> None:
     data = DATA.model_copy(update={"workers": workers, "max_pixels": 319})
-    with pytest.raises(UnreadableImage, match="more than 319 pixels"):
+    with pytest.raises(UserError, match=r"more than 319 pixels; .*raise data\.max_pixels"):
         next(iter(TrainStream(examples, data, seed=3, epochs=1)))
     batches = eval_batches(
         examples, Preprocessing.from_config(data), 4, workers, max_pixels=data.max_pixels
