@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_auroc,
     multiclass_calibration_error,
+    multiclass_confusion_matrix,
 )
 
 from densekit.infer import metrics
@@ -142,6 +143,8 @@ def test_report_agrees_with_torchmetrics() -> None:
     ece = multiclass_calibration_error(logits, labels, 12, n_bins=15)
     assert found["ece"] == pytest.approx(float(ece), **close)
     assert found["auroc"] == pytest.approx(float(multiclass_auroc(logits, labels, 12)), **close)
+    confusion = multiclass_confusion_matrix(logits, labels, 12)
+    assert found["confusion"] == confusion.tolist()
     macro = multiclass_accuracy(logits, labels, 12, average="macro")
     assert found["balanced_accuracy"] == pytest.approx(float(macro), **close)
 
@@ -152,6 +155,10 @@ def test_certain_answers_share_the_last_bin() -> None:
     found = metrics.report(logits, labels, 2)
     confidence = (2 + 2 / (1 + math.exp(-3))) / 4
     assert found["ece"] == pytest.approx(confidence - 0.5, rel=1e-12)
+    labels = torch.tensor([0, 1, 0, 0])  # certain and wrong, unsure and right: they make up
+    theirs = multiclass_calibration_error(logits.double(), labels, 2, n_bins=15)
+    assert theirs.dtype == torch.float32
+    assert float(theirs) > metrics.report(logits, labels, 2)["ece"] + 0.04
 
 
 def test_ties_are_half_a_win() -> None:
