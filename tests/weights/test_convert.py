@@ -155,6 +155,10 @@ def test_the_command(
 ) -> None:
     assert run(monkeypatch, "convert", file, tmp_path / "w.safetensors") == 0
     assert "read back the same" in capsys.readouterr().out
+    assert run(monkeypatch, "convert", file, tmp_path / "w.safetensors") == 2
+    assert "add --force" in capsys.readouterr().err
+    assert run(monkeypatch, "convert", file, tmp_path / "w.safetensors", "--force") == 0
+    assert "read back the same" in capsys.readouterr().out
     assert run(monkeypatch, "convert", file, tmp_path / "2.pth", "--model", "densenet121") == 2
     said = capsys.readouterr()
     assert "features.denseblock4.denselayer16.conv2.weight" in said.err
@@ -259,7 +263,7 @@ def test_weights_with_nan_are_refused(file: Path, tmp_path: Path) -> None:
     state = tiny().state_dict()
     state["classifier.bias"][2] = float("nan")
     torch.save(state, file)
-    with pytest.raises(UserError, match=r"with NaN or infinity: classifier\.bias"):
+    with pytest.raises(UserError, match=r"the weights hold NaN or infinity: classifier\.bias"):
         convert(str(file), str(tmp_path / "w.safetensors"), Options())
     assert not (tmp_path / "w.safetensors").exists()
 
@@ -273,12 +277,12 @@ def test_what_is_there_is_kept_without_force(file: Path, known: Options, tmp_pat
     (tmp_path / "other.safetensors").write_bytes(b"mine")
     whole = file.read_bytes()
     for dst, words in (
-        (file, "tiny.pth: SRC itself"),
-        (tmp_path / "other.safetensors", "exists"),
-        (tmp_path / "a", "there is an artifact"),
+        (file, "tiny.pth: there is SRC itself"),
+        (tmp_path / "other.safetensors", "there is a file"),
+        (tmp_path / "a", "there is an artifact already"),
     ):
         options = known if dst.suffix == "" else Options()
-        with pytest.raises(UserError, match=rf"{words}; add --force"):
+        with pytest.raises(UserError, match=rf"{words}.*; add --force"):
             convert(str(file), str(dst), options)
     assert file.read_bytes() == whole
     assert (tmp_path / "other.safetensors").read_bytes() == b"mine"

@@ -153,7 +153,7 @@ def test_grey_networks_start_from_colour_weights(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     state = {name: tensor.clone() for name, tensor in weights().items()}
     state["features.norm5.running_var"][3] = value
-    assert "with NaN or infinity: features.norm5.running_var" in refusal(ours(), state)
+    assert "the weights hold NaN or infinity: features.norm5.running_var" in refusal(ours(), state)
 
 
 def test_a_new_head_is_made_only_when_asked_for() -> None:

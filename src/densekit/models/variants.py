@@ -29,7 +29,7 @@ class ModelConfig(Section):
     """Fields of DenseNetConfig that differ from the named one's, e.g. {growth_rate: 16}."""
     pretrained: PathText | None = None
     """Weights to start from: an artifact's folder, a file of weights of any library that `densekit
-    convert` reads, a URL, hf-hub:org/name, or torchvision, timm, paddle, keras."""
+    convert` reads (FILE#ema: their average), a URL, hf-hub:org/name, or torchvision, timm, ..."""
     op: Literal["auto", "reference", "recompute", "lean"] = "auto"
     """How dense blocks are computed: auto takes the fastest, see docs/concepts/dense-block.md."""
     sync_bn: bool = False

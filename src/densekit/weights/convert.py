@@ -111,8 +111,10 @@ def _check_free(src: str, target: Path, force: bool) -> None:
     if not target.suffix and not artifact.is_replaceable(target):
         raise UserError(f"{target}: holds something else than an artifact; choose a new folder")
     if not force and not (target.is_dir() and not any(target.iterdir())):
-        what = "SRC itself" if own else "there is an artifact" if target.is_dir() else "exists"
-        raise UserError(f"{target}: {what}; add --force to replace it, or choose another name")
+        what = "SRC itself" if own else "an artifact" if target.is_dir() else "a file"
+        raise UserError(
+            f"{target}: there is {what} already; add --force to replace it, or choose another name"
+        )
 
 
 def _to_file(target: Path, model: DenseNet, options: Options) -> list[str]:

@@ -125,7 +125,7 @@ def load_into(
     With `new_head` a class head that is missing, or has another class count or several layers, is
     left as it was initialised. Colour and grey are converted to each other. num_batches_tracked
     may be missing. Raises UserError that lists the tensors that are missing, unknown, of another
-    shape or not finite: the first `shown` of each, or all.
+    shape, or not finite: the first `shown` of each, or all.
     """
     own = model.state_dict()
     headless = HEAD[0] not in own  # num_classes=0
@@ -141,11 +141,13 @@ def load_into(
         *_listed("missing", own.keys() - weights.keys() - counters - left, shown),
         *_listed("unknown", weights.keys() - own.keys(), shown),
         *_listed("of another shape", _misshapen(own, weights), shown),
-        *_listed("with NaN or infinity", _not_finite(weights), shown),
         *_remedies(own, weights, left),
     ]
     if problems:
         raise UserError("the weights do not fit the model:\n  " + "\n  ".join(problems))
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError("".join(_listed("the weights hold NaN or infinity", broken, shown)))
     model.load_state_dict(own | weights)
     return Loaded(made_new, notes)
 
@@ -163,10 +165,6 @@ def _with_channels(weights: StateDict, own: StateDict) -> tuple[StateDict, tuple
     else:
         return weights, ()
     return {**weights, STEM: kernel}, (f"the stem's kernel is for {how}",)
-
-
-def _not_finite(weights: StateDict) -> list[str]:
-    return [name for name, tensor in weights.items() if not tensor.isfinite().all()]
 
 
 def _variant_of(config: DenseNetConfig, source: str) -> str:
