@@ -22,7 +22,7 @@ import rows  # noqa: E402 (benchmarks/rows.py)
 from densekit.config import Section, to_yaml  # noqa: E402
 from densekit.config.applies import marks  # noqa: E402
 from densekit.models.densenet import DenseNetConfig  # noqa: E402
-from densekit.paddleclas.keys import KEYS, OPS, PLACES, Key  # noqa: E402
+from densekit.paddleclas.keys import KEYS, OPERATIONS, PLACES, TheirKey  # noqa: E402
 from densekit.training.recipe import Recipe  # noqa: E402
 
 HEAD = """# Recipe options
@@ -136,11 +136,11 @@ def architecture(text: str) -> str:
 def paddleclas(text: str) -> str:
     """`text` with every key of PaddleClas' between the marks. Raises ValueError without them."""
     tables = [_keys("", [key for path, key in KEYS.items() if not path.startswith(PLACES)])]
-    tables.append(_keys("Below transform_ops and Infer.transforms:\n\n", OPS))
+    tables.append(_keys("Below transform_ops and Infer.transforms:\n\n", OPERATIONS))
     return _between(text, "keys", "\n".join(tables))
 
 
-def _keys(head: str, keys: Iterable[Key]) -> str:
+def _keys(head: str, keys: Iterable[TheirKey]) -> str:
     cells = ((f"`{key.path}`", key.kind, key.says) for key in keys)
     lines = ["| Key | | |", "|---|---|---|"]
     return (

@@ -85,6 +85,26 @@ def test_no_file_is_a_drawer() -> None:
     assert not {f.stem for f in modules()} & {"utils", "helpers", "common", "misc"}
 
 
+def top_names(file: Path) -> set[str]:
+    """Public names that a module gives to something of its own; a type variable has none."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("_") and len(name) > 1}
+
+
+@pytest.mark.parametrize("room", ["config", "paddleclas"])
+def test_a_name_of_the_room_has_one_meaning_in_the_package(room: str) -> None:
+    for file in (ROOT / room).rglob("*.py"):
+        for other in modules():
+            shared = top_names(file) & top_names(other) if other != file else set()
+            assert not shared, f"{file.name} and {other.relative_to(ROOT)}: {shared}"
+
+
 def test_nothing_is_evaluated_and_nothing_registered() -> None:
     for file in modules():
         tree = ast.parse(file.read_text(encoding="utf-8"))

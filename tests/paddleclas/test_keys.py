@@ -18,7 +18,7 @@ from shipped import DENSENET121
 
 from densekit.config import UserError
 from densekit.paddleclas.keys import KEYS, PLACES, below
-from densekit.paddleclas.translate import Translated, Use, load
+from densekit.paddleclas.translate import Translated, Use, translate_file
 
 RMSPROP = {"Optimizer.name": "RMSProp"}
 ADAMW = {"Optimizer.name": "AdamW"}
@@ -270,7 +270,7 @@ def translated(tmp_path: Path, settings: Context, use: Use = "train") -> Transla
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     (tmp_path / "another-run").mkdir(exist_ok=True)
     (tmp_path / "another-run" / "recipe.yaml").touch()
-    return load(str(file), [], 4, use)
+    return translate_file(str(file), [], 4, use)
 
 
 def outcome(tmp_path: Path, settings: Context, use: Use = "train") -> Translated | UserError:

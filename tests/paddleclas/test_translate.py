@@ -12,7 +12,7 @@ from densekit.config import UserError, build, read_yaml
 from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
 from densekit.models.variants import create
 from densekit.paddleclas import flags
-from densekit.paddleclas.translate import ARCHS, as_text, check_device, load, recognises
+from densekit.paddleclas.translate import ARCHS, as_text, check_device, recognises, translate_file
 from densekit.training import optim
 from densekit.training.recipe import Recipe
 from densekit.weights.keymaps import PADDLE
@@ -31,7 +31,7 @@ def rates(recipe: Recipe, processes: int = 4, per_epoch: int = EPOCH) -> list[fl
 
 
 def test_the_shipped_file_on_four_cards(shipped: str) -> None:
-    recipe = load(shipped, ["Arch.pretrained=False", "Global.device=gpu"], 4).recipe
+    recipe = translate_file(shipped, ["Arch.pretrained=False", "Global.device=gpu"], 4).recipe
     assert recipe.name == "DenseNet121"
     assert recipe.model.name == "densenet121"
     assert recipe.model.num_classes == 1000
@@ -60,7 +60,7 @@ def test_the_shipped_file_on_four_cards(shipped: str) -> None:
 
 @pytest.mark.parametrize(("name", "ours"), ARCHS.items())
 def test_the_five_shipped_depths(shipped: str, name: str, ours: str) -> None:
-    assert load(shipped, [f"Arch.name={name}"], 4).recipe.model.name == ours
+    assert translate_file(shipped, [f"Arch.name={name}"], 4).recipe.model.name == ours
 
 
 def test_there_are_five() -> None:
@@ -80,25 +80,25 @@ def test_only_their_files_are_recognised(shipped: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cards", "rate"), [(1, 0.025), (4, 0.1), (8, 0.2)])
 def test_a_batch_per_card_and_a_rate_that_follows_it(shipped: str, cards: int, rate: float) -> None:
-    found = load(shipped, [], cards)
+    found = translate_file(shipped, [], cards)
     assert found.recipe.data.batch_size == 64 * cards
     assert rates(found.recipe)[0] == pytest.approx(rate, rel=1e-12)
     assert ("multiplied by" in found.notes["optim.reference_batch"]) == (cards != 4)
-    plain = load(shipped, ["optim.scale_lr=false"], cards)
+    plain = translate_file(shipped, ["optim.scale_lr=false"], cards)
     assert rates(plain.recipe)[0] == 0.1
     assert "optim.reference_batch" not in plain.notes
 
 
 def test_an_override_of_the_batch_leaves_what_the_rate_was_for(shipped: str) -> None:
     option = "DataLoader.Train.sampler.batch_size=4"
-    recipe = load(shipped, [option], 4).recipe
+    recipe = translate_file(shipped, [option], 4).recipe
     assert (recipe.data.batch_size, recipe.optim.reference_batch) == (16, 256)
-    grown = load(shipped, [option, "Global.update_freq=16"], 4).recipe
+    grown = translate_file(shipped, [option, "Global.update_freq=16"], 4).recipe
     assert (grown.data.batch_size, grown.loop.accumulation) == (256, 16)
 
 
 def test_adamw_recipes_are_for_eight_cards(shipped: str) -> None:
-    assert load(shipped, ["Optimizer.name=AdamW"], 8).recipe.optim.reference_batch == 512
+    assert translate_file(shipped, ["Optimizer.name=AdamW"], 8).recipe.optim.reference_batch == 512
 
 
 # Schedules, against Paddle's definitions ------------------------------------------------------
@@ -145,7 +145,7 @@ def paddle_rates(schedule, warmup: float, start: float, peak: float, epochs: int
 def test_schedules_with_warm_up_by_step_and_by_epoch(
     shipped: str, options: list[str], schedule, by_epoch: str
 ) -> None:
-    found = load(shipped, [*options, f"Optimizer.lr.by_epoch={by_epoch}"], 4)
+    found = translate_file(shipped, [*options, f"Optimizer.lr.by_epoch={by_epoch}"], 4)
     theirs = paddle_rates(schedule, 5, 0.0, 0.4, 120)
     ours = rates(found.recipe)
     one_step = 0.4 / (5 * EPOCH)  # by which the warm-up is ahead, as the note says
@@ -159,36 +159,38 @@ def test_schedules_with_warm_up_by_step_and_by_epoch(
 
 
 def test_piecewise_follows_the_file_and_says_where_theirs_does_not(shipped: str) -> None:
-    found = load(shipped, ["Optimizer.lr.decay_epochs=[40, 80, 100]"], 4)
+    found = translate_file(shipped, ["Optimizer.lr.decay_epochs=[40, 80, 100]"], 4)
     assert rates(found.recipe)[39:41] == pytest.approx([0.1, 0.01])
     assert "takes a tenth every 30 epochs" in found.notes["optim.milestones"]
-    assert "optim.milestones" not in load(shipped, [], 4).notes
-    assert "optim.milestones" not in load(shipped, ["Global.epochs=20"], 4).notes
-    assert "optim.milestones" in load(shipped, ["Optimizer.lr.values.2=0.005"], 4).notes
-    quiet = load(shipped, ["Optimizer.lr.values.2=0.005", "Optimizer.lr.learning_rate=None"], 4)
+    assert "optim.milestones" not in translate_file(shipped, [], 4).notes
+    assert "optim.milestones" not in translate_file(shipped, ["Global.epochs=20"], 4).notes
+    assert "optim.milestones" in translate_file(shipped, ["Optimizer.lr.values.2=0.005"], 4).notes
+    quiet = translate_file(
+        shipped, ["Optimizer.lr.values.2=0.005", "Optimizer.lr.learning_rate=None"], 4
+    )
     assert "optim.milestones" not in quiet.notes
     assert rates(quiet.recipe)[60] == pytest.approx(0.005)
 
 
 def test_a_typed_learning_rate_is_the_rate_as_it_is_there(shipped: str) -> None:
     """There learning_rate wins over values; here the file's values follow it in proportion."""
-    found = load(shipped, ["Optimizer.lr.learning_rate=0.01"], 4)
+    found = translate_file(shipped, ["Optimizer.lr.learning_rate=0.01"], 4)
     assert rates(found.recipe) == pytest.approx([0.01 * 0.1 ** (e // 30) for e in range(120)])
     assert "Optimizer.lr.learning_rate as typed" in found.notes["optim.lr"]
     assert "0.01, 0.001, 0.0001, 1e-05" in found.notes["optim.lr"]
     assert "optim.milestones" not in found.notes
     changed = ["Optimizer.lr.learning_rate=0.2", "Optimizer.lr.decay_epochs=[10, 20, 50]"]
-    assert rates(load(shipped, changed, 4).recipe)[50] == pytest.approx(0.0002)
+    assert rates(translate_file(shipped, changed, 4).recipe)[50] == pytest.approx(0.0002)
     both = ["Optimizer.lr.learning_rate=0.2", "Optimizer.lr.values=[0.1, 0.01, 0.001, 1e-4]"]
     with pytest.raises(UserError, match="give one of them, or both alike"):
-        load(shipped, both, 4)
+        translate_file(shipped, both, 4)
     alike = ["Optimizer.lr.learning_rate=0.2", "Optimizer.lr.values=[0.2, 0.1, 0.05, 0.01]"]
-    assert rates(load(shipped, alike, 4).recipe)[119] == pytest.approx(0.01)
+    assert rates(translate_file(shipped, alike, 4).recipe)[119] == pytest.approx(0.01)
 
 
 def test_constant_rates_of_both_names(shipped: str) -> None:
     def of(name: str):
-        return load(
+        return translate_file(
             shipped, [f"Optimizer.lr={{name: {name}, learning_rate: 0.4, warmup_epoch: 5}}"], 4
         )
 
@@ -199,17 +201,17 @@ def test_constant_rates_of_both_names(shipped: str) -> None:
 
 
 def test_a_thousand_million_epochs_are_translated_at_once(shipped: str) -> None:
-    assert load(shipped, ["Global.epochs=1000000000"], 4).recipe.loop.epochs == 10**9
+    assert translate_file(shipped, ["Global.epochs=1000000000"], 4).recipe.loop.epochs == 10**9
     step = "Optimizer.lr={name: Step, learning_rate: 0.1, step_size: 1}"
     with pytest.raises(UserError, match="up to 1000"):
-        load(shipped, [step, "Global.epochs=1000000000"], 4)
+        translate_file(shipped, [step, "Global.epochs=1000000000"], 4)
 
 
 # Optimizers -----------------------------------------------------------------------------------
 
 
 def test_adam_decays_by_the_gradient_as_theirs_does(shipped: str) -> None:
-    found = load(shipped, ["Optimizer.name=Adam", "Optimizer.beta1=0.8"], 4).recipe.optim
+    found = translate_file(shipped, ["Optimizer.name=Adam", "Optimizer.beta1=0.8"], 4).recipe.optim
     assert (found.name, found.betas, found.eps) == ("adam", (0.8, 0.999), 1e-8)
     assert found.weight_decay == 1e-4
 
@@ -225,7 +227,9 @@ def spared(found) -> set[str]:
 @pytest.mark.parametrize("word", ["norm", "batch_norm", "bn", "bias", ".bias", "out", "conv2_1",
                                   "tr_conv", "_conv.weight", "db_conv_2"])  # fmt: skip
 def test_words_of_their_names_spare_the_same_parameters(shipped: str, word: str) -> None:
-    found = load(shipped, ["Optimizer.name=AdamW", f"Optimizer.no_weight_decay_name={word}"], 4)
+    found = translate_file(
+        shipped, ["Optimizer.name=AdamW", f"Optimizer.no_weight_decay_name={word}"], 4
+    )
     with torch.device("meta"):
         names = [name for name, _ in create(found.recipe.model).named_parameters()]
     assert spared(found) == {name for name in names if word in str(PADDLE.theirs(name))}
@@ -234,7 +238,7 @@ def test_words_of_their_names_spare_the_same_parameters(shipped: str, word: str)
 
 def test_words_that_match_nothing_are_said_not_refused(shipped: str) -> None:
     words = "Optimizer.no_weight_decay_name=pos_embed cls_token .bias"
-    found = load(shipped, ["Optimizer.name=AdamW", words], 4)
+    found = translate_file(shipped, ["Optimizer.name=AdamW", words], 4)
     assert found.recipe.optim.no_weight_decay == ("bias",)
     assert "named pos_embed, there neither" in found.notes["optim.weight_decay"]
     assert "cls_token" in found.notes["optim.weight_decay"]
@@ -242,10 +246,10 @@ def test_words_that_match_nothing_are_said_not_refused(shipped: str) -> None:
 
 def test_one_dimensional_parameters_are_norms_and_biases(shipped: str) -> None:
     option = "Optimizer.one_dim_param_no_weight_decay=True"
-    found = load(shipped, [option], 4)
+    found = translate_file(shipped, [option], 4)
     assert found.recipe.optim.no_weight_decay == ("norm", "bias")
     assert "theirs heeds it with AdamW" in found.notes["optim.no_weight_decay"]
-    adamw = load(shipped, ["Optimizer.name=AdamW", option], 4)
+    adamw = translate_file(shipped, ["Optimizer.name=AdamW", option], 4)
     assert "optim.no_weight_decay" not in adamw.notes
 
 
@@ -253,18 +257,20 @@ def test_one_dimensional_parameters_are_norms_and_biases(shipped: str) -> None:
 
 
 def test_mixed_precision_is_what_it_was(shipped: str) -> None:
-    assert load(shipped, ["AMP.use_amp=false"], 4).recipe.loop.precision == "fp32"
-    assert load(shipped, ["AMP.use_amp=True"], 4).recipe.loop.precision == "fp16"
-    cpu = load(shipped, ["AMP.use_amp=true", "Global.device=cpu"], 4).recipe.loop
+    assert translate_file(shipped, ["AMP.use_amp=false"], 4).recipe.loop.precision == "fp32"
+    assert translate_file(shipped, ["AMP.use_amp=True"], 4).recipe.loop.precision == "fp16"
+    cpu = translate_file(shipped, ["AMP.use_amp=true", "Global.device=cpu"], 4).recipe.loop
     assert (cpu.device, cpu.precision) == ("cpu", "auto")
 
 
 def test_mixing(shipped: str) -> None:
     mix = "DataLoader.Train.dataset.batch_transform_ops"
-    data = load(shipped, [f"{mix}=[{{MixupOperator: {{alpha: 0.2}}}}]"], 4).recipe.data.augment
+    data = translate_file(
+        shipped, [f"{mix}=[{{MixupOperator: {{alpha: 0.2}}}}]"], 4
+    ).recipe.data.augment
     assert (data.mixup, data.mixup_alpha, data.cutmix) == (1.0, 0.2, 0.0)
     sampler = "{MixupOperator: {alpha: 0.8, prob: 0.5}, CutmixOperator: {alpha: 1.0, prob: 0.4}}"
-    found = load(shipped, [f"{mix}=[{{OpSampler: {sampler}}}]"], 4)
+    found = translate_file(shipped, [f"{mix}=[{{OpSampler: {sampler}}}]"], 4)
     data = found.recipe.data.augment
     assert (data.mixup, data.mixup_alpha, data.cutmix, data.cutmix_alpha) == (0.5, 0.8, 0.4, 1.0)
     assert "softmax" in found.notes["data.augment.mixup"]
@@ -272,12 +278,12 @@ def test_mixing(shipped: str) -> None:
 
 def test_a_list_index_reaches_into_the_operations(shipped: str) -> None:
     option = "DataLoader.Train.dataset.transform_ops.1.RandCropImage.size=192"
-    data = load(shipped, [option], 4).recipe.data
+    data = translate_file(shipped, [option], 4).recipe.data
     assert (data.train_side, data.image_size) == (192, 224)
 
 
 def test_values_are_yaml_and_pythons_spellings(shipped: str) -> None:
-    recipe = load(
+    recipe = translate_file(
         shipped,
         ["Global.seed=7", "Arch.class_num=None", "Arch.use_sync_bn=True",
          "Global.output_dir=runs/a=b", "Optimizer.regularizer.coeff=1e-3"],
@@ -292,7 +298,7 @@ def test_values_are_yaml_and_pythons_spellings(shipped: str) -> None:
 
 def test_weights_are_found_as_theirs_are_and_as_densekits_are(shipped: str, tmp_path: Path) -> None:
     def of(*options: str) -> str | None:
-        return load(shipped, options, 4).recipe.model.pretrained
+        return translate_file(shipped, options, 4).recipe.model.pretrained
 
     assert of("Arch.pretrained=True") == "paddle"
     assert of("Global.pretrained_model=w/DenseNet121") == "w/DenseNet121.pdparams"
@@ -313,7 +319,7 @@ def test_checkpoints_go_on_with_densekits_runs_only(shipped: str, tmp_path: Path
         (tmp_path / name / "recipe.yaml").touch()
 
     def resume(value: str) -> str:
-        return load(shipped, [f"Global.checkpoints={value}"], 4).recipe.loop.resume
+        return translate_file(shipped, [f"Global.checkpoints={value}"], 4).recipe.loop.resume
 
     assert resume("output/DenseNet121/latest") == "auto"
     assert resume("elsewhere/DenseNet121/latest") == "elsewhere/DenseNet121"
@@ -326,14 +332,14 @@ def test_erasing_before_normalising_is_black_there(shipped: str) -> None:
     ops = "DataLoader.Train.dataset.transform_ops"
     erase, norm = "{RandomErasing: {EPSILON: 0.25}}", "{NormalizeImage: {scale: 1/255}}"
     start = "{DecodeImage: null}, {RandCropImage: {size: 224}}"
-    before = load(shipped, [f"{ops}=[{start}, {erase}, {norm}]"], 4)
+    before = translate_file(shipped, [f"{ops}=[{start}, {erase}, {norm}]"], 4)
     assert "erases before NormalizeImage" in before.notes["data.augment.erase_with"]
-    after = load(shipped, [f"{ops}=[{start}, {norm}, {erase}]"], 4)
+    after = translate_file(shipped, [f"{ops}=[{start}, {norm}, {erase}]"], 4)
     assert "data.augment.erase_with" not in after.notes
 
 
 def test_a_tie_and_the_evaluations_workers_are_said(shipped: str) -> None:
-    found = load(shipped, ["DataLoader.Eval.loader.num_workers=1"], 4)
+    found = translate_file(shipped, ["DataLoader.Eval.loader.num_workers=1"], 4)
     assert "of equal top-1 the earlier epoch stays the best" in found.notes["loop.eval_from"]
     assert "where theirs takes 1" in found.notes["data.workers"]
 
@@ -348,15 +354,17 @@ def test_null_takes_a_key_out_of_the_file(shipped: str) -> None:
         )
     )
     with pytest.raises(UserError) as mistake:
-        load(shipped, [], 4)
+        translate_file(shipped, [], 4)
     assert len(str(mistake.value).splitlines()) == 2
     ops = "DataLoader.Train.dataset.transform_ops"
     for gone in (f"{ops}.2.CoarseDropout=null", f"{ops}.2=None"):
-        found = load(shipped, ["Global.mystery=null", gone, "Optimizer.regularizer=None"], 4)
+        found = translate_file(
+            shipped, ["Global.mystery=null", gone, "Optimizer.regularizer=None"], 4
+        )
         assert found.recipe.data.augment.flip == 0.5
         assert found.recipe.optim.weight_decay == 0.0
     with pytest.raises(UserError, match='unknown key "mystry"'):
-        load(shipped, ["Global.mystry=null", f"{ops}.2=null", "Global.mystery=null"], 4)
+        translate_file(shipped, ["Global.mystry=null", f"{ops}.2=null", "Global.mystery=null"], 4)
 
 
 # What is printed, what is refused --------------------------------------------------------------
@@ -365,7 +373,7 @@ def test_null_takes_a_key_out_of_the_file(shipped: str) -> None:
 def test_the_text_is_a_recipe_with_a_comment_on_each_different_line(
     shipped: str, tmp_path: Path
 ) -> None:
-    found = load(shipped, ["Optimizer.lr.decay_epochs=[40, 80, 100]", "loop.keep=5"], 1)
+    found = translate_file(shipped, ["Optimizer.lr.decay_epochs=[40, 80, 100]", "loop.keep=5"], 1)
     text = as_text(found)
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
@@ -399,7 +407,7 @@ def test_typing_mistakes_and_their_sentences(
     assert right in file.read_text()
     file.write_text(file.read_text().replace(right, wrong, 1))
     with pytest.raises(UserError) as mistake:
-        load(shipped, [], 4)
+        translate_file(shipped, [], 4)
     assert str(mistake.value) == sentence
 
 
@@ -419,7 +427,7 @@ def test_typing_mistakes_and_their_sentences(
 )  # fmt: skip
 def test_options_with_mistakes(shipped: str, option: str, sentence: str) -> None:
     with pytest.raises(UserError) as mistake:
-        load(shipped, [option], 4)
+        translate_file(shipped, [option], 4)
     assert str(mistake.value) == sentence
 
 
@@ -428,13 +436,13 @@ def test_all_refusals_are_shown(shipped: str) -> None:
                "Optimizer.lr.learning_rate=x", "Arch.data_format=XYZ",
                "Optimizer.lr.gamma=0.5"]  # fmt: skip
     with pytest.raises(UserError) as mistake:
-        load(shipped, options, 4)
+        translate_file(shipped, options, 4)
     lines = str(mistake.value).splitlines()
     for option in options:
         assert sum(line.startswith(f"-o {option}: ") for line in lines) == 1, option
     assert len(lines) == len(options)
     with pytest.raises(UserError) as mistake:
-        load(shipped, ["Global.epoch=1", "Arch.nam=x", "Arch.use_ssld=True"], 4)
+        translate_file(shipped, ["Global.epoch=1", "Arch.nam=x", "Arch.use_ssld=True"], 4)
     assert len(str(mistake.value).splitlines()) == 3
 
 
@@ -451,17 +459,17 @@ def test_all_refusals_are_shown(shipped: str) -> None:
 )
 def test_an_option_without_effect_is_refused(shipped: str, option: str, other: str) -> None:
     with pytest.raises(UserError, match=f"^-o {option}: has no effect with {other}; it needs"):
-        load(shipped, [option], 4)
+        translate_file(shipped, [option], 4)
 
 
 def test_a_file_may_hold_what_an_option_switches_off(shipped: str) -> None:
-    found = load(
+    found = translate_file(
         shipped, ["Optimizer.lr.name=Cosine", "optim.name=adamw", "optim.betas=[0.8, 0.9]"], 4
     )
     assert (found.recipe.optim.momentum, found.recipe.optim.betas) == (0.9, (0.8, 0.9))
     text = Path(shipped).read_text()
     Path(shipped).write_text(text.replace("batch_size: 64", "batch_size: 32"))
-    plain = load(shipped, ["optim.scale_lr=false", "optim.schedule=constant"], 1)
+    plain = translate_file(shipped, ["optim.scale_lr=false", "optim.schedule=constant"], 1)
     assert "reference_batch" not in as_text(plain)
     assert "milestones" not in as_text(plain)
 
@@ -470,11 +478,11 @@ def test_gpu_without_a_gpu_names_the_override(
     shipped: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check_device(load(shipped, ["Global.device=cpu"], 4))
+    check_device(translate_file(shipped, ["Global.device=cpu"], 4))
     with pytest.raises(UserError, match=r"-o Global\.device=cpu"):
-        check_device(load(shipped, [], 4))
+        check_device(translate_file(shipped, [], 4))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    check_device(load(shipped, [], 4))
+    check_device(translate_file(shipped, [], 4))
 
 
 def test_flags_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,6 @@ def translate(
       densekit translate DenseNet121.yaml -o Arch.class_num=37 > pets.yaml
     """
     from densekit import distributed
-    from densekit.paddleclas.translate import as_text, load
+    from densekit.paddleclas.translate import as_text, translate_file
 
-    print(as_text(load(config, option or [], distributed.world_size())), end="")
+    print(as_text(translate_file(config, option or [], distributed.world_size())), end="")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from densekit.config import UserError, assemble
 from densekit.infer.model import Opened, open_configured, open_path
-from densekit.paddleclas.infer import Infer, named
+from densekit.paddleclas.infer import Infer, with_class_names
 from densekit.paddleclas.open import read_config
 from densekit.paddleclas.translate import Use
 from densekit.training.recipe import Recipe
@@ -41,7 +41,7 @@ class Asked:
             best = recipe.output_dir / "best_model"
             raise UserError(f"no weights: add -o Global.pretrained_model=FILE, such as {best}")
         opened = open_configured(recipe.model, recipe.data, classes)
-        return opened if classes else named(opened, self.infer)
+        return opened if classes else with_class_names(opened, self.infer)
 
 
 def ask(source: str | None, config: str | None, options: Sequence[str], use: Use) -> Asked:

@@ -18,7 +18,7 @@ from enum import Enum
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from densekit.config.build import build, named
+from densekit.config.build import build, named_place
 from densekit.config.section import Section, UserError
 from densekit.config.trees import replace_value
 from densekit.config.yaml_file import ConfigSource, PathKey, Tree, to_flow
@@ -109,7 +109,7 @@ def build_effective(section: type[S], source: ConfigSource, file: Tree) -> S:
     built = build(section, source)
     while idle := list(idle_options(built)):
         mistakes = [
-            f"{named(source, option.path)}: {option.why}"
+            f"{named_place(source, option.path)}: {option.why}"
             for option in idle
             if _layer(source, file, option.path) > 0
             and max(_layer(source, file, key) for key in option.switches)
@@ -132,13 +132,13 @@ def out_of_reach(section: Section, source: ConfigSource, file: Tree) -> list[str
     """
     found = list(section.out_of_reach())
     typed = [
-        f"{named(source, each.path)}: {each.why}"
+        f"{named_place(source, each.path)}: {each.why}"
         for each in found
         if _layer(source, file, each.path) == 2
     ]
     if typed:
         raise UserError("\n".join(typed))
-    return [f"{named(source, each.path)}: {each.why}" for each in found]
+    return [f"{named_place(source, each.path)}: {each.why}" for each in found]
 
 
 def _layer(source: ConfigSource, file: Tree, path: tuple[PathKey, ...]) -> int:

@@ -39,7 +39,7 @@ def _of_field(section: type[Section], location: tuple[PathKey, ...]) -> tuple[Pa
     return location
 
 
-def named(source: ConfigSource, path: tuple[PathKey, ...]) -> str:
+def named_place(source: ConfigSource, path: tuple[PathKey, ...]) -> str:
     """The key and where it stands: `file:line: a.b`, or the option as typed."""
     place, key = source.place(path), dotted(path)
     if place.startswith("-"):  # an option says the key itself
@@ -54,7 +54,7 @@ def _explain(
     errors: list[dict[str, Any]],
 ) -> str:
     """One sentence: where, what is wrong, the value. A union has an error for each member."""
-    where, first = named(source, path), errors[0]
+    where, first = named_place(source, path), errors[0]
     if first["type"] == "extra_forbidden":
         return f'{where}: unknown key "{path[-1]}"{nearest(str(path[-1]), _keys(section, path))}'
     messages = [error["msg"].removeprefix("Value error, ") for error in errors]

@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 LONGEST, LONGEST_NAME = 4096, 255  # bytes, Linux' PATH_MAX and NAME_MAX
 
 
-def expand(text: str) -> str:
+def expand_home(text: str) -> str:
     """`text` with a leading ~ as the home folder. Raises ValueError for what no path can be."""
     if "\0" in text:
         raise ValueError(f"a path cannot hold a NUL character, got {text!r}")
@@ -30,5 +30,5 @@ def _longest_name(path: bytes) -> int:
     return max(map(len, path.split(b"/")))
 
 
-PathText = Annotated[str, AfterValidator(expand)]
+PathText = Annotated[str, AfterValidator(expand_home)]
 """A path as text, so that names such as `builtin:mnist5k` and URLs may stand in its place."""

@@ -33,7 +33,7 @@ def read_infer(t: Translation) -> Infer:
     )
 
 
-def named(opened: Opened, infer: Infer) -> Opened:
+def with_class_names(opened: Opened, infer: Infer) -> Opened:
     """`opened` with class_id_map_file's names, where they are those of its outputs.
 
     Theirs gives the names of ImageNet to a network of other classes.

@@ -47,7 +47,7 @@ def read_config(
     if config is None or not translate.recognises(config):
         source, name = recipe.read(config)
         return Written(_over(Layers(name, source, options), own), notes)
-    found = translate.load(config, options, distributed.world_size(), use)
+    found = translate.translate_file(config, options, distributed.world_size(), use)
     translate.check_device(found)
     notes = [*flags.follow(os.environ), *(found.said if use == "train" else ()), *notes]
     return Written(_over(found.layers, own), notes, found.infer, paddleclas=True)

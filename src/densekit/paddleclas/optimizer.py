@@ -9,7 +9,7 @@ from densekit.models.variants import VARIANTS
 from densekit.paddleclas.translation import Translation
 from densekit.weights.keymaps import OURS, PADDLE
 
-NAMES = {
+OPTIMIZERS = {
     "Momentum": "sgd",
     "SGD": "sgd",
     "Adam": "adam",
@@ -36,9 +36,9 @@ def translate_optimizer(t: Translation) -> None:
 
 def _update(t: Translation) -> None:
     name = t.text("Optimizer.name")
-    if name not in NAMES:
-        t.fail("Optimizer.name", f"{name!r}: densekit has {', '.join(NAMES)}")
-    t.set("optim.name", NAMES[name], "Optimizer.name")
+    if name not in OPTIMIZERS:
+        t.fail("Optimizer.name", f"{name!r}: densekit has {', '.join(OPTIMIZERS)}")
+    t.set("optim.name", OPTIMIZERS[name], "Optimizer.name")
     if name in ("Momentum", "RMSProp"):
         default = 0.9 if name == "Momentum" else 0.0
         momentum = t.number("Optimizer.momentum", default)

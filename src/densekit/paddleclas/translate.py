@@ -1,6 +1,6 @@
 """A PaddleClas YAML with its -o options -> a recipe, and what is otherwise than there.
 
-`load` is what the commands call; `as_text` is what `densekit translate` prints.
+`translate_file` is what the commands call; `as_text` is what `densekit translate` prints.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def recognises(config: str) -> bool:
     return len(SECTIONS & read_yaml(Path(config)).tree.keys()) >= 2
 
 
-def load(config: str, options: Iterable[str], processes: int, use: Use = "train") -> Translated:
+def translate_file(
+    config: str, options: Iterable[str], processes: int, use: Use = "train"
+) -> Translated:
     """The recipe of a PaddleClas file for `processes` of one card each.
 
     Options of densekit's own sections, such as optim.scale_lr=false, apply to the recipe, all
