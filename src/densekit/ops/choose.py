@@ -31,7 +31,7 @@ OP_NAMES = ("auto", *DENSE_BLOCKS)
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for an op that there is not."""
+    """Raises UserError for an unknown op."""
     if name not in OP_NAMES:
         raise UserError(f'model.op: unknown op "{name}"{nearest(name, OP_NAMES)}')
 

@@ -1,9 +1,10 @@
-"""The dense block by checkpoints: normalised copies are made again in backward instead of kept.
+"""The dense block with gradient checkpointing: backward recomputes the normalised activations.
 
-The known cure for DenseNet's memory (Pleiss et al., 2017, https://arxiv.org/abs/1707.06990), by
-calling the modules: hooks fire and replaced modules are used, twice. Two things are unlike other
-implementations: running statistics are touched once, and no convolution runs twice, since a
-checkpoint ends with one and recomputing stops before it.
+This is the known way to save a DenseNet's memory (Pleiss et al., 2017,
+https://arxiv.org/abs/1707.06990). It calls the modules, so hooks fire and replaced modules are
+used, both in forward and again in backward. Unlike in other implementations, running statistics are
+updated only once, and no convolution runs twice: each checkpoint ends with a convolution, and
+recomputing stops before it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,8 @@ def dense_block(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
 
 
 class _RunningStatisticsKept:
-    """While it lasts, what batches do to the buffers of a layer's norms is done to copies.
-
-    Entered once for each backward pass through the layer.
+    """Inside it, a layer's norms update copies of their buffers: a recomputed forward pass must not
+    move the running statistics again.
     """
 
     def __init__(self, layer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What the lean op does not compute; each is named, with the op that does."""
+"""Checks whether op lean can compute given modules, and says which one it cannot, and why."""
 
 from __future__ import annotations
 

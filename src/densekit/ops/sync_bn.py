@@ -1,7 +1,7 @@
-"""BatchNorm over all ranks' images, written with a differentiable sum over ranks.
+"""BatchNorm over the images of all ranks, by a differentiable all-reduce.
 
-This is the truth that faster ones are compared with: it runs on CPU and GPU, in float64 too.
-A rank's loss is its share of a global sum, so gradients are summed over ranks, not averaged.
+It is the reference that lean's is tested against, and runs on CPU and GPU, in float64 too. A rank's
+loss is its share of a global sum, so gradients are summed over ranks, not averaged.
 """
 
 from __future__ import annotations

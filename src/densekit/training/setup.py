@@ -22,7 +22,6 @@ from densekit.models.variants import architecture
 from densekit.ops.choose import why_not_lean
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
-from densekit.progress import waiting
 from densekit.training.optim import Schedule, scaling_note
 from densekit.training.recipe import Recipe, check, check_batches
 
@@ -155,8 +154,7 @@ def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
     """The op that the run takes, fixed before its first step, and why auto takes no faster one."""
     if name != "auto":
         return name, []
-    with waiting("compiling kernels (once per machine)"):
-        reason = why_not_lean(formats.device, formats.dtype)
+    reason = why_not_lean(formats.device, formats.dtype)  # compiles kernels, and says so
     if reason is None:
         return "lean", []
     return "reference", [f"model.op=auto takes the reference: {reason}"]

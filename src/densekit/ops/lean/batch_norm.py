@@ -1,4 +1,7 @@
-"""BatchNorm's arithmetic on vectors of channels: over ranks, into running statistics, backward."""
+"""BatchNorm's work on vectors of channels: statistics of all ranks, and running statistics.
+
+Moments are [2, c], float64: each channel's mean, and the sum of squared distances from it.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ def several_ranks() -> bool:
 
 
 def gather_moments(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The moments [2, c] and the count of all ranks' values together, in the order of ranks.
+    """The moments of all ranks' values together, and how many values there are.
 
-    Every rank must call it; one without values adds nothing.
+    Ranks are merged in their order, so all get the same numbers. Every rank must call it; one
+    without images adds nothing.
     """
     own = torch.cat([moments.flatten(), moments.new_tensor([float(count)])])
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -36,7 +40,7 @@ def gather_moments(moments: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def reduce_sums(sums: Tensor, sync: bool) -> Tensor:
-    """What all ranks have together where BatchNorm is synchronised; this rank's own stays."""
+    """The sum over ranks if BatchNorm is synchronised, else `sums`, which is never changed."""
     if not (sync and several_ranks()):
         return sums
     total = sums.clone()
@@ -50,9 +54,9 @@ def update_running(
     means: Sequence[Tensor] | Tensor,
     variances: Sequence[Tensor] | Tensor,
 ) -> None:
-    """What a training forward pass does to the buffers of each norm, given its batch's statistics.
+    """Updates the running statistics of each norm from a batch's mean and unbiased variance.
 
-    As torch.nn.BatchNorm2d: the variance is the unbiased one, momentum None averages all batches.
+    As torch.nn.BatchNorm2d does; with momentum None they are the average over all batches.
     """
     torch._foreach_add_([_present(norm.num_batches_tracked) for norm in norms], 1)
     for momentum in {norm.momentum for norm in norms}:
@@ -76,13 +80,13 @@ def _present(buffer: Tensor | None) -> Tensor:
 
 
 def refuse_one_value(x: Tensor, sync: bool) -> None:
-    """As torch.nn.BatchNorm2d in training."""
+    """Raises ValueError, as torch.nn.BatchNorm2d in training, for one value per channel."""
     if x.shape[0] * x.shape[2] * x.shape[3] == 1 and not sync:
         raise ValueError(f"Expected more than 1 value per channel when training, got {x.shape}")
 
 
 def running_moments(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The running statistics, as moments of a batch of one value."""
+    """The running statistics in the form of a batch's moments and count (1)."""
     moments = torch.stack([_present(norm.running_mean), _present(norm.running_var)]).double()
     return moments, moments.new_ones(())
 
@@ -90,7 +94,7 @@ def running_moments(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def mean_and_variance(
     moments: Tensor, count: Tensor, norm: nn.BatchNorm2d
 ) -> tuple[Tensor, Tensor]:
-    """[n, 2, c] of batches -> their means and unbiased variances, each [n, c], as buffers are."""
+    """Moments [n, 2, c] -> means and unbiased variances, both [n, c] in the dtype of buffers."""
     dtype = _present(norm.running_mean).dtype
     return moments[:, 0].to(dtype), (moments[:, 1] / (count - 1)).to(dtype)
 

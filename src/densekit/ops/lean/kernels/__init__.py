@@ -1,4 +1,4 @@
-"""The lean ops' elementwise passes, three times: in C++, by torch.compile, and in plain torch."""
+"""The kernels of op lean in three implementations: C++ (CPU), torch.compile (CUDA), plain torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad, Pool, Si
 
 
 class Kernels(Protocol):
-    """What ops/kernels/plain.py defines; it says what each computes."""
+    """The ten kernels; plain.py says what each computes."""
 
     def normalisation(
         self,
@@ -72,7 +72,10 @@ KERNEL_NAMES = (
 
 
 def implementation(device: torch.device, dtype: torch.dtype) -> str:
-    """native (C++, for float32 and bfloat16 on a CPU with a compiler), compiled (CUDA) or plain."""
+    """Which kernels compute a tensor: native (C++), compiled (torch.compile, on CUDA) or plain.
+
+    native needs a CPU, a C++ compiler, and float32 or bfloat16.
+    """
     if device.type == "cuda":
         return "compiled"
     if device.type == "cpu" and dtype in native.SUFFIX and native.reason() is None:
@@ -81,7 +84,7 @@ def implementation(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def kernels_for(x: Tensor) -> Kernels:
-    """What computes `x`."""
+    """The kernels for tensors like `x`."""
     name = implementation(x.device, x.dtype)
     return _compiled() if name == "compiled" else native if name == "native" else plain
 

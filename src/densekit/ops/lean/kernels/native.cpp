@@ -1,10 +1,10 @@
-// The elementwise kernels of ops/kernels/plain.py for CPUs: one pass over memory each.
+// The kernels of plain.py for CPUs, each one pass over memory.
 //
 // Rows are pixels, columns channels, contiguous; a row of x stands ldx elements after the one
 // before. Every product of statistics is taken about the mean, tile by tile, so that nothing
 // cancels at mean = 1000 std. NaN and Inf propagate as in torch.
 //
-// No header of torch: ops/kernels/native.py compiles this file alone, and passes pointers.
+// No header of torch: native.py compiles this file alone, and passes pointers.
 #include <cmath>
 
 #include "convolution.h"

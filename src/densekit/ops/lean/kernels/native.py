@@ -1,4 +1,4 @@
-"""The same kernels in C++ for CPUs, compiled on this machine when they are first needed.
+"""The kernels of plain.py in C++ for CPUs, compiled on this machine when they are first needed.
 
 native.cpp includes nothing of torch and is called with pointers, so a compiler takes six seconds
 for it where an extension built on torch's headers takes half a minute, and the result does not
@@ -72,7 +72,7 @@ class Unavailable(Exception):  # noqa: N818 (not a mistake)
 
 @functools.cache
 def reason() -> str | None:
-    """Why there are none here, in a line; None where they are ready. Compiles them if need be."""
+    """None if the C++ kernels can be used, else why not, in a line. Compiles them if need be."""
     try:
         _library()
     except Unavailable as why:
@@ -131,7 +131,7 @@ def _compiler() -> str:
 
 
 def _cache_key(compiler: str) -> str:
-    """Of all that the compiled code depends on."""
+    """A hash of everything that the compiled code depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     cpu = Path("/proc/cpuinfo").read_text()
     named = ("flags", "Features")  # on x86, on ARM
@@ -165,7 +165,7 @@ def _compile(compiler: str, file: Path) -> None:
         fresh.replace(file)
 
 
-# Calling; ops/kernels/plain.py says what each computes ---------------------------------------
+# Calling; plain.py says what each computes -----------------------------------------------------
 
 
 def normalisation(

@@ -1,10 +1,15 @@
-"""The lean ops' elementwise kernels in torch's own operations: for any device and dtype.
+"""The kernels of op lean in torch's own operations, for any device and dtype.
 
-Rows are pixels, columns channels: x, z, d are [M, c], their columns contiguous; M = N*H*W. A norm
-is [4, c]: mean, scale = gamma * rstd, shift = beta, rstd, all in at least float32. Sums and moments
-are [2, c] in float64, and what a call finds is added to those that it is given. Under torch.compile
-each function fuses to one or two passes; as it stands it goes over a CPU's memory in pieces, so
-that the wide copies that it makes stay small.
+They define what the C++ kernels compute too. Tensors in them:
+
+    x, y, z, d, da   [M, c], M = N*H*W pixels by channels: activations and their gradients
+    norm             [4, c]: mean, scale = gamma * rstd, shift = beta, rstd; float32 or wider
+    moments, found   [2, c], float64: mean, and the sum of squared distances from it
+    sums             [2, c], float64: of g and of g * (x - mean); a call adds to what is there
+    line             [2, c]: shift and slope of BatchNorm's backward, or [3, c] with the mean first
+
+The results are written to tensors that the caller gives. On a CPU each function works on a piece of
+the rows at a time, so that its float32 copies stay in the cache.
 """
 
 from __future__ import annotations
@@ -30,11 +35,11 @@ class Pool(NamedTuple):
     w: int
     """Of the maps before it."""
     taken: Tensor | None = None
-    """uint8 [M after the pool, c]: which of a window's 9 pixels the maximum is."""
+    """uint8 [M after the pool, c]: which of its window's 9 pixels is the maximum."""
 
 
 class DeferredGrad(NamedTuple):
-    """The gradient behind a convolution: add_line of these."""
+    """The gradient of a convolution's output, not yet computed: add_line of these."""
 
     d: Tensor
     x: Tensor
@@ -42,10 +47,12 @@ class DeferredGrad(NamedTuple):
 
 
 class NormReluGrad(NamedTuple):
-    """The gradient behind a convolution before a norm and its relu: norm_relu_grad of these."""
+    """The gradient of a convolution's output y, which went through norm and relu, not yet computed:
+    norm_relu_grad of these.
+    """
 
     y: Tensor
-    """What the convolution gave, [M, k] as da."""
+    """The convolution's output, [M, k] like da."""
     norm: Tensor
     da: Tensor
     line: Tensor
@@ -54,13 +61,13 @@ class NormReluGrad(NamedTuple):
 def normalisation(
     moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, norm: Tensor
 ) -> None:
-    """Fills in norm from the moments [2, c] of `count` values."""
+    """Computes `norm` from the moments of `count` values."""
     rstd = torch.rsqrt(moments[1] / count + eps)
     norm.copy_(torch.stack([moments[0], gamma * rstd, beta.double(), rstd]))
 
 
 def correction(norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None:
-    """Fills in line, [2, c]: shift and slope of what BatchNorm's backward subtracts, in float64."""
+    """Computes `line` from `sums`: what makes scale * g the gradient of BatchNorm's input."""
     scale, rstd = norm[1].double(), norm[3].double()
     line.copy_(sums * torch.stack([scale, scale * rstd.square()]) / -count)
 
@@ -72,7 +79,7 @@ def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
 
 
 def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
-    """The same with the pool after it, [M after the pool, c]; fills in which pixels were taken."""
+    """norm_relu and the pool after it; a max pool also writes `pool.taken`."""
     a = torch.empty_like(x, memory_format=torch.contiguous_format)
     norm_relu(x, norm, a)
     maps = as_maps(a, pool.h, pool.w)
@@ -88,7 +95,7 @@ def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
 
 
 def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
-    """`found` becomes each column's mean and sum of squares about it; z goes to `copy` too."""
+    """Writes z's moments to `found`, and z to `copy` if there is one."""
     if copy is not None:
         copy.copy_(z)
     found.zero_()
@@ -103,7 +110,7 @@ def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
 
 
 def merge_moments(parts: Tensor, counts: Tensor) -> Tensor:
-    """The moments of all values from those of parts, [p, 2, c], of `counts` values each, [p]."""
+    """The moments of all values, from those of parts [p, 2, c] with `counts` [p] values (Chan)."""
     means, squares = parts.unbind(1)
     counts = counts.unsqueeze(1)
     mean = (means * counts).sum(0) / counts.sum()
@@ -113,9 +120,9 @@ def merge_moments(parts: Tensor, counts: Tensor) -> Tensor:
 def norm_relu_conv(
     x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
 ) -> None:
-    """Half a layer: z = relu(norm(x)) convolved with weight [k, c, 1, 1] or [k, c, 3, 3].
+    """z = convolution of relu(norm(x)) with weight [k, c, 1, 1] or [k, c, 3, 3], same padding.
 
-    Maps are `size`, height and width, before and after. `found` becomes z's moments.
+    `size` is the maps' height and width. Writes z's moments to `found` if it is given.
     """
     weight = _cast_weight(weight, x)
     for rows in _images(x, size):
@@ -137,10 +144,10 @@ def norm_relu_conv_backward(
     d: Tensor | None = None,
     to: Tensor | None = None,
 ) -> None:
-    """From behind its convolution. What is asked for is given:
+    """The backward pass of norm_relu_conv, given the gradient of its output, `behind`.
 
-    sums += what grad_sums finds, grad += the gradient of weight, and with g as in grad_sums
-    to = d + g * scale, or, without d, to = g. `to` may be d; their rows lie alike.
+    Computes what is not None: `grad` += the gradient of weight; `sums` += as grad_sums; and, with g
+    as in grad_sums, `to` = d + g * scale, or `to` = g without d. `to` may be d itself.
     """
     cast, padding = _cast_weight(weight, x), [weight.shape[-1] // 2] * 2
     for rows in _images(x, size):
@@ -164,7 +171,7 @@ def norm_relu_conv_backward(
 
 
 def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
-    """sums += those of g and of g * (x - mean), where g is da as far as relu was open."""
+    """sums += those of g and of g * (x - mean), where g = da where relu was open, else 0."""
     da = _unpooled(da, pool)
     for rows in _pieces(x):
         sums += _sums(_masked(x[rows], norm, da[rows]), x[rows], norm)
@@ -189,7 +196,7 @@ def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
 
 
 def _pieces(x: Tensor) -> Iterator[slice]:
-    """Rows that are worked on at once; all of them on a GPU."""
+    """The rows in pieces of at most PIECE elements; on a GPU in one."""
     rows = max(1, PIECE // x.shape[1]) if x.is_cpu else max(1, len(x))
     for start in range(0, len(x), rows):
         yield slice(start, start + rows)
@@ -208,7 +215,7 @@ def _masked(x: Tensor, norm: Tensor, da: Tensor) -> Tensor:
 
 
 def _sloping(x: Tensor, mean: Tensor, slope: Tensor) -> Tensor:
-    """(x - mean) * slope; 0 without a slope: in eval mode a NaN pixel's gradient is none."""
+    """(x - mean) * slope, and 0 where slope is 0: in evaluation mode a NaN pixel adds nothing."""
     return torch.where(slope == 0, 0.0, (_wide(x) - mean) * slope)
 
 
@@ -217,7 +224,7 @@ def _sums(g: Tensor, x: Tensor, norm: Tensor) -> Tensor:
 
 
 def _images(x: Tensor, size: Size) -> Iterator[slice]:
-    """Rows of the images that are worked on at once; all of them on a GPU."""
+    """The rows in pieces of whole images; on a GPU in one."""
     image = size[0] * size[1]
     rows = max(1, PIECE // (image * x.shape[1])) * image if x.is_cpu else max(1, len(x))
     for start in range(0, len(x), rows):
@@ -239,7 +246,7 @@ def _behind(behind: DeferredGrad | NormReluGrad, rows: slice) -> Tensor:
 
 
 def _unpooled(da: Tensor, pool: Pool | None) -> Tensor:
-    """The gradient before the pool, [M, c]; 0 for pixels that no window has."""
+    """The gradient of the pool's input, [M, c], from that of its output."""
     if pool is None:
         return da
     h, w, taken = pool
