@@ -166,13 +166,15 @@ class DataConfig(Section):
     the list file's own folder, and the current one."""
     train: PathText | None = None
     """A list file, a folder of class folders, builtin:mnist5k, or the folder of a whole data set:
-    train_list.txt and val_list.txt, or train/ and val/; null: data.root is such a folder."""
+    train_list.txt and val_list.txt, or train/ and val/ (training/, valid/, test/, ..., in any
+    case); null: data.root is such a folder."""
     val: PathText | None = None
     """The same for evaluation; null: the data set's own, else data.val_fraction of train."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of train, class by class, that is held out when data.val is null."""
     delimiter: str | None = Field(None, min_length=1)
-    """Between path and label in list files; null: the last run of whitespace."""
+    """Between path and label in list files; null: a comma, semicolon or bar if the first line has
+    one before its label, else the last run of whitespace."""
     relabel: bool = False
     """Number the labels that the training list holds 0, 1, ... in their order, in both lists."""
 
