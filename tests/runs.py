@@ -271,23 +271,26 @@ class Runs:
 
 
 def densekit(
-    *words: str | Path, cwd: Path | None = None, prelude: Callable[[], None] | None = None
+    *words: str | Path,
+    cwd: Path | None = None,
+    prelude: Callable[[], None] | None = None,
+    wait: float = WAIT,
 ) -> subprocess.CompletedProcess[str]:
     """`densekit WORDS` in a process of its own: what it prints, and its exit code."""
-    return forked(partial(_command, list(map(str, words)), cwd, prelude))
+    return forked(partial(_command, list(map(str, words)), cwd, prelude), wait)
 
 
-def forked(work: Callable[[], None]) -> subprocess.CompletedProcess[str]:
+def forked(work: Callable[[], None], wait: float = WAIT) -> subprocess.CompletedProcess[str]:
     """`work`, a module's function or partial, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         streams = Path(scratch, "stdout"), Path(scratch, "stderr")
         process = FORKS.Process(target=_rank, args=(work, {}, streams))
         process.start()
-        process.join(WAIT)
+        process.join(wait)
         said = [file.read_text() if file.exists() else "" for file in streams]
         if process.exitcode is None:
             process.kill()
-            raise AssertionError(f"still running after {WAIT} s:\n{said}")
+            raise AssertionError(f"still running after {wait} s:\n{said}")
     return subprocess.CompletedProcess([], process.exitcode, *said)
 
 

@@ -26,6 +26,7 @@ from densekit.bench.rounds import Candidate, RoundSample, Settings
 from densekit.cli.bench import print_bench
 from densekit.config import UserError
 from densekit.training.recipe import Recipe, load
+from runs import densekit
 
 TINY = ["model.name=densenet_bc_10_4", "data.image_size=32", "loop.device=cpu"]
 GIB = 1 << 30
@@ -254,15 +255,12 @@ def test_the_table_and_the_line_on_auto(
     assert f"model.op=auto takes reference: {reason}" in printed
 
 
-def densekit(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "densekit", "bench", *words]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_the_command_measures_each_op() -> None:
     options = [word for option in TINY for word in ("-o", option)]
-    done = densekit(*options, "--batch-size", "8", "--steps", "1", "--json")
+    command = [sys.executable, "-m", "densekit", "bench", *options]
+    short = ["--batch-size", "8", "--steps", "1", "--json"]
+    done = subprocess.run([*command, *short], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [op["op"] for op in found["ops"]] == ["reference", "recompute", "lean"]
@@ -274,8 +272,7 @@ def test_the_command_measures_each_op() -> None:
         assert all(op["activation_bytes"] > 0 for op in found["ops"])
 
 
-@pytest.mark.slow
 def test_a_wrong_network_is_a_sentence() -> None:
-    done = densekit("--model", "densenet122")
+    done = densekit("bench", "--model", "densenet122")
     assert done.returncode == 2
     assert 'unknown model "densenet122"' in done.stderr

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import runs
+
 pytestmark = pytest.mark.slow
 TRAIN, VAL = 32, 12
 # so that two cores need seconds: fewer pixels, by list index
@@ -57,17 +59,8 @@ def options(*settings: dict[str, object]) -> list[str]:
     return [text for key, value in pairs.items() for text in ("-o", f"{key}={value}")]
 
 
-def densekit(
-    folder: Path, *arguments: str, launcher: tuple[str, ...] = (), code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "densekit", *arguments],
-        cwd=folder,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+def densekit(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = runs.densekit(*arguments, cwd=folder, wait=500)
     assert done.returncode == code, done.stderr
     return done
 
@@ -76,8 +69,17 @@ def densekit(
 def trained(folder: Path) -> subprocess.CompletedProcess[str]:
     """The launch line with four processes, on the CPU."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4")
-    command = ["train", "-c", "DenseNet121.yaml", *options(CPU, SMALL)]
-    return densekit(folder, *command, launcher=launcher)
+    command = ["-m", "densekit", "train", "-c", "DenseNet121.yaml", *options(CPU, SMALL)]
+    done = subprocess.run(
+        [sys.executable, *launcher, *command],
+        cwd=folder,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_four_processes_train_it(trained: subprocess.CompletedProcess[str], folder: Path) -> None:

@@ -165,7 +165,7 @@ def sums_dtype(device: torch.device) -> torch.dtype:
 
 def _draws_seed(*position: int) -> int:
     """Of mixing and dropout: f(seed, step, micro-step, rank), so that neighbours share nothing."""
-    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]) >> 1
 
 
 # Moving average -----------------------------------------------------------------------------
