@@ -106,6 +106,7 @@ def broken() -> None:
     def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError("ours")
 
+    assert callable(variants.describe_variant)
     variants.describe_variant = fails
 
 
