@@ -118,6 +118,13 @@ def test_the_warm_up_fits_the_epochs_asked_for(tmp_path: Path, write_folder) -> 
         assert f"loop.epochs={epochs}" in said[-1]
 
 
+def test_epochs_are_a_whole_number(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 720, "dog": 720}, size=(8, 8))
+    recipe, said = settings(tmp_path)
+    assert recipe["loop"]["epochs"] == 170
+    assert "loop.epochs=170," in said
+
+
 def test_a_run_is_called_by_the_folders_whole_name(tmp_path: Path, write_folder) -> None:
     for name in "pets.v1", "pets.v2":
         write_folder(tmp_path / name, {"cat": 2, "dog": 2})

@@ -238,7 +238,8 @@ def _augment(look: Look, train: Examples) -> Pick:
 def _length(images: int, asked: int | None) -> Pick:
     """Batch and epochs by the number of training images; the warm-up is a 20th of the epochs."""
     batch = min(max(2 ** int(math.log2(max(images, 1) / 50 + 1)), BATCH[0]), BATCH[1])
-    epochs = min(max(round(STEPS / math.ceil(images / batch), -1), EPOCHS[0]), EPOCHS[1])
+    tens = round(STEPS / math.ceil(images / batch) / 10)
+    epochs = min(max(10 * tens, EPOCHS[0]), EPOCHS[1])
     run = epochs if asked is None else asked
     optim = {"schedule": "cosine", "warmup_epochs": max(run, 0) // 20, "nesterov": True}
     return {"data": {"batch_size": batch}, "optim": optim, "loop": {"epochs": epochs}}, (
