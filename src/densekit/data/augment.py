@@ -1,7 +1,7 @@
-"""What training does to an image at random; every draw is from torch's global CPU generator.
+"""Random transforms of training images; every draw comes from torch's global CPU generator.
 
 The data set seeds that generator for each image (see `dataset.sample_seed`). A transform that is
-off draws nothing, so a new one changes no run that does not ask for it.
+off draws nothing, so adding a transform does not change runs that do not use it.
 """
 
 from __future__ import annotations

@@ -45,24 +45,23 @@ TRAIN_RESIZED = when(**{"augment.crop": "random_resized"})
 
 
 class AugmentConfig(Section):
-    """What training does to an image at random: crop, affine, flip, colours, erasing, mixing, in
-    this order. What is off draws nothing."""
+    """Random changes to training images, applied in this order: crop, affine, flip, colours,
+    erasing, mixing. A change that is off draws no random numbers."""
 
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
-    """Inception's random crop; or crop_padding zeros around, then a random crop; or the
-    evaluation's own."""
+    """random_resized: a random part of the image, resized (Inception's crop); pad: crop_padding
+    pixels of zeros on each side, then a random crop; none: resize and crop as in evaluation."""
     crop_size: Annotated[int | None, Field(ge=1), RESIZED] = None
-    """random_resized: side of the square that the network sees in training; null:
-    data.image_size."""
+    """Side of random_resized's crop, in pixels; null: data.image_size."""
     crop_distribution: Annotated[Literal["torchvision", "paddle"], RESIZED] = "torchvision"
-    """random_resized: the aspect ratio is log-uniform, in up to ten tries; paddle: uniform, and
-    the area is bounded so that it fits."""
+    """How random_resized draws. torchvision: a log-uniform aspect ratio, up to ten tries until the
+    crop fits; paddle: a uniform one, with the area limited so that it fits."""
     crop_scale: Annotated[Span[Share], RESIZED] = (0.08, 1.0)
     """Share of the image's area that random_resized keeps."""
     crop_ratio: Annotated[Span[Positive], RESIZED] = (3 / 4, 4 / 3)
     """Aspect ratio of random_resized's crop."""
     crop_padding: Annotated[int, Field(ge=0), when(crop="pad")] = 4
-    """Pixels of zeros on each side for `pad`."""
+    """Pixels of zeros that pad adds on each side."""
 
     affine_degrees: float = Field(0.0, ge=0)
     """Random rotation, up to this many degrees either way."""
@@ -79,7 +78,7 @@ class AugmentConfig(Section):
         when(affine_scale=ON),
         when(affine_shear=ON),
     ] = 1.0
-    """Share of the images that the four above apply to."""
+    """Probability that the affine change (the four options above) is applied to an image."""
 
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
@@ -87,34 +86,34 @@ class AugmentConfig(Section):
     auto_augment: Literal["imagenet", "cifar10", "svhn"] | None = None
     """AutoAugment's policy (Cubuk et al., 2019), learned on these images."""
     rand_augment: int = Field(0, ge=0)
-    """RandAugment's operations per image (Cubuk et al., 2020); 0: none."""
+    """Operations that RandAugment applies to each image (Cubuk et al., 2020); 0: off."""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30), when(rand_augment=ON)] = 9
-    """Their strength, of 30."""
+    """Strength of RandAugment's operations, from 0 to 30."""
     policy_prob: Annotated[Probability, when(auto_augment=ON), when(rand_augment=ON)] = 1.0
-    """Share of the images that auto_augment and rand_augment apply to."""
+    """Probability that auto_augment and rand_augment are applied to an image."""
     color_jitter: tuple[Amount, Amount, Amount, Hue] = (0.0, 0.0, 0.0, 0.0)
     """Random brightness, contrast and saturation, by factors from 1 - a to 1 + a, and hue, by up
     to this share of the circle."""
     color_jitter_prob: Annotated[Probability, when(color_jitter=ON)] = 1.0
-    """Share of the images that it applies to."""
+    """Probability that color_jitter is applied to an image."""
 
     erase: Probability = 0.0
-    """Probability that a rectangle is erased (Zhong et al., 2020)."""
+    """Probability that a random rectangle is erased (Zhong et al., 2020)."""
     erase_scale: Annotated[Span[Share], when(erase=ON)] = (0.02, 0.33)
-    """Share of the area that it takes."""
+    """Range of the erased rectangle's share of the image's area."""
     erase_ratio: Annotated[Span[Positive], when(erase=ON)] = (0.3, 3.3)
-    """Its aspect ratio, log-uniform."""
+    """Range of the erased rectangle's aspect ratio, drawn log-uniformly."""
     erase_with: Annotated[Literal["mean", "noise"], when(erase=ON)] = "mean"
-    """What it is filled with: data.mean, or normal noise of data.mean and data.std."""
+    """What fills the erased rectangle: data.mean, or normal noise of data.mean and data.std."""
 
     mixup: Probability = 0.0
     """Probability that a micro-batch is mixed with itself by mixup (Zhang et al., 2018)."""
     mixup_alpha: Annotated[Positive, when(mixup=ON)] = 0.2
-    """The shares come from Beta(alpha, alpha)."""
+    """Mixup draws the two images' shares from Beta(alpha, alpha)."""
     cutmix: Probability = 0.0
-    """The same by cutmix (Yun et al., 2019); a micro-batch is mixed by one of them or neither."""
+    """Probability of cutmix (Yun et al., 2019); a micro-batch gets mixup, cutmix or neither."""
     cutmix_alpha: Annotated[Positive, when(cutmix=ON)] = 1.0
-    """The areas come from Beta(alpha, alpha)."""
+    """Cutmix draws the share of the pasted area from Beta(alpha, alpha)."""
 
     @model_validator(mode="after")
     def _agrees(self) -> AugmentConfig:
@@ -132,8 +131,7 @@ class AugmentConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """What evaluation does: to an image before the centre crop of data.image_size, and how many
-    at once."""
+    """How evaluation prepares images before the centre crop of data.image_size, and its batches."""
 
     resize: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
     """Pixels of the short side before the crop; auto: 8/7 of data.image_size, 256 for 224; null:
@@ -142,7 +140,8 @@ class EvaluateConfig(Section):
     """torchvision rounds the long side down and the crop's offset to nearest; paddle the other
     way round."""
     batch_size: int = Field(64, ge=1)
-    """Images per batch; each batch is one rank's, so numbers do not depend on ranks."""
+    """Images per evaluation batch. A batch is never split over ranks, so results do not depend on
+    the number of ranks."""
 
 
 class DataConfig(Section):
@@ -173,19 +172,19 @@ class DataConfig(Section):
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of train, class by class, that is held out when data.val is null."""
     delimiter: str | None = Field(None, min_length=1)
-    """Between path and label in list files; null: a comma, semicolon or bar if the first line has
-    one before its label, else the last run of whitespace."""
+    """What separates path and label in list files; null: a comma, semicolon or bar if the first
+    line has one before its label, else the last run of whitespace."""
     relabel: bool = False
-    """Number the labels that the training list holds 0, 1, ... in their order, in both lists."""
+    """Renumber the training list's labels 0, 1, ... in ascending order, in both lists."""
 
     channels: Literal[1, 3] = 3
     """3: colour, 1: grey; files are converted to it."""
     image_size: int = Field(224, ge=1)
     """Side of the square that the network sees."""
     interpolation: Annotated[Interpolation, EVAL_RESIZED, TRAIN_RESIZED] = "bilinear"
-    """Of every resize, in training and evaluation."""
+    """Interpolation of every resize, in training and evaluation."""
     antialias: Annotated[bool, EVAL_RESIZED, TRAIN_RESIZED] = True
-    """Whether resizes smooth before they shrink (PIL does, cv2 does not)."""
+    """Whether resizing smooths an image before shrinking it (PIL does, cv2 does not)."""
     mean: PerChannel = (0.485, 0.456, 0.406)
     """Per channel, of pixels in 0..1; one value serves all channels."""
     std: PerChannel = (0.229, 0.224, 0.225)
@@ -196,9 +195,9 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", json_schema_extra=NO_NUMBER
     )
-    """Loader processes per rank; auto: by data.loader.resolve_workers. Changes no number."""
+    """Loader processes per rank; auto: by the number of cores. Changes no number."""
     drop_last: bool = False
-    """Leave out an epoch's last, smaller batch."""
+    """Skip an epoch's last batch if it is smaller than data.batch_size."""
     check_files: int = Field(64, ge=0, json_schema_extra=NO_NUMBER)
     """Files of each list that are decoded before training starts."""
     on_bad_image: Literal["error", "skip"] = Field("error", json_schema_extra=NO_NUMBER)

@@ -1,4 +1,4 @@
-"""One image by its position in the run, and batches of them. C channels, S side."""
+"""Reads training and evaluation images, one by one and in batches. C channels, S side."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from densekit.data.config import MAX_PIXELS
 from densekit.data.listing import Examples
 from densekit.data.transforms import UnreadableImage, decode
 
-ORDER, SAMPLE = 1, 2  # what a seed is for, so that no two uses share one
+ORDER, SAMPLE = 1, 2  # tell the two uses of a seed apart, so that their draws are independent
 Key = tuple[int, int]
 """(epoch, index in the Examples)."""
 
 
 class BadImage(NamedTuple):
-    """One that cannot be read."""
+    """An image that cannot be read."""
 
     position: int
     """In the Examples."""
@@ -29,7 +29,7 @@ class BadImage(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some images of a data set; possibly none."""
+    """Images with their labels; may be empty."""
 
     images: Tensor
     """uint8 [n, C, S, S]."""
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     indices: Tensor
     """int64 [n], positions in the Examples."""
     bad: tuple[BadImage, ...] = ()
-    """Left out of it."""
+    """Images that were left out of the batch."""
 
 
 class Sample(NamedTuple):
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
     """In the Examples."""
 
 
-# These two are the numerics contract: a change of either changes every run.
+# Changing either of these two functions changes the numbers of every run.
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -60,13 +60,13 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Of all random draws for one image in one epoch; torch's CPU generator takes 32 bits."""
+    """The seed of all random draws for one image in one epoch, 32 bits for torch's generator."""
     source = np.random.SeedSequence([SAMPLE, epoch, index, seed])
     return int(source.generate_state(1, np.uint32)[0])
 
 
 class ImageDataset(Dataset):
-    """Reads and transforms; every random draw is a function of seed, epoch and index."""
+    """Reads and transforms images; random draws depend on seed, epoch and index only."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Mixing a micro-batch with itself: mixup and cutmix, with labels that are mixed alike.
+"""Mixup and cutmix: images of a micro-batch and their labels, mixed with each other.
 
 n images, C channels, S side, K classes.
 """

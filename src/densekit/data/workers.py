@@ -1,7 +1,7 @@
 """Processes that read batches, and what may go wrong with them.
 
-Workers ignore SIGINT and SIGTERM: a run that is asked to stop first finishes its step, for which
-it needs them. They end with the run, also where it is killed or forgets to end them.
+Workers ignore SIGINT and SIGTERM, because a run that is asked to stop needs them to finish its
+step. They end with the main process, even if it is killed.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def read(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """A batch for each list of `keys`, the largest of `largest` images, in their order.
+    """Yields one batch for each list in `keys`, in order; no list has more than `largest` keys.
 
-    Raises UnreadableImage as it was raised in a worker, and UserError where shared memory is too
-    small or a worker was killed. torch's global generator is not touched.
+    Raises UnreadableImage for the first file that cannot be read, and UserError if shared memory
+    is too small or a worker was killed. Draws nothing from torch's global generator.
     """
     if workers:
         _check_shared_memory(largest * math.prod(dataset.shape), workers)
@@ -79,7 +79,7 @@ def read(
 
 
 def start_worker(number: int) -> None:
-    """Runs first in each worker. torch itself sets it to one thread."""
+    """Prepares a worker process; torch has already set it to one thread."""
     for ignored in IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
     if sys.platform == "linux":  # else torch's own watchdog ends it some seconds after its parent
@@ -119,7 +119,7 @@ atexit.register(_end_all)
 
 
 def _check_shared_memory(batch_bytes: int, workers: int) -> None:
-    """Too little of it kills a worker with a bus error, much later. Raises UserError."""
+    """Raises UserError if /dev/shm is too small, which would kill a worker later (bus error)."""
     if sys.platform != "linux" or not SHARED_MEMORY.is_dir():
         return
     held = 3  # batches that the step before, this one and the next hold
