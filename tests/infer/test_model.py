@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_their_config(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no artifact: it holds no model\.safetensors"):
+    with pytest.raises(UserError, match=r"not an artifact: it holds no model\.safetensors"):
         source.open_path(str(tmp_path))
 
 
