@@ -179,3 +179,20 @@ def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path) -> None:
     )
     assert plan["train"] + plan["val"] == 12
     assert plan["recipe"]["model"]["num_classes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("{} models >&-", 0, ""),
+        ("{} models --json > /dev/full", 2, "stdout cannot be written: No space left on device"),
+        ("{} models --json | head -n 1", 0, ""),
+    ],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_stdout_that_is_closed_full_or_left(shell: str, code: int, said: str) -> None:
+    command = shell.format(f"{sys.executable} -m densekit") + "; exit ${PIPESTATUS[0]}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,9 @@ def test_a_request_is_only_noted_and_the_old_handlers_return() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
         os.kill(os.getpid(), signal.SIGTERM)  # a launcher may repeat it
+    assert [signal.getsignal(number) for number in BOTH] == before
+    with ThreadPoolExecutor(1) as pool:  # of a notebook or a server: Python takes no handlers there
+        assert pool.submit(lambda: StopRequest().__enter__().asked).result() is False
     assert [signal.getsignal(number) for number in BOTH] == before
 
 
@@ -236,6 +240,17 @@ def test_a_rank_that_stands_still_is_named(runs: Runs, tmp_path: Path) -> None:
     said = " ".join(started.output.split())
     assert re.search("rank 0 stops: rank 1 (died, or stands still|is stuck)", said), said
     started.send(signal.SIGKILL)
+
+
+def test_rank_0_that_dies_without_a_launcher_is_named(runs: Runs, tmp_path: Path) -> None:
+    """It takes the store along in which the ranks meet (docs/slurm.sbatch starts them so)."""
+    started = runs.start(tmp_path / "run", ranks=2)
+    assert started.until_step(3)
+    started.send(signal.SIGKILL, 0)
+    assert started.wait() == [-signal.SIGKILL, 3]
+    assert "rank 1 stops: rank 0 died" in " ".join(started.output.split())
+    assert "Traceback" not in started.output
+    assert "bug" not in started.output
 
 
 def test_a_rank_that_dies_takes_the_others_down(runs: Runs, tmp_path: Path) -> None:

@@ -38,19 +38,52 @@ for command in (
     app.command()(command)
 
 
+class Unwritable(Exception):  # noqa: N818 (what is raised is what is wrong)
+    """stdout does not take the result: a full disk, a reader that has gone."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"stdout cannot be written: {error.strerror}")
+        self.reader_gone = isinstance(error, BrokenPipeError)
+
+
+class Stdout(io.TextIOWrapper):
+    """stdout whose errors cannot be mistaken for another file's.
+
+    What the encoding lacks is escaped.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise Unwritable(error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise Unwritable(error) from error
+
+
 def main() -> None:
     """The entry point: runs a command and turns what it raises into an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names that its encoding lacks are escaped
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, tty = sys.stdout.encoding, sys.stdout.isatty()
+        sys.stdout = Stdout(sys.stdout.detach(), encoding, "backslashreplace", line_buffering=tty)
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:  # which a shell may have closed
+                sys.stdout.flush()
     except Exception as error:
-        sys.exit(_explain(error))
+        sys.exit(explain(error))
 
 
-def _explain(error: Exception) -> int:
-    """A user's mistake in a sentence; a bug with its traceback."""
+def explain(error: Exception) -> int:
+    """Prints a user's mistake as a sentence, a bug with its traceback; returns the exit code."""
     from densekit.config import UserError
     from densekit.distributed.failures import PeerFailed
 
@@ -62,6 +95,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, PeerFailed):
         typer.secho(f"densekit: {error}", err=True, fg="red")
         return 3
+    if isinstance(error, Unwritable):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left as it ends
+        if error.reader_gone:  # `head` has seen enough
+            return 0
+        typer.secho(f"densekit: {error}", err=True, fg="red")
+        return 2
     traceback.print_exception(error)
     typer.secho("densekit: this is a bug in densekit, please report it", err=True, fg="red")
     return 3

@@ -6,6 +6,7 @@ Under `torchrun` every rank runs the same command; the collectives are gloo on C
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,16 +67,23 @@ def start(device: torch.device, timeout: float = 600.0) -> None:
         return
     global _peers
     wait = timedelta(seconds=timeout)
-    store, own, world = next(dist.rendezvous("env://", timeout=wait))
-    store = dist.PrefixStore(meet(store, own, world, timeout), store)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=wait,
-        store=dist.PrefixStore("collectives", store),
-        rank=own,
-        world_size=world,
-        device_id=device if device.type == "cuda" else None,
-    )
+    try:
+        store, own, world = next(dist.rendezvous("env://", timeout=wait))
+        store = dist.PrefixStore(meet(store, own, world, timeout), store)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=wait,
+            store=dist.PrefixStore("collectives", store),
+            rank=own,
+            world_size=world,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except dist.DistError as error:
+        address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise PeerFailed(
+            f"rank {rank()} of {world_size()} did not find the others at {address} within "
+            f"{timeout:.0f} s ({error}); start all ranks, with the same MASTER_ADDR and MASTER_PORT"
+        ) from error
     _peers = Peers(dist.PrefixStore("peers", store), own, world)
 
 
@@ -109,14 +117,19 @@ def session() -> Iterator[None]:
             error.shared = True  # before the group starts every rank reads the same recipe
         if _peers is None or getattr(error, "shared", False):
             raise
-        broken = isinstance(error, dist.DistError) or "gloo" in str(error)
-        culprit = _peers.culprit() if broken else None
+        culprit = _peers.culprit() if _broke(error) else None
         if culprit is not None:
             raise PeerFailed(f"rank {rank()} stops: {culprit}") from error
         _peers.say(f"{type(error).__name__}: {error}")
         raise
     finally:
         stop()
+
+
+def _broke(error: Exception) -> bool:
+    """Whether a collective raised this: torch's own kinds, or gloo's, which are plain ones."""
+    gloo = type(error) is RuntimeError and re.search(r"\bgloo[/:]", str(error))
+    return isinstance(error, dist.DistError) or gloo is not None
 
 
 def set_threads(threads: int | None = None) -> int:

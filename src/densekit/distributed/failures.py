@@ -6,7 +6,9 @@ that torchrun keeps holds each rank's pulse and last words, so that they can say
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 import time
 import uuid
@@ -64,15 +66,24 @@ class Peers:
         self._thread.join()
 
     def say(self, last_words: str) -> None:
-        """Leaves why this rank stops."""
-        self.store.set(f"last words/{self.rank}", last_words)
+        """Leaves why this rank stops; nobody hears it where the store is gone too."""
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            self.store.set(f"last words/{self.rank}", last_words)
 
     def culprit(self) -> str | None:
         """A sentence on the rank that broke a collective; None if all seem well.
 
         In this order: a rank that left last words, one whose pulse has stopped, one that is
-        steps behind.
+        steps behind. Where the store is gone, so is the process that kept it.
         """
+        try:
+            return self._culprit()
+        except (dist.DistError, RuntimeError):  # RuntimeError: of torch before DistNetworkError
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                return "the launcher died: its store does not answer"
+            return "rank 0 died: the store in its process does not answer"
+
+    def _culprit(self) -> str | None:
         before, deadline = self._pulses(), time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             for rank in self._others():

@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 
 
 class StopRequest:
-    """While entered, the two signals only set `.asked`; on leaving, the old handlers return."""
+    """While entered, the two signals only set `.asked`; on leaving, the old handlers return.
+
+    Outside the main thread, where Python takes no handlers, they stay the caller's own.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(
