@@ -36,7 +36,7 @@ def test_the_recipe_is_written_first_and_read_back_the_same(tmp_path: Path) -> N
 def started(path: Path, recipe: Recipe) -> RunFolder:
     """A folder whose run has done a step."""
     folder = opened(path, recipe)
-    folder.states.save(1, {})
+    folder.states.save(1, {"data": "images"})
     folder.close()
     return folder
 
@@ -89,15 +89,18 @@ def test_without_output_dir_another_recipe_has_the_next_folder(
     monkeypatch.chdir(tmp_path)
     first, second = load("quickstart"), load("quickstart", ["optim.lr=0.2"])
     started(Path("runs/quickstart"), first)
-    with RunFolder.opened(second) as folder:
+    with RunFolder.opened(second, "images") as folder:
         assert folder.path == Path("runs/quickstart-2")
         assert "optim.lr: 0.1 -> 0.2" in folder.notes[0]
-        folder.states.save(1, {})
+        folder.states.save(1, {"data": "images"})
     for recipe, name in ((first, "quickstart"), (second, "quickstart-2")):
-        with RunFolder.opened(recipe) as folder:
+        with RunFolder.opened(recipe, "images") as folder:
             assert folder.path == Path("runs") / name
-    with RunFolder.opened(load("quickstart", ["loop.resume=never"])) as folder:
+    with RunFolder.opened(load("quickstart", ["loop.resume=never"]), "images") as folder:
         assert folder.path == Path("runs/quickstart-3")
+    with RunFolder.opened(first, "images of another folder of the same name") as folder:
+        assert folder.path == Path("runs/quickstart-3")
+        assert "other images" in folder.notes[0]
 
 
 def test_more_epochs_extend_a_run_where_its_rates_stay(tmp_path: Path) -> None:

@@ -87,13 +87,18 @@ def check_examples(
     return counts, [*warnings, *_uneven(examples, counts)]
 
 
-def _uneven(examples: Examples, counts: np.ndarray) -> list[str]:
-    """Whether an answer that is always the same looks good."""
+def are_uneven(counts: np.ndarray) -> bool:
+    """Whether an answer that is always the same looks good, by images per class."""
     present = counts[counts > 0]
     largest, total = int(counts.max()), int(counts.sum())
     even = largest < UNEVEN * present.min() or largest * len(present) < MOST * total
-    if even or total < FEW * len(present):
+    return not even and total >= FEW * len(present)
+
+
+def _uneven(examples: Examples, counts: np.ndarray) -> list[str]:
+    if not are_uneven(counts):
         return []
+    present, largest, total = counts[counts > 0], int(counts.max()), int(counts.sum())
     names = [
         named_labels(examples, [label])
         for label in (int(counts.argmax()), int(np.flatnonzero(counts == present.min())[0]))
@@ -101,7 +106,7 @@ def _uneven(examples: Examples, counts: np.ndarray) -> list[str]:
     return [
         f"the classes are uneven, from {largest} images of {names[0]} to {present.min()} of "
         f"{names[1]}: to answer {names[0]} always gives a top-1 of {largest / total:.2f}; look at "
-        f"balanced_accuracy, which densekit evaluate prints"
+        f"balanced_accuracy, by which loop.monitor=auto chooses the best epoch"
     ]
 
 

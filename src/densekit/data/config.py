@@ -163,11 +163,11 @@ class DataConfig(Section):
     root: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """Folder that list files' paths start from, and where train and val are looked up first; null:
     the list file's own folder, and the current one."""
-    train: PathText | None = None
+    train: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """A list file, a folder of class folders, builtin:mnist5k, or the folder of a whole data set:
     train_list.txt and val_list.txt, or train/ and val/ (training/, valid/, test/, ..., in any
     case); null: data.root is such a folder."""
-    val: PathText | None = None
+    val: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """The same for evaluation; null: the data set's own, else data.val_fraction of train."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of train, class by class, that is held out when data.val is null."""

@@ -22,7 +22,7 @@ from densekit.training import curves, nonfinite
 from densekit.training.log import Reading, RunLog, Window, read_later
 from densekit.training.nonfinite import NonFinite
 from densekit.training.progress import EpochBars
-from densekit.training.recipe import Recipe
+from densekit.training.recipe import LoopConfig, Recipe
 from densekit.training.run_folder import RunFolder
 from densekit.training.setup import Plan, make_plan
 from densekit.training.state import FORMAT, Progress, State
@@ -84,7 +84,7 @@ def train(recipe: Recipe) -> Outcome:
         keep_freed_memory()
         plan = make_plan(recipe)
         learner, notes = create_learner(plan.recipe, plan.precision)
-        with RunFolder.opened(plan.recipe) as folder:
+        with RunFolder.opened(plan.recipe, plan.digest) as folder:
             state = distributed.from_main(lambda: folder.starting_state(plan.recipe, plan.digest))
             bars = EpochBars(plan.recipe.loop.epochs, plan.steps_per_epoch)
             notes = [*folder.notes, *folder.states.corrupt.values(), *plan.warnings, *notes]
@@ -167,12 +167,15 @@ def finish_epoch(run: Run) -> None:
         progress.last = {"epoch": progress.epochs + 1, **metrics}
         rate = plan.schedule.rate(run.learner.optimizer, progress.step - 1)
         run.log.write({"kind": "eval", "step": progress.step, **progress.last, "lr": rate})
-        if metrics["top1"] > progress.best.get("top1", -1.0) and math.isfinite(metrics["loss"]):
+        if math.isfinite(metrics["loss"]) and score(metrics, loop) > score(progress.best, loop):
             progress.best = progress.last
             keep(run, run.folder.best)
         keep(run, run.folder.last)
         best = "  (best)" if progress.best == progress.last else ""
-        text = f"val loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.4f}{best}"
+        text = f"val loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.4f}"
+        if "balanced_accuracy" in metrics:
+            text += f"  balanced {metrics['balanced_accuracy']:.4f}"
+        text += best
     progress.epochs += 1
     run.log.bars.finish(progress.epochs - 1, text)
     save(run)
@@ -183,8 +186,18 @@ def finish_epoch(run: Run) -> None:
         run.drawn_at = time.monotonic()
 
 
+def score(metrics: dict[str, Any], loop: LoopConfig) -> float:
+    """What loop.monitor says of an evaluation, the more the better; of none, less than anything."""
+    value = metrics.get(loop.monitor)
+    if value is None:
+        return -math.inf
+    return -value if loop.monitor == "loss" else value
+
+
 def evaluate_epoch(plan: Plan, learner: Learner) -> dict[str, Any]:
-    """count, top1, top5 and loss of the evaluated network over the validation images."""
+    """count, top1, top5 and loss of the evaluated network over the validation images; and
+    balanced_accuracy, where loop.monitor is that.
+    """
     data, precision, model = plan.recipe.data, plan.eval_precision, learner.evaluated
     distributed.broadcast_buffers(model)
     preprocessing = Preprocessing.from_config(data)
@@ -197,7 +210,11 @@ def evaluate_epoch(plan: Plan, learner: Learner) -> dict[str, Any]:
         precision.device.type == "cuda",
         data.max_pixels,
     )
-    return evaluate(logits_of(model, preprocessing, precision), batches).summary
+    logits = logits_of(model, preprocessing, precision)
+    if plan.recipe.loop.monitor != "balanced_accuracy":
+        return evaluate(logits, batches).summary
+    found = evaluate(logits, batches, num_classes=plan.architecture.num_classes)
+    return {**found.summary, "balanced_accuracy": found.report["balanced_accuracy"]}
 
 
 def keep(run: Run, folder: Path) -> None:
@@ -229,6 +246,7 @@ def save(run: Run) -> None:
                 "format": FORMAT,
                 "data": run.plan.digest,
                 "environment": run.plan.environment,
+                "steps_per_epoch": run.plan.steps_per_epoch,
                 "progress": asdict(run.progress),
                 "learner": learner_state(run.learner),
             },
@@ -250,6 +268,9 @@ def resume(
             bars.say(change)
         load_learner_state(learner, state["learner"])
         progress = Progress(**state["progress"])
+        if state["data"] != plan.digest:
+            before = state.get("steps_per_epoch", plan.steps_per_epoch)
+            progress = progress.with_other_images(before, plan.steps_per_epoch)
     if distributed.is_main():
         folder.cut_log(progress.lines)
     recipe = plan.recipe
@@ -307,7 +328,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     """
     plan = make_plan(recipe)
     recipe = plan.recipe
-    folder_notes = distributed.from_main(lambda: RunFolder.look(recipe))
+    folder_notes = distributed.from_main(lambda: RunFolder.look(recipe, plan.digest))
     learner, notes = create_learner(recipe, plan.precision)
     share = recipe.micro_batch_size // distributed.world_size()
     count = max(2, min(share, REHEARSED[plan.precision.device.type]))

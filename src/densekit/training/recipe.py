@@ -74,8 +74,16 @@ class LoopConfig(Section):
     """paddleclas: each such line on the terminal, too, as PaddleClas writes it."""
     eval_every: int = Field(1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
+    monitor: Literal["auto", "top1", "balanced_accuracy", "loss"] = Field(
+        "auto", json_schema_extra=NO_NUMBER
+    )
+    """By which metric the best epoch is chosen; auto: balanced_accuracy (mean recall) where the
+    classes of the training images are uneven, else top1."""
     eval_from: int = Field(1, ge=1)
     """The first epoch that is evaluated."""
+    accept_data_change: bool = Field(False, json_schema_extra=NO_NUMBER)
+    """Resume although images were added, removed or renamed: the run goes on from where it is, but
+    is not the one that it would have been."""
     rank_timeout: float = Field(600, gt=0, json_schema_extra=NO_NUMBER)
     """Seconds that ranks wait for one that does not come before the run stops."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field("stop", json_schema_extra=NO_NUMBER)

@@ -45,13 +45,14 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def opened(cls, recipe: Recipe) -> Iterator[RunFolder]:
+    def opened(cls, recipe: Recipe, digest: str) -> Iterator[RunFolder]:
         """The folder of a run of `recipe`, held by every rank until the run ends, however it ends.
 
         loop.output_dir, or else the first of runs/<name>, runs/<name>-2, ... that is free or holds
-        a run of this recipe. Raises UserError as `open_` does.
+        a run of this recipe on these images (`digest` is of their lists). Raises UserError as
+        `open_` does.
         """
-        path, notes = distributed.from_main(lambda: _choose(recipe))
+        path, notes = distributed.from_main(lambda: _choose(recipe, digest))
         folder = cls(path, recipe.loop.keep)
         folder.notes += notes
         distributed.from_main(lambda: folder.open_(recipe))
@@ -62,9 +63,9 @@ class RunFolder:
             folder.close()
 
     @classmethod
-    def look(cls, recipe: Recipe) -> list[str]:
+    def look(cls, recipe: Recipe, digest: str) -> list[str]:
         """The notes that `opened` would give, and its UserErrors, without writing anything."""
-        path, notes = _choose(recipe)
+        path, notes = _choose(recipe, digest)
         folder = cls(path, recipe.loop.keep)
         if path.exists():
             folder._refuse_foreign()
@@ -181,10 +182,16 @@ class RunFolder:
                 f"{FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
             )
         if state is not None and state["data"] != digest:
-            raise UserError(
-                f"{self.path}: its state was trained on other lists of images than "
-                f"data.train={recipe.data.train} and data.val={recipe.data.val} hold now; to start "
-                f"anew, set loop.output_dir"
+            if not recipe.loop.accept_data_change:
+                raise UserError(
+                    f"{self.path}: its state was trained on other lists of images than "
+                    f"data.train={recipe.data.train} and data.val={recipe.data.val} hold now; to "
+                    f"start anew, set loop.output_dir; to go on all the same (some were added, "
+                    f"removed or renamed), -o loop.accept_data_change=true"
+                )
+            self.notes.append(
+                f"{self.path}: the images are not those that it began with; it goes on from where "
+                f"it is, but is not the run that it would have been"
             )
         return state
 
@@ -262,7 +269,7 @@ def _strict(line: Line) -> str:
     return json.dumps(finite, allow_nan=False)
 
 
-def _choose(recipe: Recipe) -> tuple[Path, list[str]]:
+def _choose(recipe: Recipe, digest: str) -> tuple[Path, list[str]]:
     """The folder that a run of `recipe` takes, and why it is not the first that would do."""
     if recipe.loop.output_dir is not None:
         return recipe.output_dir, []
@@ -274,10 +281,13 @@ def _choose(recipe: Recipe) -> tuple[Path, list[str]]:
         if not stored.exists():
             return path, notes
         changed = _other(build(Recipe, read_yaml(stored)), recipe)
+        if not changed and not recipe.loop.accept_data_change:
+            state = StateFolder(path / "state", 1).newest()
+            changed += ["other images"] if state and state["data"] != digest else []
         if recipe.loop.resume == "auto" and not changed:
             return path, notes
         why = "; ".join(changed) or f"loop.resume={recipe.loop.resume}"
-        notes = [
+        notes = notes or [
             f"{first} holds a run of another recipe ({why}): this one has a folder of its own; "
             f"loop.output_dir chooses it"
         ]

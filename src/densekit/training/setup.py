@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from densekit import distributed, precision
-from densekit.data.checks import check_split
+from densekit.data.checks import are_uneven, check_split
 from densekit.data.listing import Examples
 from densekit.data.loader import resolve_workers, steps_per_epoch
 from densekit.data.splits import anchored, open_split
@@ -130,6 +130,10 @@ def make_plan(recipe: Recipe) -> Plan:
             data.max_pixels,
         )
     )
+    if resolved.loop.monitor == "auto":
+        monitor = "balanced_accuracy" if are_uneven(counts) else "top1"
+        loop = resolved.loop.model_copy(update={"monitor": monitor})
+        resolved = resolved.model_copy(update={"loop": loop})
     scaled = scaling_note(resolved.optim, data.batch_size)
     check_batches(resolved, len(train), distributed.world_size())
     return Plan(

@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,12 @@ class Progress:
     """Sums of the steps since the last line of the log."""
     lines: int = 0
     """Of log.jsonl: a resumed run cuts it back to these."""
+
+    def with_other_images(self, before: int, now: int) -> Progress:
+        """The same place in a run whose lists have changed: steps per epoch `before` and `now`."""
+        in_epoch = min(self.step - self.epochs * before, now)
+        step = self.epochs * now + in_epoch
+        return replace(self, step=step, skipped=[], bad_images={})
 
 
 class StateFolder:
