@@ -13,7 +13,7 @@ from torch import nn
 
 from densekit import precision
 from densekit.config import UserError
-from densekit.precision import Precision, describe, resolve, resolve_device
+from densekit.precision import FLAG, Precision, describe, resolve, resolve_device
 from runs import forked
 
 Machine = Callable[..., None]
@@ -70,7 +70,7 @@ def test_what_is_asked_for_wins(machine: Machine) -> None:
     [
         ("cuda", "auto", "loop.device=cuda: torch finds no GPU"),
         ("mps", "auto", "loop.device=mps: torch finds no Apple GPU"),
-        ("cpu", "fp16", "loop.precision=fp16 is for GPUs"),
+        ("cpu", "fp16", "loop.precision=fp16: fp16 is for GPUs"),
     ],
 )
 def test_what_the_machine_lacks_is_refused(
@@ -84,15 +84,26 @@ def test_what_the_machine_lacks_is_refused(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("gpu",), 'no device "gpu"; known: auto, cpu, cuda, mps'),
-        (("cuda:1",), 'no device "cuda:1".*CUDA_VISIBLE_DEVICES chooses'),
-        (("cpu", "fp99"), 'no precision "fp99"; known: auto, fp32, bf16, fp16'),
-        (("cpu", "fp32", "nhwc"), 'no memory format "nhwc"; known: auto, contiguous, channels'),
+        (("gpu",), "loop.device=gpu: unknown; known: auto, cpu, cuda, mps"),
+        (("cuda:1",), "loop.device=cuda:1: unknown.*CUDA_VISIBLE_DEVICES chooses"),
+        (("cpu", "fp99"), "loop.precision=fp99: unknown; known: auto, fp32, bf16, fp16"),
+        (
+            ("cpu", "fp32", "nhwc"),
+            "loop.memory_format=nhwc: unknown; known: auto, contiguous",
+        ),
     ],
 )
 def test_what_there_is_not_is_refused_by_name(names: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve(*names)
+
+
+def test_a_commands_own_option_is_named_as_typed(machine: Machine) -> None:
+    machine()
+    with pytest.raises(UserError, match="--device cuda: torch finds no GPU"):
+        resolve("cuda", typed=FLAG)
+    with pytest.raises(UserError, match="--precision fp99: unknown"):
+        resolve("cpu", "fp99", typed=FLAG)
 
 
 def test_each_rank_has_a_gpu_of_its_own(machine: Machine) -> None:

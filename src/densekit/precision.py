@@ -33,6 +33,7 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
 
+FLAG = "--{} {}"  # how a command's own options are typed
 Name = TypeVar("Name", bound=str)
 Format = Literal["fp32", "bf16", "fp16"]
 Layout = Literal["contiguous", "channels_last"]
@@ -88,41 +89,52 @@ def resolve(
     memory_format: str = "auto",
     *,
     local_rank: int = 0,
+    typed: str = "loop.{}={}",
 ) -> Precision:
-    """The table above. Raises UserError for a name that there is not or this machine lacks."""
-    where = resolve_device(device, local_rank)
+    """The table above. Raises UserError for an unknown name and for what this machine lacks.
+
+    `typed` is how the user writes such an option, for messages: FLAG on the command line.
+    """
+    where = resolve_device(device, local_rank, typed)
     if where.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-    name = _best_precision(where) if precision == "auto" else _known("precision", precision, DTYPES)
+    name = (
+        _best_precision(where)
+        if precision == "auto"
+        else _known("precision", precision, DTYPES, typed)
+    )
     if name == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("loop.precision=bf16: this GPU has none; use fp16, fp32 or auto")
+        asked = typed.format("precision", precision)
+        raise UserError(f"{asked}: this GPU has no bf16; use fp16 or fp32")
     if name == "fp16" and where.type == "cpu":
-        raise UserError("loop.precision=fp16 is for GPUs; on a CPU use bf16, fp32 or auto")
+        asked = typed.format("precision", precision)
+        raise UserError(f"{asked}: fp16 is for GPUs; on a CPU use bf16 or fp32")
     layout = "channels_last" if memory_format == "auto" else memory_format
-    return Precision(where, name, _known("memory format", layout, MEMORY_FORMATS))
+    return Precision(where, name, _known("memory_format", layout, MEMORY_FORMATS, typed))
 
 
-def _known(kind: str, name: str, table: Mapping[Name, object]) -> Name:
+def _known(option: str, name: str, table: Mapping[Name, object], typed: str) -> Name:
     for known in table:
         if known == name:
             return known
-    raise UserError(f'there is no {kind} "{name}"; known: {", ".join(("auto", *table))}')
+    raise UserError(f"{typed.format(option, name)}: unknown; known: {', '.join(('auto', *table))}")
 
 
-def resolve_device(device: str, local_rank: int = 0) -> torch.device:
+def resolve_device(device: str, local_rank: int = 0, typed: str = "loop.{}={}") -> torch.device:
     """`auto` is cuda, else mps, else cpu; a device asked for by name must be there."""
     if device not in get_args(DeviceName):
         raise UserError(
-            f'there is no device "{device}"; known: {", ".join(get_args(DeviceName))} '
+            f"{typed.format('device', device)}: unknown; known: {', '.join(get_args(DeviceName))} "
             "(CUDA_VISIBLE_DEVICES chooses among GPUs)"
         )
+    asked = typed.format("device", device)
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
     if device == "cuda" and not cuda:
-        raise UserError("loop.device=cuda: torch finds no GPU here; use loop.device=cpu or auto")
+        raise UserError(f"{asked}: torch finds no GPU here; use cpu or auto")
     if device == "mps" and not mps:
-        raise UserError("loop.device=mps: torch finds no Apple GPU here; use loop.device=cpu")
+        raise UserError(f"{asked}: torch finds no Apple GPU here; use cpu or auto")
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(

@@ -18,7 +18,7 @@ from densekit.models import artifact
 from densekit.precision import resolve
 from densekit.training import curves
 from densekit.training import loop as run
-from densekit.training.loop import Outcome, train
+from densekit.training.loop import Outcome, rehearse, train
 from densekit.training.optim import lr_factor
 from densekit.training.recipe import Recipe, load
 from densekit.training.state import step_of
@@ -185,3 +185,84 @@ def test_one_image_left_over_for_a_map_of_one_pixel_is_a_users_mistake(
     }
     with pytest.raises(UserError, match=r"data\.drop_last"):
         train(recipe(runs, tmp_path / "run", options))
+
+
+# A run that changes on its way -----------------------------------------------------------------
+
+
+def test_an_extended_run_is_the_longer_run(runs: Runs, tmp_path: Path) -> None:
+    """Where the rates of the epochs that are done do not depend on their number: bit for bit."""
+    constant = {"optim.schedule": "constant"}
+    longer = train(recipe(runs, tmp_path / "longer", {**constant, "loop.epochs": 3}))
+    train(recipe(runs, tmp_path / "run", constant))
+    extended = train(recipe(runs, tmp_path / "run", {**constant, "loop.epochs": 3}))
+    assert extended.progress.step == longer.progress.step == 3 * STEPS_PER_EPOCH
+    assert [line["loss"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [
+        line["loss"] for line in lines(tmp_path / "longer") if line["kind"] == "train"
+    ]
+    for name, value in weights(tmp_path / "longer", "last").items():
+        assert torch.equal(weights(tmp_path / "run", "last")[name], value), name
+
+
+def copied(runs: Runs, folder: Path) -> Path:
+    folder.mkdir()
+    for file in runs.data.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_moved_images_are_the_same_images(runs: Runs, tmp_path: Path) -> None:
+    first = copied(runs, tmp_path / "first")
+    own = {"data.train": first / "train_list.txt", "data.val": first / "val_list.txt"}
+    train(recipe(runs, tmp_path / "run", {**own, "data.root": first, "loop.epochs": 1}))
+    second = first.rename(tmp_path / "second")
+    own = {"data.train": second / "train_list.txt", "data.val": second / "val_list.txt"}
+    again = train(recipe(runs, tmp_path / "run", {**own, "data.root": second, "loop.epochs": 1}))
+    assert again.already_finished
+
+
+def test_changed_lists_are_refused_unless_the_user_says_so(runs: Runs, tmp_path: Path) -> None:
+    data = copied(runs, tmp_path / "digits")
+    options = {"data.root": data, "optim.schedule": "constant"}
+    train(recipe(runs, tmp_path / "run", {**options, "loop.epochs": 1}))
+    list_file = data / "train_list.txt"
+    kept = list_file.read_text().splitlines(keepends=True)[:-40]  # 90 images: 4 steps, not 6
+    list_file.write_text("".join(kept))
+    with pytest.raises(UserError, match=r"-o loop\.accept_data_change=true"):
+        train(recipe(runs, tmp_path / "run", options))
+    accepted = recipe(runs, tmp_path / "run", {**options, "loop.accept_data_change": "true"})
+    found = train(accepted)
+    assert (found.progress.epochs, found.progress.step) == (EPOCHS, 4 * EPOCHS)
+
+
+def test_the_best_epoch_is_the_monitored_metrics(runs: Runs, tmp_path: Path) -> None:
+    options = {"loop.epochs": 3, "optim.lr": 0.02}
+    for monitor in ("balanced_accuracy", "loss"):
+        folder = tmp_path / monitor
+        found = train(recipe(runs, folder, {**options, "loop.monitor": monitor}))
+        rows = [line for line in lines(folder) if line["kind"] == "eval"]
+        best = (max if monitor != "loss" else min)(rows, key=lambda line: line[monitor])
+        assert found.progress.best["epoch"] == best["epoch"]
+        assert ("balanced_accuracy" in rows[0]) == (monitor == "balanced_accuracy")
+    opened = open_path(str(tmp_path / "balanced_accuracy" / "best"))
+    again = evaluate_source(opened, resolve("cpu", "fp32"), workers=0)
+    stored = artifact.read(tmp_path / "balanced_accuracy" / "best").config.metrics
+    assert again["balanced_accuracy"] == stored["balanced_accuracy"]
+
+
+def test_a_rehearsal_writes_nothing_and_refuses_what_training_refuses(
+    runs: Runs, tmp_path: Path
+) -> None:
+    found = rehearse(recipe(runs, tmp_path / "run"))
+    assert found.seconds > 0
+    assert not (tmp_path / "run").exists()
+    for option, said in (
+        ("optim.freeze=block9", "block9"),
+        (f"model.pretrained={tmp_path / 'nope.pth'}", "nope.pth"),
+    ):
+        key, value = option.split("=", 1)
+        with pytest.raises(UserError, match=said):
+            rehearse(recipe(runs, tmp_path / "run", {key: value}))
+    small = {"model.name": "densenet121", "model.overrides": "{}", "data.image_size": 16}
+    with pytest.raises(UserError, match="the images are too small"):
+        rehearse(recipe(runs, tmp_path / "run", small))

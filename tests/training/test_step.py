@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision
 from densekit.training.recipe import LoopConfig
-from densekit.training.step import SUMS, Learner, train_step
+from densekit.training.step import SUMS, Learner, moving_average, train_step
 
 N, K = 12, 10
 CPU = torch.device("cpu")
@@ -287,3 +287,28 @@ def test_an_overflowing_gradient_is_the_scalers_own_affair(
     after = own.model.parameters()
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(value.isfinite().all() for value in snapshot(own).values())
+
+
+# The moving average -------------------------------------------------------------------------
+
+
+def test_the_average_has_the_statistics_of_its_weights_and_the_networks_counters() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+    average, decay = moving_average(model, 0.9), 0.9
+    expected: dict[str, torch.Tensor] = {}
+    for update in range(12):
+        model(torch.randn(8, 1, 6, 6) + update)
+        with torch.no_grad():
+            model[0].weight.add_(0.1)
+        average.update_parameters(model)
+        now = min(decay, (1 + update) / (10 + update)) if update else 0.0
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                before = expected.get(name, value.double())
+                expected[name] = now * before + (1 - now) * value.double()
+    found = average.module.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-6)
+    assert found["1.num_batches_tracked"] == 12
+    assert not torch.equal(found["1.running_mean"], model[1].running_mean)

@@ -52,13 +52,13 @@ def evaluate(
     from densekit import distributed
     from densekit.cli.inputs import ask
     from densekit.infer.evaluate import evaluate_source
-    from densekit.precision import keep_freed_memory, resolve
+    from densekit.precision import FLAG, keep_freed_memory, resolve
 
     keep_freed_memory()
     with distributed.session():
         asked = ask(source, config, option or [], "evaluate")
         rank = distributed.local_rank()
-        formats = resolve(asked.device(device), precision, local_rank=rank)
+        formats = resolve(asked.device(device), precision, local_rank=rank, typed=FLAG)
         distributed.start(formats.device)
         distributed.set_threads()
         opened = distributed.on_every_rank(lambda: asked.open(classes, model))

@@ -19,7 +19,7 @@ from densekit.cli.options import (
     PrecisionName,
     Source,
 )
-from densekit.cli.output import show_notes
+from densekit.cli.output import is_main, show_notes
 
 
 def predict(
@@ -57,11 +57,13 @@ def predict(
     from densekit.config import UserError
     from densekit.data.bit_depth import dark_files
     from densekit.infer.classifier import Classifier, expand, write_csv, write_json, write_text
-    from densekit.precision import keep_freed_memory, resolve
+    from densekit.precision import FLAG, keep_freed_memory, resolve
     from densekit.progress import bar
 
     if json and csv:
         raise UserError("--json and --csv: choose one")
+    if not is_main():  # of several ranks one answers, each image once
+        return
     keep_freed_memory()
     if config is not None:
         source, files = None, [*([source] if source else []), *(files or [])]
@@ -71,7 +73,8 @@ def predict(
         raise UserError("say which images to predict: files, or folders of them")
     opened = asked.open(classes, model)
     show_notes([*asked.notes, *opened.notes, *dark_files(images)])
-    classifier = Classifier(opened, resolve(asked.device(device), precision), max_pixels)
+    formats = resolve(asked.device(device), precision, typed=FLAG)
+    classifier = Classifier(opened, formats, max_pixels)
     size = batch_size or asked.infer.batch_size
     rows = bar(classifier.rows(images, topk, size), len(images), "predicting")
     if csv:
