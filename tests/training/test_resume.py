@@ -118,7 +118,9 @@ def test_another_seed_is_another_run(runs: Runs) -> None:
 
 def test_a_state_holds_what_the_steps_change_and_nothing_per_rank(runs: Runs) -> None:
     one, two = newest_state(runs.whole(FEATURES)), newest_state(runs.whole(FEATURES, ranks=2))
-    assert set(one) == {"format", "data", "environment", "progress", "learner"}
+    assert set(one) == {
+        "format", "data", "environment", "steps_per_epoch", "progress", "learner"
+    }  # fmt: skip
     assert one["format"] == 1
     assert re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", one["data"])
     assert set(one["environment"]) == {
@@ -132,7 +134,8 @@ def test_a_state_holds_what_the_steps_change_and_nothing_per_rank(runs: Runs) ->
     assert (one["environment"]["world_size"], two["environment"]["world_size"]) == (1, 2)
     progress = one["progress"]
     assert set(progress) == {
-        "step", "epochs", "last", "best", "skipped", "images", "seconds", "window", "lines"
+        "step", "epochs", "last", "best", "skipped", "bad_images", "images", "seconds", "window",
+        "lines",
     }  # fmt: skip
     assert (progress["step"], progress["epochs"], progress["skipped"]) == (STEPS, 2, [])
     assert set(progress["best"]) == {"epoch", "count", "top1", "top5", "loss"}
