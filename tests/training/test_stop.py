@@ -203,7 +203,7 @@ def test_a_rank_that_raises_is_named_by_the_others(
     said = " ".join(started.output.split())
     assert f"train_list.txt:130: {root / name}: is not an image" in said
     for rank in {0, 1, 2} - {guilty}:
-        assert f"rank {rank} stops: rank {guilty} failed: UnreadableImage: " in said
+        assert f"rank {rank} stops: rank {guilty} failed: UserError: " in said
     assert "Traceback" not in said
 
 
