@@ -38,7 +38,7 @@ def training(work: Workload, precision: str = "auto", op: str = "auto") -> Train
         f"loop.device={work.device}",
         f"loop.precision={precision}",
     ]
-    return training_step(recipe.load(None, options))
+    return training_step(recipe.load_recipe(None, options))
 
 
 def inference(work: Workload, precision: str = "fp32") -> StepFunction:

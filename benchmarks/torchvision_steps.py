@@ -19,7 +19,7 @@ from densekit.bench.rounds import StepFunction
 from densekit.data.listing import Examples
 from densekit.data.splits import open_examples
 from densekit.models.variants import variant
-from densekit.precision import DTYPES, MEMORY_FORMATS, Format, Layout, resolve_device
+from densekit.precision import DTYPES, MEMORY_FORMATS, Format, MemoryLayout, resolve_device
 from densekit_steps import NUM_CLASSES, Workload
 
 Decode = Callable[[str], Image.Image | torch.Tensor]
@@ -28,7 +28,7 @@ Decode = Callable[[str], Image.Image | torch.Tensor]
 def training(
     work: Workload,
     precision: Format = "fp32",
-    memory_format: Layout = "contiguous",
+    memory_format: MemoryLayout = "contiguous",
     compiled: bool = False,
     memory_efficient: bool = False,
 ) -> StepFunction:
@@ -55,7 +55,7 @@ def training(
 def inference(
     work: Workload,
     precision: Format = "fp32",
-    memory_format: Layout = "contiguous",
+    memory_format: MemoryLayout = "contiguous",
     compiled: bool = False,
 ) -> StepFunction:
     """The logits of one batch; fp32 and contiguous is torchvision as it comes."""

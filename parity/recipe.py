@@ -41,7 +41,10 @@ def main() -> int:
         subprocess.check_call([python_of("paddle"), HERE / "peer_recipe.py", folder])
         (folder / "DenseNet121.yaml").write_text(DENSENET121, encoding="utf-8")
         rates, losses, weights = train(folder)
-        theirs, after = np.load(folder / "recipe.npz"), weights_file.read(folder / "after.pdparams")
+        theirs, after = (
+            np.load(folder / "recipe.npz"),
+            weights_file.read_weights(folder / "after.pdparams"),
+        )
     same = rates == theirs["rates"].tolist()
     loss = float(np.abs(np.array(losses) - theirs["losses"]).max() / theirs["losses"].max())
     trained = [n for n in weights if "running" not in n and "num_batches" not in n]
@@ -60,7 +63,10 @@ def train(folder: Path) -> tuple[list[float], list[float], dict[str, torch.Tenso
     """Rates, losses and the last weights, by the translated recipe."""
     recipe = load(str(folder / "DenseNet121.yaml"), [], CARDS).recipe
     assert (recipe.optim.momentum, recipe.optim.weight_decay) == (0.9, 1e-4)
-    data, theirs = np.load(folder / "recipe.npz"), weights_file.read(folder / "before.pdparams")
+    data, theirs = (
+        np.load(folder / "recipe.npz"),
+        weights_file.read_weights(folder / "before.pdparams"),
+    )
     _, config = weights_file.identify(theirs)
     model = DenseNet(config, op="reference").double().train()
     pretrained.load_into(model, theirs.tensors)

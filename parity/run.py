@@ -24,7 +24,7 @@ from tables import write_docs
 
 from densekit.config import to_yaml
 from densekit.infer import model as source
-from densekit.weights.convert import Options, convert
+from densekit.weights.convert import ConvertOptions, convert
 from training import train_rows
 
 HERE = Path(__file__).parent
@@ -128,7 +128,7 @@ def compare(library: str, depth: int, folder: Path) -> tuple[list[Row], str]:
         rows.append(_row(library, model, file, "in", ours, theirs))
     for suffix in peer.taken:
         back = folder / f"back{suffix}"
-        convert(str(artifact), str(back), Options(force=True))
+        convert(str(artifact), str(back), ConvertOptions(force=True))
         run_peer(library, "check", str(depth), str(back), str(folder))
         again = np.load(folder / "again.npy")
         rows.append(_row(library, model, back.name, "out", again, theirs))
@@ -146,13 +146,13 @@ def _row(
     return Row(library, model, file, way, difference)
 
 
-def _options(folder: Path, peer: Peer) -> Options:
+def _options(folder: Path, peer: Peer) -> ConvertOptions:
     """What a file of random weights cannot say."""
     preprocessing, classes = folder / "preprocessing.yaml", folder / "classes.txt"
     one = {"channels": peer.channels, "mean": [0.5], "std": [0.25]}
     preprocessing.write_text(to_yaml(one), encoding="utf-8")
     classes.write_text("".join(f"{i} class{i}\n" for i in range(10)), encoding="utf-8")
-    return Options(preprocessing=str(preprocessing), classes=str(classes), force=True)
+    return ConvertOptions(preprocessing=str(preprocessing), classes=str(classes), force=True)
 
 
 # Environments -------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ MOMENTUM, DECAY = float(np.float32(0.9)), float(np.float32(1e-4))
 
 def train_rows(depth: int, folder: Path) -> list[tuple[str, float, float]]:
     """(what, the largest relative difference, its bound), from what peer_paddle.py left."""
-    data, theirs = np.load(folder / "train.npz"), weights_file.read(folder / "before.pdparams")
+    data, theirs = (
+        np.load(folder / "train.npz"),
+        weights_file.read_weights(folder / "before.pdparams"),
+    )
     _, config = weights_file.identify(theirs)
     model = DenseNet(config, op="reference").double().train()
     pretrained.load_into(model, theirs.tensors)
@@ -30,7 +33,7 @@ def train_rows(depth: int, folder: Path) -> list[tuple[str, float, float]]:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1 - MOMENTUM  # Paddle's is the share that stays
     losses, gradients = _train(model, data["images"], data["labels"])
-    after = weights_file.read(folder / "after.pdparams").tensors
+    after = weights_file.read_weights(folder / "after.pdparams").tensors
     own = model.state_dict()
     steps = len(losses)
     unbiased = {}

@@ -13,7 +13,7 @@ from torch import nn
 
 from densekit import precision
 from densekit.config import UserError
-from densekit.precision import FLAG, Precision, describe, resolve, resolve_device
+from densekit.precision import FLAG, Precision, describe_device, resolve, resolve_device
 from runs import forked
 
 Machine = Callable[..., None]
@@ -118,8 +118,8 @@ def test_a_device_is_described_for_a_results_line(
     threads: int, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert describe(torch.device("cpu")) == text
-    assert describe(torch.device("cpu"), 3) == f"3 x {text}"
+    assert describe_device(torch.device("cpu")) == text
+    assert describe_device(torch.device("cpu"), 3) == f"3 x {text}"
 
 
 def test_autocast_scaler_and_formats_go_together() -> None:

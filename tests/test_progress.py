@@ -21,13 +21,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_the_bar_waits(
     terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch, patience: float, shown: bool
 ) -> None:
-    monkeypatch.setattr(display, "PATIENCE", patience)
+    monkeypatch.setattr(display, "BAR_AFTER", patience)
     assert list(display.bar("abc", 3, "reading")) == ["a", "b", "c"]
     assert ("reading" in terminal.getvalue()) == shown
 
 
 def test_other_ranks_show_nothing(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "PATIENCE", 0.0)
+    monkeypatch.setattr(display, "BAR_AFTER", 0.0)
     monkeypatch.setenv("RANK", "1")
     assert list(display.bar("abc", 3, "reading")) == ["a", "b", "c"]
     assert terminal.getvalue() == ""
@@ -36,7 +36,7 @@ def test_other_ranks_show_nothing(terminal: io.StringIO, monkeypatch: pytest.Mon
 def test_without_a_terminal_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(display, "PATIENCE", 0.0)
+    monkeypatch.setattr(display, "BAR_AFTER", 0.0)
     assert list(display.bar("abc", 3, "reading")) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
 

@@ -72,7 +72,7 @@ def test_the_tour_from_a_folder_to_predictions(home: Path) -> None:
     for command in tour:
         shortened = f"{command} {SHORT}" if " train " in command else command
         if "pretrained=torchvision" in command:
-            put_in_cache(home, published.find("torchvision", "densenet121").url)
+            put_in_cache(home, published.find_published("torchvision", "densenet121").url)
             shortened = f"{command} -o loop.epochs=1 -o data.image_size=32"
         result = run(shortened, home)
         assert result.returncode == 0, f"{shortened}\n{result.stdout}{result.stderr}"

@@ -34,15 +34,15 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
 
 FLAG = "--{} {}"  # how a command's own options are typed
-Name = TypeVar("Name", bound=str)
+KnownName = TypeVar("KnownName", bound=str)
 Format = Literal["fp32", "bf16", "fp16"]
-Layout = Literal["contiguous", "channels_last"]
+MemoryLayout = Literal["contiguous", "channels_last"]
 DTYPES: dict[Format, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-MEMORY_FORMATS: dict[Layout, torch.memory_format] = {
+MEMORY_FORMATS: dict[MemoryLayout, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
 }
@@ -54,7 +54,7 @@ class Precision:
 
     device: torch.device
     name: Format = "fp32"
-    memory_format_name: Layout = "channels_last"
+    memory_format_name: MemoryLayout = "channels_last"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,7 +113,7 @@ def resolve(
     return Precision(where, name, _known("memory_format", layout, MEMORY_FORMATS, typed))
 
 
-def _known(option: str, name: str, table: Mapping[Name, object], typed: str) -> Name:
+def _known(option: str, name: str, table: Mapping[KnownName, object], typed: str) -> KnownName:
     for known in table:
         if known == name:
             return known
@@ -145,7 +145,7 @@ def resolve_device(device: str, local_rank: int = 0, typed: str = "loop.{}={}") 
     return torch.device(device)
 
 
-def describe(device: torch.device, processes: int = 1) -> str:
+def describe_device(device: torch.device, processes: int = 1) -> str:
     """For a results line: "2 x NVIDIA H100", "CPU (2 threads)"."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

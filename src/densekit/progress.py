@@ -13,7 +13,7 @@ from rich.progress import Progress
 from densekit import distributed
 
 T = TypeVar("T")
-PATIENCE = 2.0  # seconds before a bar appears
+BAR_AFTER = 2.0  # seconds before a bar appears
 
 
 def say(text: str) -> None:
@@ -34,7 +34,7 @@ def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         for item in items:
             yield item
             progress.advance(task)
-            if time.monotonic() - began > PATIENCE:
+            if time.monotonic() - began > BAR_AFTER:
                 progress.start()
     finally:
         progress.stop()

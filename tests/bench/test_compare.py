@@ -25,7 +25,7 @@ from densekit.bench.compare import (
 from densekit.bench.rounds import Candidate, RoundSample, Settings
 from densekit.cli.bench import print_bench
 from densekit.config import UserError
-from densekit.training.recipe import Recipe, load
+from densekit.training.recipe import Recipe, load_recipe
 from runs import densekit
 
 TINY = ["model.name=densenet_bc_10_4", "data.image_size=32", "loop.device=cpu"]
@@ -33,7 +33,7 @@ GIB = 1 << 30
 
 
 def recipe(*options: str) -> Recipe:
-    return load(None, [*TINY, *options])
+    return load_recipe(None, [*TINY, *options])
 
 
 # The largest batch --------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_a_recipe_that_does_not_fit_is_a_sentence(options: list[str], says: str)
 
 def test_short_forms_are_options() -> None:
     options = compare.as_options("densenet_bc_16_4", 320, 8)
-    made = load(None, options)
+    made = load_recipe(None, options)
     assert (made.model.name, made.data.train_side, made.data.batch_size) == (
         "densenet_bc_16_4", 320, 8
     )  # fmt: skip

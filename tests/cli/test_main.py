@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         growth_rate=4, block_config=(1, 1), num_init_features=8, stem="cifar", num_classes=2
     )
     torch.manual_seed(0)
-    artifact.write(
+    artifact.write_artifact(
         folder,
         ArtifactConfig(
             model=Described(name="densenet121", architecture=config),

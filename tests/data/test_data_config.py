@@ -20,7 +20,7 @@ from densekit.config import (
 )
 from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
 from densekit.data.transforms import Preprocessing
-from densekit.training.recipe import Recipe, differences, load, read, shipped
+from densekit.training.recipe import Recipe, differences, load_recipe, read_recipe, shipped
 
 OLD = """
 train: builtin:mnist5k
@@ -61,8 +61,8 @@ def test_every_old_name_has_a_place_in_the_section() -> None:
 def test_a_run_of_the_version_before_is_a_run_of_the_same_recipe() -> None:
     indented = OLD.replace("\n", "\n  ")
     stored = build(Recipe, read_yaml(Path("recipe.yaml"), f"data:\n{indented}"))
-    assert differences(stored, Recipe(data=load("quickstart").data)) == []
-    changed = load("quickstart", ["data.augment.flip=0.5"]).data
+    assert differences(stored, Recipe(data=load_recipe("quickstart").data)) == []
+    changed = load_recipe("quickstart", ["data.augment.flip=0.5"]).data
     assert differences(stored, Recipe(data=changed)) == ["data.augment.flip: 0.0 -> 0.5"]
 
 
@@ -77,15 +77,15 @@ def test_options_and_files(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data:\n  crop: none\n  crop_scale: [0.5, 1]\n")
     options = ["data.crop=random_resized", "data.crop_scale.0=0.25"]
-    recipe, notes = assemble(Recipe, Layers({}, read(str(file))[0], options))
+    recipe, notes = assemble(Recipe, Layers({}, read_recipe(str(file))[0], options))
     assert recipe.data.augment.crop == "random_resized"
     assert recipe.data.augment.crop_scale == (0.25, 1)
     now = "data.crop is now data.augment.crop; the old name works for this version"
     assert f"{file}:2: {now}" in notes
     assert f"-o data.crop=random_resized: {now}" in notes
-    assert assemble(Recipe, Layers({}, read("quickstart")[0]))[1] == ()
+    assert assemble(Recipe, Layers({}, read_recipe("quickstart")[0]))[1] == ()
     with pytest.raises(UserError, match=r"^-o data\.crop=padd: expected .* got \'padd\'"):
-        load(None, ["data.crop=padd"])
+        load_recipe(None, ["data.crop=padd"])
 
 
 # Options that have no effect, or cannot be meant --------------------------------------------
@@ -113,33 +113,33 @@ def test_options_and_files(tmp_path: Path) -> None:
 def test_an_option_without_effect_is_refused_as_typed(options: list[str], said: str) -> None:
     typed = [f"data.augment.{option}" for option in options]
     with pytest.raises(UserError, match=f"^-o {re.escape(typed[0])}: has no effect .*{said}"):
-        load(None, typed)
+        load_recipe(None, typed)
 
 
 def test_what_an_option_switches_off_is_no_mistake_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data:\n  augment: {mixup: 0.5, mixup_alpha: 0.4}\n")
-    assert load(str(file)).data.augment.mixup_alpha == 0.4
-    assert load(str(file), ["data.augment.mixup=0"]).data.augment.mixup_alpha == 0.2
+    assert load_recipe(str(file)).data.augment.mixup_alpha == 0.4
+    assert load_recipe(str(file), ["data.augment.mixup=0"]).data.augment.mixup_alpha == 0.2
     file.write_text("data:\n  augment:\n    mixup_alpha: 0.4\n")
     with pytest.raises(UserError, match=rf"{file}:3: data\.augment\.mixup_alpha: has no effect"):
-        load(str(file))
+        load_recipe(str(file))
 
 
 def test_every_default_written_out_is_no_mistake(tmp_path: Path) -> None:
     """A run's recipe.yaml holds them all."""
     for name in shipped():
         file = tmp_path / "recipe.yaml"
-        file.write_text(to_yaml(load(name).model_dump(mode="json")))
-        assert load(str(file)) == load(name)
+        file.write_text(to_yaml(load_recipe(name).model_dump(mode="json")))
+        assert load_recipe(str(file)) == load_recipe(name)
 
 
 def test_interpolation_without_any_resize() -> None:
     alone = ["data.evaluate.resize=null", "data.augment.crop=none"]
     with pytest.raises(UserError, match=r"-o data\.interpolation=bicubic: has no effect"):
-        load(None, [*alone, "data.interpolation=bicubic"])
+        load_recipe(None, [*alone, "data.interpolation=bicubic"])
     for used in alone:
-        load(None, [used, "data.interpolation=bicubic"])
+        load_recipe(None, [used, "data.interpolation=bicubic"])
 
 
 @pytest.mark.parametrize(
@@ -159,21 +159,21 @@ def test_interpolation_without_any_resize() -> None:
 )
 def test_what_cannot_be_meant(option: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        load(None, [f"data.{option}"])
+        load_recipe(None, [f"data.{option}"])
 
 
 @pytest.mark.parametrize(("side", "resize"), [(224, 256), (128, 146), (28, 32), (1, 1), (299, 342)])
 def test_the_resize_follows_the_image_size(side: int, resize: int) -> None:
     """An image size alone left 256, of which the evaluation then saw a part."""
-    data = load(None, [f"data.image_size={side}"]).data
+    data = load_recipe(None, [f"data.image_size={side}"]).data
     assert Preprocessing.from_config(data).resize == resize
     assert data.resolved(workers=2).evaluate.resize == resize
     for given, kept in (("null", None), ("400", 400)):
         options = [f"data.image_size={side}", f"data.evaluate.resize={given}"]
-        assert load(None, options).data.eval_resize == kept
+        assert load_recipe(None, options).data.eval_resize == kept
 
 
 def test_shipped_recipes_resize_as_they_always_did() -> None:
     for name in shipped():
-        asked = load(name).data.eval_resize
+        asked = load_recipe(name).data.eval_resize
         assert asked == (256 if name.startswith("imagenet/") else None), name

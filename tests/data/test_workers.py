@@ -19,7 +19,7 @@ from densekit.data.dataset import ImageDataset
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
 from densekit.data.transforms import Preprocessing, UnreadableImage
-from densekit.data.workers import read
+from densekit.data.workers import read_batches
 
 SMALL = Preprocessing(resize=None, crop=8)
 KEYS = [[(0, i)] for i in range(12)]
@@ -38,7 +38,7 @@ def test_an_unreadable_file_reaches_the_main_process_as_it_was(
     bad.write_bytes(b"no image")
     paths = [*examples.paths[:5], str(bad), *examples.paths[6:]]
     listed = Examples(paths, examples.labels, {}, "", "list.txt", list(range(1, 13)))
-    batches = read(ImageDataset(listed, SMALL, 3, 8), KEYS, 1, number)
+    batches = read_batches(ImageDataset(listed, SMALL, 3, 8), KEYS, 1, number)
     assert [int(next(batches).indices[0]) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(UnreadableImage) as caught:
         next(batches)
@@ -54,12 +54,12 @@ def broken(image: Tensor) -> Tensor:
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_bug_keeps_its_kind(examples: Examples, number: int) -> None:
     with pytest.raises(ZeroDivisionError, match="a bug of ours"):
-        next(read(ImageDataset(examples, broken, 3, 8), KEYS, 1, number))
+        next(read_batches(ImageDataset(examples, broken, 3, 8), KEYS, 1, number))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_workers_outlive_signals_that_ask_the_run_to_stop(examples: Examples) -> None:
-    batches = read(ImageDataset(examples, SMALL, 3, 8), KEYS, 1, 2)
+    batches = read_batches(ImageDataset(examples, SMALL, 3, 8), KEYS, 1, 2)
     got = [next(batches)]
     for child in multiprocessing.active_children():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -77,7 +77,7 @@ def killed(image: Tensor) -> Tensor:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_a_killed_worker_is_explained(examples: Examples) -> None:
     with pytest.raises(UserError, match=r"was killed \(.*memory ran out: lower data.workers=2"):
-        list(read(ImageDataset(examples, killed, 3, 8), KEYS, 1, 2))
+        list(read_batches(ImageDataset(examples, killed, 3, 8), KEYS, 1, 2))
     assert multiprocessing.active_children() == []
 
 
@@ -91,12 +91,12 @@ def test_too_little_shared_memory_is_said_before(
     batch = 256 * 3 * 224 * 224
     needed = (2 * 4 + 3) * batch >> 20
     with pytest.raises(UserError, match=rf"64 MiB free, but data.workers=4 may have {needed} MiB"):
-        next(read(dataset, KEYS, 256, 4))
+        next(read_batches(dataset, KEYS, 256, 4))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match=rf"may have {2 * 11 * batch >> 20} MiB"):
-        next(read(dataset, KEYS, 256, 4))
-    next(read(ImageDataset(examples, SMALL, 3, 8), KEYS, 256, 1))  # fits
-    next(read(ImageDataset(examples, SMALL, 3, 8), KEYS, 1 << 30, 0))  # needs none
+        next(read_batches(dataset, KEYS, 256, 4))
+    next(read_batches(ImageDataset(examples, SMALL, 3, 8), KEYS, 256, 1))  # fits
+    next(read_batches(ImageDataset(examples, SMALL, 3, 8), KEYS, 1 << 30, 0))  # needs none
 
 
 def run(script: str, folder: Path) -> subprocess.Popen[str]:
@@ -164,5 +164,5 @@ def alive(pid: int) -> bool:
 def test_reading_leaves_the_global_generator_alone(examples: Examples) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    assert len(list(read(ImageDataset(examples, SMALL, 3, 8), KEYS, 1, 0))) == 12
+    assert len(list(read_batches(ImageDataset(examples, SMALL, 3, 8), KEYS, 1, 0))) == 12
     assert torch.equal(torch.get_rng_state(), before)

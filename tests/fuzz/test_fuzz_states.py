@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densekit.config import UserError
-from densekit.training.state import StateFolder, read, step_of
+from densekit.training.state import StateFolder, read_state, step_of
 from runs import Runs, assert_same_run, states
 
 places = st.floats(0, 1, exclude_max=True)
@@ -111,7 +111,7 @@ def test_a_strange_file_among_the_states_changes_nothing(
     try:
         assert StateFolder(folder, 2).newest_file() == expected
         with pytest.raises(UserError):
-            read(strange)
+            read_state(strange)
     finally:
         strange.rmdir() if is_folder else strange.unlink()
 

@@ -132,7 +132,7 @@ def test_a_file_of_weights(
 ) -> None:
     damaged = data.draw(damage(whole[name]))
     (place / name).write_bytes(damaged)
-    found = read_or_refuse(name, lambda: weights_file.read(place / name))
+    found = read_or_refuse(name, lambda: weights_file.read_weights(place / name))
     if found is not None:
         assert sum(tensor.nbytes for tensor in found.tensors.values()) <= len(damaged)
 
@@ -145,7 +145,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         preprocessing=Preprocessing(),
         classes=tuple("abcde"),
     )
-    artifact.write(folder, config, small())
+    artifact.write_artifact(folder, config, small())
     return {name: (folder / name).read_bytes() for name in (artifact.WEIGHTS, artifact.CONFIG)}
 
 
@@ -158,7 +158,7 @@ def test_an_artifact(
         (place / other).write_bytes(content)
     damaged = data.draw(damage(written[name]))
     (place / name).write_bytes(damaged)
-    found = read_or_refuse(name, lambda: artifact.read(place))
+    found = read_or_refuse(name, lambda: artifact.read_artifact(place))
     if found is None:
         return
     # what was read is what was written, whatever the damage: a checksum stands over it

@@ -51,7 +51,7 @@ def write(folder: Path, task: Task = "multiclass") -> Path:
         preprocessing=PREPROCESSING,
         classes=CLASSES,
     )
-    artifact.write(folder, config, network().state_dict())
+    artifact.write_artifact(folder, config, network().state_dict())
     return folder
 
 

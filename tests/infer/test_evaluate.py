@@ -88,7 +88,7 @@ def best(network: DenseNet, digits: Path, tmp_path_factory: pytest.TempPathFacto
         classes=tuple(f"digit {i}" for i in range(10)),
         data=data.model_dump(mode="json"),
     )
-    artifact.write(folder, config, network.state_dict())
+    artifact.write_artifact(folder, config, network.state_dict())
     return folder
 
 
@@ -239,10 +239,10 @@ def test_multilabel_and_missing_data_are_refused(opened: Opened, fp32: Precision
 def test_images_that_are_elsewhere_are_said_to_be(
     best: Path, fp32: Precision, tmp_path: Path
 ) -> None:
-    stored = artifact.read(best)
+    stored = artifact.read_artifact(best)
     gone = stored.config.data | {"root": str(tmp_path / "gone")}
     config = stored.config.model_copy(update={"data": gone})
-    artifact.write(tmp_path / "best", config, stored.state_dict)
+    artifact.write_artifact(tmp_path / "best", config, stored.state_dict)
     with pytest.raises(UserError, match=r"images that it was trained with are not there: .*gone"
                                         r" does not exist .*--data LIST\|FOLDER"):  # fmt: skip
         evaluate_source(open_path(str(tmp_path / "best")), fp32)

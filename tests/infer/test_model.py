@@ -38,7 +38,7 @@ def write(folder: Path, model: DenseNet, task: artifact.Task = "multiclass") -> 
         classes=("zero", "one", "two"),
         data={"val": "val_list.txt"},
     )
-    artifact.write(folder, config, model.state_dict())
+    artifact.write_artifact(folder, config, model.state_dict())
     return folder
 
 
@@ -85,10 +85,10 @@ def test_a_runs_folder_gives_best_then_last(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_their_config(tmp_path: Path) -> None:
     write(tmp_path, tiny())
-    stored = artifact.read(tmp_path)
+    stored = artifact.read_artifact(tmp_path)
     state = dict(stored.state_dict)
     del state["classifier.bias"]
-    artifact.write(tmp_path, stored.config, state)
+    artifact.write_artifact(tmp_path, stored.config, state)
     with pytest.raises(UserError, match=r"(?s)do not fit.*missing: classifier\.bias"):
         source.open_path(str(tmp_path))
 

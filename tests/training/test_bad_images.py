@@ -11,7 +11,7 @@ import pytest
 from densekit.config import UserError
 from densekit.training import curves
 from densekit.training.loop import train
-from densekit.training.recipe import Recipe, load
+from densekit.training.recipe import Recipe, load_recipe
 from runs import OPTIONS, Runs, assert_same_run, lines, newest_state
 
 
@@ -28,7 +28,7 @@ def damaged(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def recipe(data: Path, folder: Path, **options: Any) -> Recipe:
     own = {"data.root": data, "loop.output_dir": folder, "data.check_files": 0}
     asked = {f"data.{name}": value for name, value in options.items()}
-    return load(None, [f"{k}={v}" for k, v in {**OPTIONS, **own, **asked}.items()])
+    return load_recipe(None, [f"{k}={v}" for k, v in {**OPTIONS, **own, **asked}.items()])
 
 
 def test_a_run_that_stopped_goes_on_without_the_image(damaged: Path, tmp_path: Path) -> None:

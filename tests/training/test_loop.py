@@ -20,7 +20,7 @@ from densekit.training import curves
 from densekit.training import loop as run
 from densekit.training.loop import Outcome, rehearse, train
 from densekit.training.optim import lr_factor
-from densekit.training.recipe import Recipe, load
+from densekit.training.recipe import Recipe, load_recipe
 from densekit.training.state import step_of
 from runs import EPOCHS, OPTIONS, STEPS, STEPS_PER_EPOCH, VAL, Options, Runs, lines, states, weights
 
@@ -40,7 +40,7 @@ def _draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(runs: Runs, folder: Path, options: Options | None = None) -> Recipe:
     own = {"data.root": runs.data, "loop.output_dir": folder}
-    return load(None, [f"{k}={v}" for k, v in {**OPTIONS, **own, **(options or {})}.items()])
+    return load_recipe(None, [f"{k}={v}" for k, v in {**OPTIONS, **own, **(options or {})}.items()])
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_artifacts_metrics_are_what_evaluate_gives(outcome: Outcome) -> None
     torch.set_num_threads(1)
     for which in ("best", "last"):
         folder = outcome.folder / which
-        own = artifact.read(folder).config.metrics
+        own = artifact.read_artifact(folder).config.metrics
         opened = open_path(str(folder))
         found = evaluate_source(opened, resolve("cpu", "fp32"), workers=0)
         assert {key: found[key] for key in ("count", "top1", "top5", "loss")} == own
@@ -124,7 +124,7 @@ def test_the_best_is_the_first_of_the_best(runs: Runs, tmp_path: Path) -> None:
     evaluations = [line for line in lines(tmp_path / "run") if line["kind"] == "eval"]
     first = max(evaluations, key=lambda line: line["top1"])
     assert found.progress.best["epoch"] == first["epoch"]
-    assert artifact.read(tmp_path / "run" / "best").config.metrics["loss"] == first["loss"]
+    assert artifact.read_artifact(tmp_path / "run" / "best").config.metrics["loss"] == first["loss"]
 
 
 def test_states_by_the_minute(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_the_best_epoch_is_the_monitored_metrics(runs: Runs, tmp_path: Path) -> 
         assert ("balanced_accuracy" in rows[0]) == (monitor == "balanced_accuracy")
     opened = open_path(str(tmp_path / "balanced_accuracy" / "best"))
     again = evaluate_source(opened, resolve("cpu", "fp32"), workers=0)
-    stored = artifact.read(tmp_path / "balanced_accuracy" / "best").config.metrics
+    stored = artifact.read_artifact(tmp_path / "balanced_accuracy" / "best").config.metrics
     assert again["balanced_accuracy"] == stored["balanced_accuracy"]
 
 

@@ -53,7 +53,7 @@ def test_evaluations_are_made_where_they_are_due(runs: Runs, tmp_path: Path) -> 
     options = {"loop.epochs": 5, "loop.eval_from": 2, "loop.eval_every": 2}
     folder = runs.train(tmp_path / "run", options)
     assert [line["epoch"] for line in lines(folder) if line["kind"] == "eval"] == [2, 4, 5]
-    config = artifact.read(folder / "last").config
+    config = artifact.read_artifact(folder / "last").config
     last = [line for line in lines(folder) if line["kind"] == "eval"][-1]
     assert config.metrics["loss"] == last["loss"]
 

@@ -21,7 +21,7 @@ from densekit.training.optim import (
     parameter_groups,
     set_lr,
 )
-from densekit.training.recipe import Recipe, load
+from densekit.training.recipe import Recipe, load_recipe
 
 
 def small() -> DenseNet:
@@ -152,11 +152,11 @@ def test_options_that_do_not_go_together_are_errors(bad: dict) -> None:
 )  # fmt: skip
 def test_an_option_without_effect_is_refused_as_typed(options: list[str]) -> None:
     with pytest.raises(UserError, match=re.escape(f"-o {options[-1]}: has no effect with optim.")):
-        load(None, options)
+        load_recipe(None, options)
 
 
 def test_an_option_that_switches_off_what_a_shipped_recipe_says_passes() -> None:
-    found = load("cifar/densenet_40_12", ["optim.name=adam", "optim.schedule=cosine"]).optim
+    found = load_recipe("cifar/densenet_40_12", ["optim.name=adam", "optim.schedule=cosine"]).optim
     assert (found.nesterov, found.milestones) == (False, (30, 60))
     again = build(Recipe, read_yaml(Path("recipe.yaml"), to_yaml({"optim": found.model_dump()})))
     assert again.optim == found

@@ -9,14 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densekit.config import Layers, Section, UserError, assemble, read_yaml, to_yaml
-from densekit.training.recipe import Recipe, check, differences, find, load, name_of, read, shipped
+from densekit.training.recipe import (
+    Recipe,
+    check,
+    differences,
+    find_recipe,
+    load_recipe,
+    name_of,
+    read_recipe,
+    shipped,
+)
 
 # Found --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_loads_and_passes_its_checks(name: str) -> None:
-    loaded = load(name)
+    loaded = load_recipe(name)
     check(loaded, world_size=1)
     check(loaded, world_size=4)
     first = shipped()[name].read_text().partition("\n")[0]
@@ -27,22 +36,24 @@ def test_options_come_after_the_file_and_the_file_after_suggestions(tmp_path: Pa
     file = tmp_path / "mine.yaml"
     file.write_text("optim: {lr: 0.2}\nloop: {epochs: 7}\n")
     suggested = {"optim": {"lr": 0.3, "momentum": 0.5}}
-    layers = Layers(suggested, read(str(file))[0], ["loop.epochs=9"])
+    layers = Layers(suggested, read_recipe(str(file))[0], ["loop.epochs=9"])
     loaded = assemble(Recipe, layers)[0]
     assert (loaded.optim.lr, loaded.optim.momentum, loaded.loop.epochs) == (0.2, 0.5, 9)
-    assert load(str(file)).name == "mine"
+    assert load_recipe(str(file)).name == "mine"
 
 
 def test_an_unknown_recipe_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='did you mean "quickstart"'):
-        find("quickstrat")
+        find_recipe("quickstrat")
     with pytest.raises(UserError, match="there is no such file"):
-        find(str(tmp_path / "none.yaml"))
+        find_recipe(str(tmp_path / "none.yaml"))
 
 
 def test_a_runs_folder_is_named_after_the_recipe() -> None:
-    assert load("quickstart").output_dir == Path("runs/quickstart")
-    assert load("quickstart", ["loop.output_dir=/somewhere"]).output_dir == Path("/somewhere")
+    assert load_recipe("quickstart").output_dir == Path("runs/quickstart")
+    assert load_recipe("quickstart", ["loop.output_dir=/somewhere"]).output_dir == Path(
+        "/somewhere"
+    )
 
 
 # Checked ------------------------------------------------------------------------------------
@@ -50,7 +61,7 @@ def test_a_runs_folder_is_named_after_the_recipe() -> None:
 
 def sized(batch_size: int, accumulation: int = 1) -> Recipe:
     options = [f"data.batch_size={batch_size}", f"loop.accumulation={accumulation}"]
-    return load(None, options)
+    return load_recipe(None, options)
 
 
 @given(batch=st.integers(1, 300), accumulation=st.integers(1, 5), ranks=st.integers(1, 8))
@@ -71,7 +82,7 @@ def test_the_batch_divides_or_the_nearest_sizes_are_named(
 
 def test_channels_must_agree() -> None:
     with pytest.raises(UserError, match=r"model\.in_channels=3 but data\.channels=1"):
-        check(load(None, ["data.channels=1", "data.mean=[0.5]", "data.std=[0.5]"]), 1)
+        check(load_recipe(None, ["data.channels=1", "data.mean=[0.5]", "data.std=[0.5]"]), 1)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +102,13 @@ def test_channels_must_agree() -> None:
 )  # fmt: skip
 def test_an_option_that_cannot_be_meant_is_refused(options: list[str], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        load(None, options)
+        load_recipe(None, options)
     assert str(caught.value) == said
 
 
 def test_a_file_whose_epochs_are_cut_short_is_said() -> None:
     """Or nobody could try a recipe for an epoch, nor run a stored one again."""
-    source, named = read("cifar/densenet_40_12")
+    source, named = read_recipe("cifar/densenet_40_12")
     found, notes = assemble(Recipe, Layers(named, source, ["loop.epochs=160"]))
     (note,) = notes
     assert note.endswith("optim.milestones: a run of loop.epochs=160 ends before 225")
@@ -109,9 +120,9 @@ def test_a_file_whose_epochs_are_cut_short_is_said() -> None:
 
 
 def test_more_threads_than_a_machine_could_use_are_refused() -> None:
-    check(load(None, ["loop.threads=2"]), 1)
+    check(load_recipe(None, ["loop.threads=2"]), 1)
     with pytest.raises(UserError, match=r"loop\.threads=100000 on \d+ cores; take at most"):
-        check(load(None, ["loop.threads=100000"]), 1)
+        check(load_recipe(None, ["loop.threads=100000"]), 1)
 
 
 def test_a_run_is_called_by_its_files_whole_name() -> None:
@@ -127,7 +138,7 @@ def test_a_micro_batch_is_of_all_ranks() -> None:
 
 
 def test_a_recipe_does_not_differ_from_itself() -> None:
-    assert differences(load("quickstart"), load("quickstart")) == []
+    assert differences(load_recipe("quickstart"), load_recipe("quickstart")) == []
 
 
 @pytest.mark.parametrize(
@@ -143,7 +154,7 @@ def test_a_recipe_does_not_differ_from_itself() -> None:
     ],
 )
 def test_what_changes_a_number_is_said(option: str, said: str) -> None:
-    (found,) = differences(load("quickstart"), load("quickstart", [option]))
+    (found,) = differences(load_recipe("quickstart"), load_recipe("quickstart", [option]))
     assert found.startswith(said)
 
 

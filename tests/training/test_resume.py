@@ -206,7 +206,7 @@ def test_the_best_network_can_be_read_at_every_moment(runs: Runs, tmp_path: Path
     started, read = runs.start(tmp_path / "run", options), 0
     while started.alive:
         if (tmp_path / "run" / "best" / artifact.WEIGHTS).exists():
-            found = artifact.read(tmp_path / "run" / "best")
+            found = artifact.read_artifact(tmp_path / "run" / "best")
             assert found.config.metrics["count"] == 43
             read += 1
     assert started.wait() == [0], started.output
@@ -217,9 +217,9 @@ def test_the_best_network_can_be_read_at_every_moment(runs: Runs, tmp_path: Path
         assert started.until(lambda: half_written(tmp_path / "run" / "best"))
         started.kill()
         if (tmp_path / "run" / "best" / artifact.WEIGHTS).exists():
-            artifact.read(tmp_path / "run" / "best")
+            artifact.read_artifact(tmp_path / "run" / "best")
     runs.train(tmp_path / "run", options)
-    artifact.read(tmp_path / "run" / "best")
+    artifact.read_artifact(tmp_path / "run" / "best")
 
 
 def test_the_log_is_cut_back_to_the_state(runs: Runs, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from densekit.config import UserError, build, read_yaml
 from densekit.files import temporary
 from densekit.training import run_folder
-from densekit.training.recipe import Recipe, load
+from densekit.training.recipe import Recipe, load_recipe
 from densekit.training.run_folder import RunFolder
 from runs import Runs
 
@@ -28,7 +28,7 @@ def opened(path: Path, recipe: Recipe) -> RunFolder:
 
 
 def test_the_recipe_is_written_first_and_read_back_the_same(tmp_path: Path) -> None:
-    recipe = load("quickstart", ["optim.lr=1e-3", "loop.output_dir=somewhere"])
+    recipe = load_recipe("quickstart", ["optim.lr=1e-3", "loop.output_dir=somewhere"])
     opened(tmp_path / "a" / "run", recipe)
     assert build(Recipe, read_yaml(tmp_path / "a" / "run" / "recipe.yaml")) == recipe
 
@@ -42,8 +42,8 @@ def started(path: Path, recipe: Recipe) -> RunFolder:
 
 
 def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    started(tmp_path / "run", load("quickstart"))
-    changed = load("quickstart", ["optim.lr=0.2", "data.workers=3", "loop.save_every=7"])
+    started(tmp_path / "run", load_recipe("quickstart"))
+    changed = load_recipe("quickstart", ["optim.lr=0.2", "data.workers=3", "loop.save_every=7"])
     with pytest.raises(UserError) as caught:
         opened(tmp_path / "run", changed)
     assert "optim.lr: 0.1 -> 0.2" in str(caught.value)
@@ -52,8 +52,8 @@ def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
 
 
 def test_fields_that_change_no_number_may_differ(tmp_path: Path) -> None:
-    opened(tmp_path / "run", load("quickstart")).close()
-    opened(tmp_path / "run", load("quickstart", ["data.workers=3", "loop.log_every=1"]))
+    opened(tmp_path / "run", load_recipe("quickstart")).close()
+    opened(tmp_path / "run", load_recipe("quickstart", ["data.workers=3", "loop.log_every=1"]))
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -68,15 +68,15 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
 def test_resume_never_refuses_a_folder_with_a_run(tmp_path: Path) -> None:
     started(tmp_path / "run", Recipe())
     with pytest.raises(UserError, match="already holds a run"):
-        opened(tmp_path / "run", load(None, ["loop.resume=never"]))
+        opened(tmp_path / "run", load_recipe(None, ["loop.resume=never"]))
 
 
 def test_a_start_that_did_no_step_is_simply_corrected(tmp_path: Path) -> None:
-    folder = opened(tmp_path / "run", load("quickstart"))
+    folder = opened(tmp_path / "run", load_recipe("quickstart"))
     folder.log({"kind": "event"})
     folder.states.save(0, {})
     folder.close()
-    changed = load("quickstart", ["data.batch_size=16"])
+    changed = load_recipe("quickstart", ["data.batch_size=16"])
     folder = opened(tmp_path / "run", changed)
     assert build(Recipe, read_yaml(tmp_path / "run" / "recipe.yaml")) == changed
     assert not folder.states.files()
@@ -87,7 +87,7 @@ def test_without_output_dir_another_recipe_has_the_next_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, second = load("quickstart"), load("quickstart", ["optim.lr=0.2"])
+    first, second = load_recipe("quickstart"), load_recipe("quickstart", ["optim.lr=0.2"])
     started(Path("runs/quickstart"), first)
     with RunFolder.opened(second, "images") as folder:
         assert folder.path == Path("runs/quickstart-2")
@@ -96,7 +96,7 @@ def test_without_output_dir_another_recipe_has_the_next_folder(
     for recipe, name in ((first, "quickstart"), (second, "quickstart-2")):
         with RunFolder.opened(recipe, "images") as folder:
             assert folder.path == Path("runs") / name
-    with RunFolder.opened(load("quickstart", ["loop.resume=never"]), "images") as folder:
+    with RunFolder.opened(load_recipe("quickstart", ["loop.resume=never"]), "images") as folder:
         assert folder.path == Path("runs/quickstart-3")
     with RunFolder.opened(first, "images of another folder of the same name") as folder:
         assert folder.path == Path("runs/quickstart-3")
@@ -106,16 +106,16 @@ def test_without_output_dir_another_recipe_has_the_next_folder(
 def test_more_epochs_extend_a_run_where_its_rates_stay(tmp_path: Path) -> None:
     for schedule in ("step", "constant"):
         options = [f"optim.schedule={schedule}", "loop.epochs=2"]
-        started(tmp_path / schedule, load(None, options))
-        folder = opened(tmp_path / schedule, load(None, [*options, "loop.epochs=3"]))
+        started(tmp_path / schedule, load_recipe(None, options))
+        folder = opened(tmp_path / schedule, load_recipe(None, [*options, "loop.epochs=3"]))
         assert "is extended to loop.epochs=3" in folder.notes[0]
         folder.close()
         with pytest.raises(UserError, match=r"loop\.epochs: 3 -> 1"):
-            opened(tmp_path / schedule, load(None, [*options, "loop.epochs=1"]))
+            opened(tmp_path / schedule, load_recipe(None, [*options, "loop.epochs=1"]))
     options = ["optim.schedule=cosine", "loop.epochs=2"]
-    started(tmp_path / "cosine", load(None, options))
+    started(tmp_path / "cosine", load_recipe(None, options))
     with pytest.raises(UserError, match=r"loop\.epochs: 2 -> 3 \(a cosine schedule"):
-        opened(tmp_path / "cosine", load(None, [*options, "loop.epochs=3"]))
+        opened(tmp_path / "cosine", load_recipe(None, [*options, "loop.epochs=3"]))
 
 
 def test_left_over_temporary_files_go(tmp_path: Path) -> None:

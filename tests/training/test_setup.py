@@ -11,7 +11,7 @@ import torch
 
 from densekit.config import UserError, to_yaml
 from densekit.ops.lean.kernels import native
-from densekit.training.recipe import load
+from densekit.training.recipe import load_recipe
 from densekit.training.setup import Plan, make_plan
 from runs import OPTIONS, STEPS_PER_EPOCH, TRAIN, VAL, Runs
 
@@ -35,7 +35,7 @@ def plan(root: Path, **options: object) -> Plan:
     """`model__op` is model.op."""
     own = {key.replace("__", "."): value for key, value in options.items()}
     chosen = {**OPTIONS, "data.root": root, **own}
-    return make_plan(load(None, [f"{key}={value}" for key, value in chosen.items()]))
+    return make_plan(load_recipe(None, [f"{key}={value}" for key, value in chosen.items()]))
 
 
 def test_every_auto_is_resolved(runs: Runs) -> None:

@@ -320,4 +320,4 @@ def test_create_model_with_weights_from_the_hub(hub: Server) -> None:
 
 def test_what_is_no_weights_is_named(server: Server) -> None:
     with pytest.raises(UserError, match=r"-w\.pth: not a file of weights"):
-        pretrained.find(f"{server.url}/w.pth", DenseNet(TINY).config)
+        pretrained.find_weights(f"{server.url}/w.pth", DenseNet(TINY).config)

@@ -115,7 +115,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[State], Any], str]] = {
 def test_known_checkpoints(name: str, state: State, tmp_path: Path) -> None:
     make, said = CHECKPOINTS[name]
     torch.save(make(state), tmp_path / "w.pth")
-    found = weights_file.read(tmp_path / "w.pth")
+    found = weights_file.read_weights(tmp_path / "w.pth")
     (note,) = found.notes
     assert re.search(said, note), note
     assert same(found.tensors, state)
@@ -134,14 +134,14 @@ def test_the_average_is_taken_when_asked_for(
     name: str, key: str, state: State, tmp_path: Path
 ) -> None:
     torch.save(CHECKPOINTS[name][0](state), tmp_path / "w.pth")
-    found = weights_file.read(tmp_path / "w.pth", key)
+    found = weights_file.read_weights(tmp_path / "w.pth", key)
     assert same(found.tensors, averaged(state))
     assert "these are averaged weights (EMA)" in found.notes[0]
 
 
 def test_an_average_alone_is_taken_and_said(state: State, tmp_path: Path) -> None:
     torch.save({"ema": averaged(state)}, tmp_path / "w.pth")
-    found = weights_file.read(tmp_path / "w.pth")
+    found = weights_file.read_weights(tmp_path / "w.pth")
     assert same(found.tensors, averaged(state))
     assert "these are averaged weights (EMA)" in found.notes[0]
 
@@ -149,11 +149,11 @@ def test_an_average_alone_is_taken_and_said(state: State, tmp_path: Path) -> Non
 def test_several_networks_must_be_named(state: State, tmp_path: Path) -> None:
     torch.save({"student": state, "teacher": averaged(state)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"networks, under student, teacher: .*FILE#student"):
-        weights_file.read(tmp_path / "w.pth")
-    found = weights_file.read(tmp_path / "w.pth", "teacher").tensors
+        weights_file.read_weights(tmp_path / "w.pth")
+    found = weights_file.read_weights(tmp_path / "w.pth", "teacher").tensors
     assert torch.equal(found["classifier.bias"], state["classifier.bias"] + 1)
     with pytest.raises(UserError, match=r"no network under #best; .* under: student, teacher"):
-        weights_file.read(tmp_path / "w.pth", "best")
+        weights_file.read_weights(tmp_path / "w.pth", "best")
 
 
 # Without a head -----------------------------------------------------------------------------
@@ -185,7 +185,7 @@ HEADLESS: dict[str, Callable[[State], Any]] = {
 @pytest.mark.parametrize("name", HEADLESS)
 def test_bodies(name: str, state: State, tmp_path: Path) -> None:
     torch.save(HEADLESS[name](state), tmp_path / "w.pth")
-    found = pretrained.find(str(tmp_path / "w.pth"), SMALL)
+    found = pretrained.find_weights(str(tmp_path / "w.pth"), SMALL)
     model = DenseNet(SMALL)
     with pytest.raises(UserError, match=r"missing: classifier\.bias, classifier\.weight[^?]*"
                        "no class head that fits; densekit convert --new-head N"):  # fmt: skip
@@ -205,7 +205,7 @@ def test_keras_without_a_top(by_order: bool, state: State, tmp_path: Path) -> No
     pytest.importorskip("h5py")
     body = {n: t for n, t in state.items() if n not in HEAD}
     (write_keras_by_order if by_order else write_keras)(tmp_path / "w.h5", body)
-    found = weights_file.read(tmp_path / "w.h5").tensors
+    found = weights_file.read_weights(tmp_path / "w.h5").tensors
     assert found.keys() == {n for n in body if "num_batches" not in n}
     assert all(torch.equal(tensor, body[n]) for n, tensor in found.items())
 
@@ -217,7 +217,7 @@ def test_a_network_within_a_keras_model(state: State, tmp_path: Path) -> None:
             layer, variable = name.rsplit("/", 1)
             place = "dense/dense" if layer == "predictions" else f"densenet121/{layer}"
             h5[f"model_weights/{place}/{variable}:0"] = array
-    found = weights_file.read(tmp_path / "w.h5")
+    found = weights_file.read_weights(tmp_path / "w.h5")
     assert 'took "densenet121/" off the names; took "dense" for the class head' in found.notes[0]
     assert all(torch.equal(tensor, state[n]) for n, tensor in found.tensors.items())
 
@@ -232,7 +232,7 @@ def test_a_keras_archive(state: State, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.keras", "w") as archive:
         archive.writestr("config.json", "{}")
         archive.write(tmp_path / "outer.h5", "model.weights.h5")
-    found = weights_file.read(tmp_path / "w.keras").tensors
+    found = weights_file.read_weights(tmp_path / "w.keras").tensors
     assert found.keys() == {n for n in state if "num_batches" not in n}
     assert all(torch.equal(tensor, state[n]) for n, tensor in found.items())
 
@@ -246,23 +246,23 @@ def test_another_network_is_named_by_its_first_keys(tmp_path: Path) -> None:
         UserError, match=r"no DenseNet .* named conv1\.weight, bn1\.weight, bn1\.bias and 119 more"
         r"; the nearest layout that is known is ",
     ):  # fmt: skip
-        weights_file.read(tmp_path / "w.pth")
+        weights_file.read_weights(tmp_path / "w.pth")
 
 
 def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "args": Namespace(lr=0.1)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"holds no weights, .* its entries are epoch, args"):
-        weights_file.read(tmp_path / "w.pth")
+        weights_file.read_weights(tmp_path / "w.pth")
 
 
 def test_torchscript_is_named(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
     with pytest.raises(UserError, match=r"TorchScript .*torch\.jit\.load\(FILE") as refusal:
-        weights_file.read(tmp_path / "w.pt")
+        weights_file.read_weights(tmp_path / "w.pt")
     assert "damaged" not in str(refusal.value)
 
 
 def test_integers_are_no_weights(state: State, tmp_path: Path) -> None:
     torch.save({n: t.to(torch.int8) for n, t in state.items()}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"features\.conv0\.weight is int8, .*dequantized"):
-        weights_file.read(tmp_path / "w.pth")
+        weights_file.read_weights(tmp_path / "w.pth")

@@ -26,7 +26,7 @@ from densekit.weights.pickles import Record
 
 
 def load(data: bytes) -> Any:
-    return pickles.load(io.BytesIO(data))
+    return pickles.load_pickle(io.BytesIO(data))
 
 
 # Values -------------------------------------------------------------------------------------
@@ -55,7 +55,11 @@ def test_calls_are_written_down_and_not_done() -> None:
 
 def test_several_pickles_stand_one_after_another() -> None:
     file = io.BytesIO(pickle.dumps(1, 2) + pickle.dumps("two", 2) + b"rest")
-    assert (pickles.load(file), pickles.load(file), file.read()) == (1, "two", b"rest")
+    assert (pickles.load_pickle(file), pickles.load_pickle(file), file.read()) == (
+        1,
+        "two",
+        b"rest",
+    )
 
 
 # Malice -------------------------------------------------------------------------------------
@@ -244,5 +248,5 @@ def test_any_program_is_read_or_refused(parts: list[bytes]) -> None:
 
 def read_or_refuse(data: bytes) -> None:
     with contextlib.suppress(UserError):
-        entries = paddle_file.read(load(data), len(data))
+        entries = paddle_file.read_paddle(load(data), len(data))
         assert sum(read().nbytes for read in entries.tensors.values()) <= len(data)

@@ -51,7 +51,7 @@ def test_code_in_a_pth_file_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harm()}, "weights.pth")
     with pytest.raises(UserError, match="could run code"):
-        weights_file.read(Path("weights.pth"))
+        weights_file.read_weights(Path("weights.pth"))
     assert not Path("harmed").exists()
 
 
@@ -67,19 +67,19 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, content: str) -> N
     file.write_bytes({"empty": b"", "text": b"hello\n" * 9, "half": whole[: len(whole) // 2]}[
         content])  # fmt: skip
     with pytest.raises(UserError, match=re.escape(str(file))):
-        weights_file.read(file)
+        weights_file.read_weights(file)
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(UserError, match=r"holds no weights|no DenseNet"):
-        weights_file.read(tmp_path / "list.pth")
+        weights_file.read_weights(tmp_path / "list.pth")
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "densenet.pth")
     with pytest.raises(UserError, match=r'did you mean "densenet\.pth"'):
-        weights_file.read(tmp_path / "densnet.pth")
+        weights_file.read_weights(tmp_path / "densnet.pth")
 
 
 # Complete or failing ------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_start_from_an_artifact_or_a_runs_folder(tmp_path: Path) -> None:
         preprocessing=Preprocessing(),
         classes=tuple("abcde"),
     )
-    artifact.write(tmp_path / "best", config, weights())
+    artifact.write_artifact(tmp_path / "best", config, weights())
     for folder in (tmp_path, tmp_path / "best"):
         model = ours()
         assert pretrained.start_from(model, str(folder)) == []
@@ -214,7 +214,7 @@ def test_another_epsilon_is_folded(tmp_path: Path) -> None:
         preprocessing=Preprocessing(),
         classes=tuple("abcde"),
     )
-    artifact.write(tmp_path, config, weights())
+    artifact.write_artifact(tmp_path, config, weights())
     model = ours()
     assert pretrained.start_from(model, str(tmp_path)) == []
     var = "features.norm5.running_var"
@@ -229,10 +229,10 @@ def test_a_source_is_fetched_for_the_networks_variant(monkeypatch: pytest.Monkey
     monkeypatch.setattr(pretrained, "fetch", lambda url, checksum: asked.append((url, checksum)))
     for name in ("densenet121", "densenet264"):
         config = VARIANTS[name].model_copy(update={"num_classes": 7, "drop_rate": 0.1})
-        pretrained.locate("paddle", config)
-    pretrained.locate("torchvision", VARIANTS["densenet121"])
-    pretrained.locate("hf-hub:org/name")
-    pretrained.locate("https://download.pytorch.org/models/densenet121-a639ec97.pth")
+        pretrained.locate_weights("paddle", config)
+    pretrained.locate_weights("torchvision", VARIANTS["densenet121"])
+    pretrained.locate_weights("hf-hub:org/name")
+    pretrained.locate_weights("https://download.pytorch.org/models/densenet121-a639ec97.pth")
     assert [url.rsplit("/")[-1] for url, _ in asked] == [
         "DenseNet121_pretrained.pdparams",
         "DenseNet264_pretrained.pdparams",
@@ -247,6 +247,6 @@ def test_a_source_is_fetched_for_the_networks_variant(monkeypatch: pytest.Monkey
 
 def test_a_source_has_only_its_variants() -> None:
     with pytest.raises(UserError, match=r"torchvision has weights for .*densenet201 only"):
-        pretrained.locate("torchvision", VARIANTS["densenet264"])
+        pretrained.locate_weights("torchvision", VARIANTS["densenet264"])
     with pytest.raises(UserError, match="give --model NAME"):
-        pretrained.locate("timm")
+        pretrained.locate_weights("timm")

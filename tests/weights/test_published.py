@@ -35,7 +35,7 @@ def test_every_row(row: Published) -> None:
     assert row.url.startswith(("https://", "hf-hub:"))
     assert row.preprocessing is None or row.preprocessing in published.PREPROCESSINGS
     assert (row.top1 is None) == (row.top5 is None) == (row.num_classes != 1000)
-    assert published.find(row.source, row.model) == row
+    assert published.find_published(row.source, row.model) == row
     assert f"| {row.url} |" in DOCS.read_text(encoding="utf-8")
 
 
@@ -52,4 +52,4 @@ def test_a_checksum_finds_its_row() -> None:
 
 def test_what_a_source_does_not_have() -> None:
     with pytest.raises(UserError, match="keras has no weights for densenet161"):
-        published.find("keras", "densenet161")
+        published.find_published("keras", "densenet161")

@@ -95,7 +95,7 @@ FORMS: dict[str, Callable[[Path, State], object]] = {
 @pytest.mark.parametrize("name", FORMS)
 def test_every_tensor_of_every_form(name: str, state: State, tmp_path: Path) -> None:
     FORMS[name](tmp_path / name, state)
-    found = weights_file.read(tmp_path / name)
+    found = weights_file.read_weights(tmp_path / name)
     wanted = {n: t for n, t in state.items() if "num_batches" not in n or n in found.tensors}
     assert found.tensors.keys() == wanted.keys()
     assert all(torch.equal(found.tensors[n], tensor) for n, tensor in wanted.items())
@@ -122,7 +122,7 @@ def test_the_variant_is_found_by_shapes(name: str) -> None:
 def test_an_unknown_network_is_described(tmp_path: Path) -> None:
     torch.save(tiny(block_config=(1, 2)).state_dict(), tmp_path / "own.pth")
     with pytest.raises(UserError, match=r"blocks of \[1, 2\] layers, growth rate 12.*--model NAME"):
-        weights_file.identify(weights_file.read(tmp_path / "own.pth"))
+        weights_file.identify(weights_file.read_weights(tmp_path / "own.pth"))
 
 
 def test_an_epsilon_is_folded_into_the_variance() -> None:
@@ -146,15 +146,15 @@ def test_an_epsilon_is_folded_into_the_variance() -> None:
 
 @pytest.mark.parametrize("suffix", weights_file.WRITTEN)
 def test_what_is_written_is_read(suffix: str, state: State, tmp_path: Path) -> None:
-    assert weights_file.write(tmp_path / f"w{suffix}", state, VARIANTS["densenet121"]) == []
-    found = weights_file.read(tmp_path / f"w{suffix}").tensors
+    assert weights_file.write_weights(tmp_path / f"w{suffix}", state, VARIANTS["densenet121"]) == []
+    found = weights_file.read_weights(tmp_path / f"w{suffix}").tensors
     counters = {n for n in state if n.endswith("num_batches_tracked")}
     assert found.keys() == (state.keys() - counters if suffix == ".pdparams" else state.keys())
     assert all(torch.equal(state[name], tensor) for name, tensor in found.items())
 
 
 def test_paddles_file_is_what_paddle_writes(state: State, tmp_path: Path) -> None:
-    weights_file.write(tmp_path / "w.pdparams", state, VARIANTS["densenet121"])
+    weights_file.write_weights(tmp_path / "w.pdparams", state, VARIANTS["densenet121"])
     written = pickle.loads((tmp_path / "w.pdparams").read_bytes())
     wanted = named_by(keymaps.PADDLE, state)
     assert written.keys() == wanted.keys()
@@ -163,26 +163,26 @@ def test_paddles_file_is_what_paddle_writes(state: State, tmp_path: Path) -> Non
 
 
 def test_torch_loads_what_is_written(state: State, tmp_path: Path) -> None:
-    weights_file.write(tmp_path / "w.pth", state, VARIANTS["densenet121"])
+    weights_file.write_weights(tmp_path / "w.pth", state, VARIANTS["densenet121"])
     model = torchvision.models.DenseNet(4, (2, 3, 2, 2), 8, num_classes=5)
     model.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True))
 
 
 def test_another_epsilon_is_said(tmp_path: Path) -> None:
     model = tiny(bn_eps=1e-3)
-    (said,) = weights_file.write(tmp_path / "w.pth", model.state_dict(), model.config)
+    (said,) = weights_file.write_weights(tmp_path / "w.pth", model.state_dict(), model.config)
     assert "running_var is moved" in said
     var = "features.norm5.running_var"
-    found = weights_file.read(tmp_path / "w.pth").tensors[var]
+    found = weights_file.read_weights(tmp_path / "w.pth").tensors[var]
     torch.testing.assert_close(found, model.state_dict()[var] + 1e-3 - 1e-5)
 
 
 def test_paddle_has_no_such_network(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"PaddleClas has densenet121, .* only"):
-        weights_file.write(tmp_path / "w.pdparams", tiny().state_dict(), TINY)
+        weights_file.write_weights(tmp_path / "w.pdparams", tiny().state_dict(), TINY)
     grey = VARIANTS["densenet121"].model_copy(update={"in_channels": 1})
     with pytest.raises(UserError, match="take 3 channels, this 1"):
-        weights_file.write(tmp_path / "w.pdparams", small(), grey)
+        weights_file.write_weights(tmp_path / "w.pdparams", small(), grey)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,14 +194,14 @@ def test_tensors_given_twice_are_refused(tmp_path: Path) -> None:
     arrays["classifier.bias"] = arrays["out.bias"]
     (tmp_path / "w.pdparams").write_bytes(pickle.dumps(arrays))
     with pytest.raises(UserError, match=r"holds classifier\.bias twice"):
-        weights_file.read(tmp_path / "w.pdparams")
+        weights_file.read_weights(tmp_path / "w.pdparams")
 
 
 def test_volumes_are_refused(tmp_path: Path) -> None:
     volumes = {**small(), "features.conv0.weight": torch.ones(8, 1, 7, 7, 7)}
     torch.save(volumes, tmp_path / "3d.pth")
     with pytest.raises(UserError, match="kernel over volumes"):
-        weights_file.read(tmp_path / "3d.pth")
+        weights_file.read_weights(tmp_path / "3d.pth")
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -213,7 +213,7 @@ def test_files_that_are_cut_short_are_refused(name: str, tmp_path: Path) -> None
     for share in (0.0, 0.001, 0.5, 0.999):
         file.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(UserError, match=name):
-            weights_file.read(file)
+            weights_file.read_weights(file)
 
 
 SMALL = ("torchvision.pth", "legacy.pth", "timm.safetensors", "module.pt")
@@ -232,7 +232,7 @@ def test_damaged_files_are_read_or_refused(
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(damaged)
     try:
-        found = weights_file.read(file)
+        found = weights_file.read_weights(file)
     except UserError:
         return
     assert all(t.numel() <= len(damaged) for t in found.tensors.values())
@@ -255,7 +255,7 @@ def test_a_tensor_that_claims_more_than_is_stored(tmp_path: Path) -> None:
         file, lambda name, content: content.replace(b"KM", claims) if "pkl" in name else content
     )
     with pytest.raises(UserError, match=r"larger than what is stored|should have 65535"):
-        weights_file.read(file)
+        weights_file.read_weights(file)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     rewrite(file, lambda _, content: content, compression=zipfile.ZIP_DEFLATED)
     assert file.stat().st_size < 10_000
     with pytest.raises(UserError, match="claim more than the file has"):
-        weights_file.read(file)
+        weights_file.read_weights(file)
 
 
 def test_one_storage_for_many_tensors(tmp_path: Path) -> None:
@@ -272,14 +272,14 @@ def test_one_storage_for_many_tensors(tmp_path: Path) -> None:
     many = {f"{i}": values.expand(1, 1000) for i in range(200)}
     torch.save({**small(), **many}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="larger than what is stored"):
-        weights_file.read(tmp_path / "w.pth")
+        weights_file.read_weights(tmp_path / "w.pth")
     torch.save({**small(), "a": torch.zeros(1).expand(1 << 50)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="larger than what is stored"):
-        weights_file.read(tmp_path / "w.pth")
+        weights_file.read_weights(tmp_path / "w.pth")
     array = np.zeros(1000)
     (tmp_path / "w.pdparams").write_bytes(pickle.dumps({f"{i}": array for i in range(50)}))
     with pytest.raises(UserError, match="larger than what is stored"):
-        weights_file.read(tmp_path / "w.pdparams")
+        weights_file.read_weights(tmp_path / "w.pdparams")
 
 
 def test_an_array_of_many_dimensions(tmp_path: Path) -> None:
@@ -288,14 +288,14 @@ def test_an_array_of_many_dimensions(tmp_path: Path) -> None:
     more = data.replace(b"K\x01" * 60, b"K\x01" * 100)  # which numpy cannot make
     (tmp_path / "w.pdparams").write_bytes(more)
     with pytest.raises(UserError, match="array of 100 dimensions, where weights have 4 at most"):
-        weights_file.read(tmp_path / "w.pdparams")
+        weights_file.read_weights(tmp_path / "w.pdparams")
 
 
 def test_a_tar_archive_is_named(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "w.pth", "w") as archive:
         archive.add(__file__, "tensors")
     with pytest.raises(UserError, match=r"w\.pth: a tar archive: if torch 0\.1 made it"):
-        weights_file.read(tmp_path / "w.pth")
+        weights_file.read_weights(tmp_path / "w.pth")
 
 
 def test_a_legacy_file_that_lacks_a_storage(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_legacy_file_that_lacks_a_storage(tmp_path: Path) -> None:
     end = whole.index(b".", keys)
     (tmp_path / "w.pth").write_bytes(whole[:keys] + b"\x80\x02]" + whole[end:])
     with pytest.raises(UserError, match=r"damaged: it has no storage"):
-        weights_file.read(tmp_path / "w.pth")
+        weights_file.read_weights(tmp_path / "w.pth")
 
 
 def test_an_empty_data_set_can_claim_any_size(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_an_empty_data_set_can_claim_any_size(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as h5:
         h5.create_dataset("bn/bn/gamma", shape=(1 << 40,), dtype="f4", chunks=(1 << 20,))
     with pytest.raises(UserError, match="not all there"):
-        weights_file.read(tmp_path / "w.h5")
+        weights_file.read_weights(tmp_path / "w.h5")
 
 
 def test_links_to_other_files_are_not_followed(tmp_path: Path) -> None:

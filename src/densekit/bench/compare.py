@@ -182,7 +182,7 @@ def measure(recipe: Recipe, ops: Sequence[str], rounds: int) -> Report:
         model=variants.label(recipe.model),
         image_size=recipe.data.train_side,
         batch_size=images,
-        device=precision.describe(formats.device),
+        device=precision.describe_device(formats.device),
         precision=formats.name,
         threads=threads,
         steps=rounds,

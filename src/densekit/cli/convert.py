@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from densekit.cli.options import Classes, ModelName, NewHead, Options, PreprocessingOf, Task
+from densekit.cli.options import Classes, ModelName, NewHead, Options, PreprocessingOf, TaskOption
 
 
 def convert(
@@ -25,7 +25,7 @@ def convert(
     new_head: NewHead = None,
     preprocessing: PreprocessingOf = None,
     classes: Classes = None,
-    task: Task = None,
+    task: TaskOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace DST, be it SRC, another file or an artifact.")
     ] = False,
@@ -40,7 +40,7 @@ def convert(
     """
     from densekit.weights import convert as conversion
 
-    options = conversion.Options(model, new_head, preprocessing, classes, task, force)
+    options = conversion.ConvertOptions(model, new_head, preprocessing, classes, task, force)
     for line in conversion.convert(src, dst, options):
         typer.echo(line)
 

@@ -16,7 +16,7 @@ from densekit.cli.options import (
     MaxPixels,
     ModelName,
     Options,
-    PrecisionName,
+    PrecisionOption,
     Source,
 )
 from densekit.cli.output import new_table, number, show, show_json, show_notes
@@ -37,7 +37,7 @@ def evaluate(
         typer.Option("--workers", min=0, help="Loader processes per rank."),
     ] = None,
     device: Device = "auto",
-    precision: PrecisionName = "fp32",
+    precision: PrecisionOption = "fp32",
     max_pixels: MaxPixels = None,
     json: AsJson = False,
 ) -> None:

@@ -37,7 +37,7 @@ Classes = Annotated[
     typer.Option("--classes", metavar="FILE", help="`label name` lines, for such a file."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps")]
-PrecisionName = Annotated[str, typer.Option("--precision", metavar="fp32|bf16|fp16")]
+PrecisionOption = Annotated[str, typer.Option("--precision", metavar="fp32|bf16|fp16")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 BatchSize = Annotated[
     Optional[int],  # noqa: UP045
@@ -85,7 +85,7 @@ PreprocessingOf = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--preprocessing", metavar="NAME|FILE", help="What its images go through."),
 ]
-Task = Annotated[
+TaskOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--task", metavar="multiclass|multilabel", help="What the outputs answer."),
 ]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def is_main() -> bool:
+def is_printing() -> bool:
     """Whether this process is the one of its ranks that prints (without importing torch)."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -27,19 +27,19 @@ def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 def show(table: Table | str) -> None:
     """Prints a table or a line, on rank 0."""
-    if is_main():
+    if is_printing():
         Console(highlight=False).print(table, soft_wrap=isinstance(table, str), markup=False)
 
 
 def show_json(value: Any) -> None:
     """Prints JSON, on rank 0."""
-    if is_main():
+    if is_printing():
         print(json.dumps(value, indent=2))
 
 
 def show_notes(notes: Sequence[str]) -> None:
     """What a person should know, on stderr."""
-    if is_main():
+    if is_printing():
         console = Console(stderr=True, highlight=False)
         for note in notes:
             console.print(note, markup=False, soft_wrap=True)

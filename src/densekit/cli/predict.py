@@ -16,10 +16,10 @@ from densekit.cli.options import (
     MaxPixels,
     ModelName,
     Options,
-    PrecisionName,
+    PrecisionOption,
     Source,
 )
-from densekit.cli.output import is_main, show_notes
+from densekit.cli.output import is_printing, show_notes
 
 
 def predict(
@@ -38,7 +38,7 @@ def predict(
     option: Options = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
-    precision: PrecisionName = "fp32",
+    precision: PrecisionOption = "fp32",
     max_pixels: MaxPixels = None,
     json: AsJson = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
@@ -62,7 +62,7 @@ def predict(
 
     if json and csv:
         raise UserError("--json and --csv: choose one")
-    if not is_main():  # of several ranks one answers, each image once
+    if not is_printing():  # of several ranks one answers, each image once
         return
     keep_freed_memory()
     if config is not None:

@@ -77,7 +77,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     from densekit.models import variants
 
     progress, plan = outcome.progress, outcome.plan
-    device = precision.describe(plan.precision.device, distributed.world_size())
+    device = precision.describe_device(plan.precision.device, distributed.world_size())
     if as_json:
         show_json(
             {

@@ -6,11 +6,12 @@ from densekit.config.layers import Layers, assemble
 from densekit.config.overrides import override, parse_override
 from densekit.config.paths import PathText
 from densekit.config.renamed import moved_keys, rename
-from densekit.config.section import OutOfReach, Section, UserError, nearest
+from densekit.config.section import NO_NUMBER, OutOfReach, Section, UserError, nearest
 from densekit.config.trees import dotted, merge
 from densekit.config.yaml_file import ConfigSource, PathKey, Tree, read_yaml, to_yaml
 
 __all__ = [
+    "NO_NUMBER",
     "OFF",
     "ON",
     "ConfigSource",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,10 @@ class UserError(ValueError):
     def __init__(self, message: str, shared: bool = False) -> None:
         super().__init__(message)
         self.shared = shared
+
+
+NO_NUMBER: dict[str, Any] = {"changes_no_number": True}
+"""json_schema_extra of a field that a resumed run may change."""
 
 
 class Section(BaseModel):

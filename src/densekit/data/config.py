@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from densekit.config import ON, PathText, Section, when
+from densekit.config import NO_NUMBER, ON, PathText, Section, when
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Rounding = Literal["torchvision", "paddle"]
@@ -17,7 +17,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 MAX_PIXELS = 178_956_970  # twice PIL's MAX_IMAGE_PIXELS, from where PIL refuses an image
-NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
 
 Number = TypeVar("Number", bound=float)
 

@@ -16,7 +16,7 @@ from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.data.dataset import BadImage, Batch, ImageDataset, Key, epoch_order
 from densekit.data.listing import Examples
 from densekit.data.transforms import Preprocessing, UnreadableImage
-from densekit.data.workers import read
+from densekit.data.workers import read_batches
 
 __all__ = ["Batch", "Step", "TrainStream", "eval_batches", "micro_batches", "resolve_workers"]
 
@@ -112,7 +112,7 @@ class TrainStream:
             skip_bad=skip,
         )
         largest = -(-config.batch_size // (self.accumulation * self.world))
-        batches = read(dataset, self._keys(start), largest, config.workers, self.pin_memory)
+        batches = read_batches(dataset, self._keys(start), largest, config.workers, self.pin_memory)
         try:
             for step in range(start, self.steps):
                 read_now = [next(batches) for _ in self._shares(step)]
@@ -199,7 +199,7 @@ def eval_batches(
     )
     return zip(
         numbers,
-        read(dataset, keys, batch_size, min(workers, len(numbers)), pin_memory),
+        read_batches(dataset, keys, batch_size, min(workers, len(numbers)), pin_memory),
         strict=True,
     )
 

@@ -42,16 +42,16 @@ def open_examples(
     that `spec` names start from `root`, else from the file's folder. With a `numbering` labels are
     brought to it, by name. Raises UserError.
     """
-    examples = _open(locate(spec, root), root, delimiter, split)
+    examples = _open(locate_images(spec, root), root, delimiter, split)
     return examples if numbering is None else match(examples, numbering)
 
 
 def open_split(config: DataConfig) -> tuple[Examples, Examples]:
     """Training and validation examples. Raises UserError."""
     if config.train is not None:
-        place = locate(config.train, config.root)
+        place = locate_images(config.train, config.root)
     elif config.root is not None:
-        place = locate(config.root)
+        place = locate_images(config.root)
     else:
         raise UserError(
             "no training images: set data.train to a list file, a folder with one folder per "
@@ -67,7 +67,7 @@ def open_split(config: DataConfig) -> tuple[Examples, Examples]:
             f"also {has}; set data.val_fraction=0 to use that"
         )
     if config.val is not None:
-        where = locate(config.val, config.root)
+        where = locate_images(config.val, config.root)
     elif own_val is not None:
         where = place
     elif config.val_fraction and config.relabel:
@@ -93,13 +93,13 @@ def open_val(config: DataConfig) -> Examples:
     A list of its own that is not relabelled needs nothing of theirs. Raises UserError.
     """
     if config.val is not None and not config.relabel:
-        place = locate(config.val, config.root)
+        place = locate_images(config.val, config.root)
         if place.is_file():
             return _open(place, config.root, config.delimiter, "val")
     return open_split(config)[1]
 
 
-def locate(spec: str, root: str | None = None) -> Path:
+def locate_images(spec: str, root: str | None = None) -> Path:
     """The file or folder that `spec` means; a builtin is written first. Raises UserError."""
     if spec.startswith("builtin:"):
         name = spec.removeprefix("builtin:")

@@ -31,11 +31,11 @@ from PIL import Image
 from densekit.config import Tree, UserError, merge, parse_override
 from densekit.data.config import MAX_PIXELS
 from densekit.data.listing import Examples, readable
-from densekit.data.splits import find_part, locate, open_examples
+from densekit.data.splits import find_part, locate_images, open_examples
 from densekit.data.transforms import UnreadableImage, decode, raise_pils_limit, read_file
 
 T = TypeVar("T")
-SAMPLE = 64  # files that are looked at
+FILES_SAMPLED = 64  # files that are looked at
 SMALL = 64  # pixels of the short side from which images are cropped as photographs are
 CHARACTERS = 8  # so many classes of one character each are taken for characters
 COLOURLESS = 2  # of 255: how far apart the channels of a grey image in colour are on average
@@ -89,7 +89,7 @@ def _open_own(folder: str | Path, delimiter: str | None = None) -> tuple[str, Pa
     """What data.train becomes, the place, its training images, and whether it has others."""
     builtin = str(folder).startswith("builtin:")
     spec = str(folder) if builtin else str(Path(folder).expanduser().absolute())
-    place = locate(spec)
+    place = locate_images(spec)
     train = open_examples(str(place), delimiter=delimiter, split="train")
     if len(np.unique(train.labels)) < 2:
         raise UserError(
@@ -139,7 +139,7 @@ def look_at(examples: Examples, max_pixels: int = MAX_PIXELS) -> Look:
     """Opens a sample of the files. Raises UserError if none can be read."""
     raise_pils_limit(max_pixels)
     sizes, modes, colourless = [], set(), True
-    for index in np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int)).tolist():
+    for index in np.unique(np.linspace(0, len(examples) - 1, FILES_SAMPLED).astype(int)).tolist():
         # A file that is no image is named later, when the data is checked.
         with (
             contextlib.suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError),

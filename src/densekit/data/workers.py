@@ -35,7 +35,7 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _running: weakref.WeakSet[_MultiProcessingDataLoaderIter] = weakref.WeakSet()
 
 
-def read(
+def read_batches(
     dataset: ImageDataset,
     keys: Iterable[list[Key]],
     largest: int,

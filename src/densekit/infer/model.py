@@ -13,8 +13,8 @@ from densekit.models import artifact
 from densekit.models.artifact import Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig, architecture
-from densekit.weights.pretrained import Found, Place, find, load_into, split_key
-from densekit.weights.pretrained import read as read_weights
+from densekit.weights.pretrained import FoundWeights, Place, find_weights, load_into, split_key
+from densekit.weights.pretrained import read_pretrained as read_weights
 from densekit.weights.weights_file import READ as WEIGHT_FILES
 from densekit.weights.weights_file import StateDict, nearest_sibling
 
@@ -71,7 +71,7 @@ def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = 
     pretrained = model.pretrained
     if not pretrained:
         raise UserError("a recipe has no weights of its own: add -o model.pretrained=FILE|FOLDER")
-    found = find(pretrained, architecture(model))
+    found = find_weights(pretrained, architecture(model))
     if model.num_classes is None:
         classes_of = _size(found.tensors, "classifier.weight", 0)
         model = model.model_copy(update={"num_classes": classes_of})
@@ -94,15 +94,15 @@ def _stored_names(pretrained: str, config: DenseNetConfig) -> list[str] | None:
     folder = Path(pretrained).expanduser()
     if not folder.is_dir():
         return None
-    classes = artifact.read(artifact.locate(folder)).config.classes
+    classes = artifact.read_artifact(artifact.locate_artifact(folder)).config.classes
     return list(classes) if len(classes) == config.num_classes else None
 
 
 def _open_folder(folder: Path) -> Opened:
-    place = artifact.locate(folder)
-    stored = artifact.read(place)
+    place = artifact.locate_artifact(folder)
+    stored = artifact.read_artifact(place)
     config = stored.config
-    network, _ = _loaded(config.model.architecture, Found(stored.state_dict), str(place))
+    network, _ = _loaded(config.model.architecture, FoundWeights(stored.state_dict), str(place))
     return Opened(
         name=config.model.name,
         model=network,
@@ -138,7 +138,9 @@ def _open_file(place: Place, name: str, classes: str | None) -> Opened:
     )
 
 
-def _loaded(config: DenseNetConfig, found: Found, origin: str) -> tuple[DenseNet, tuple[str, ...]]:
+def _loaded(
+    config: DenseNetConfig, found: FoundWeights, origin: str
+) -> tuple[DenseNet, tuple[str, ...]]:
     """The network, and what a person should know of how its weights were read."""
     model = DenseNet(config, op="reference")
     try:

@@ -35,7 +35,7 @@ from densekit.models.densenet import DenseNetConfig
 
 FORMAT: Final = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-ATTEMPTS = 5  # at reading an artifact that a training is writing
+READ_ATTEMPTS = 5  # at reading an artifact that a training is writing
 METADATA_KEY = "densekit"  # of config.json's text in the metadata of model.safetensors
 CHECKSUM_KEY = "sha256"  # there too, of `checksum`; artifacts before it have none
 CHANGED_BY = {
@@ -110,7 +110,7 @@ class Artifact:
     state_dict: dict[str, Tensor]
 
 
-def write(folder: Path, config: ArtifactConfig, state_dict: Mapping[str, Tensor]) -> None:
+def write_artifact(folder: Path, config: ArtifactConfig, state_dict: Mapping[str, Tensor]) -> None:
     """Makes `folder` this artifact, or leaves it as it was. dtypes stay; memory is contiguous.
 
     Raises UserError for a folder of something else and for a full or read-only disk.
@@ -149,13 +149,13 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def read(folder: Path) -> Artifact:
+def read_artifact(folder: Path) -> Artifact:
     """Raises UserError where there is no artifact, a damaged or an edited one, or one of a newer
     format."""
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder}: not an artifact: it holds no {WEIGHTS}")
-    for _ in range(ATTEMPTS):
+    for _ in range(READ_ATTEMPTS):
         metadata, state_dict = _content(file)
         text = metadata.get(METADATA_KEY)
         if text is None:
@@ -253,7 +253,7 @@ def parse(text: str, file: Path) -> ArtifactConfig:
     return build(ArtifactConfig, ConfigSource(tree, {(): str(file)}))
 
 
-def locate(folder: Path) -> Path:
+def locate_artifact(folder: Path) -> Path:
     """`folder` if it holds an artifact, else its best/ or last/: a run's folder."""
     candidates = [folder, folder / "best", folder / "last"]
     return next((f for f in candidates if (f / WEIGHTS).is_file()), folder)

@@ -45,7 +45,7 @@ def read_config(
         return Written(Layers(defaults, options=options), notes)
     own, notes = own_images(folder) if folder is not None else ({}, [])
     if config is None or not translate.recognises(config):
-        source, name = recipe.read(config)
+        source, name = recipe.read_recipe(config)
         return Written(_over(Layers(name, source, options), own), notes)
     found = translate.translate_file(config, options, distributed.world_size(), use)
     translate.check_device(found)

@@ -25,7 +25,7 @@ from densekit.training.progress import EpochBars
 from densekit.training.recipe import LoopConfig, Recipe
 from densekit.training.run_folder import RunFolder
 from densekit.training.setup import Plan, make_plan
-from densekit.training.state import FORMAT, Progress, State
+from densekit.training.state import STATE_FORMAT, Progress, State
 from densekit.training.step import (
     Learner,
     create_learner,
@@ -221,7 +221,9 @@ def keep(run: Run, folder: Path) -> None:
     """Writes an artifact of the evaluated network, with the last evaluation's metrics."""
     if distributed.is_main():
         metrics = {key: run.progress.last[key] for key in run.progress.last if key != "epoch"}
-        artifact.write(folder, run.plan.artifact(metrics), run.learner.evaluated.state_dict())
+        artifact.write_artifact(
+            folder, run.plan.artifact(metrics), run.learner.evaluated.state_dict()
+        )
 
 
 # States -------------------------------------------------------------------------------------
@@ -243,7 +245,7 @@ def save(run: Run) -> None:
         run.folder.states.save(
             run.progress.step,
             {
-                "format": FORMAT,
+                "format": STATE_FORMAT,
                 "data": run.plan.digest,
                 "environment": run.plan.environment,
                 "steps_per_epoch": run.plan.steps_per_epoch,

@@ -14,7 +14,7 @@ from densekit.data.listing import Examples
 from densekit.files import write_atomically
 from densekit.training.log import Reading, RunLog
 
-NAMED = 8  # files in a message; the kept batch has them all
+FILES_NAMED = 8  # files in a message; the kept batch has them all
 
 
 class NonFinite(Exception):  # noqa: N818 (an event of training, see loop.on_nonfinite=rollback)
@@ -33,7 +33,7 @@ def leave_out(reading: Reading, log: RunLog, what: str) -> dict[str, Any]:
     """
     plan, loop, folder = log.plan, log.plan.recipe.loop, log.folder
     named = files(reading, plan.train)
-    text = describe(reading, named, plan.steps_per_epoch)
+    text = describe_step(reading, named, plan.steps_per_epoch)
     skipped = log.progress.skipped
     if loop.on_nonfinite == "stop" or len(skipped) >= loop.max_skips:
         kept = keep_batch(reading, plan.train, folder.path)
@@ -78,10 +78,10 @@ def keep_batch(reading: Reading, examples: Examples, folder: Path) -> Path:
     return target
 
 
-def describe(reading: Reading, named: list[str], steps_per_epoch: int) -> str:
+def describe_step(reading: Reading, named: list[str], steps_per_epoch: int) -> str:
     """Which step, at what rate, on which files."""
-    epoch, more = reading.step // steps_per_epoch + 1, len(named) - NAMED
-    shown = ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    epoch, more = reading.step // steps_per_epoch + 1, len(named) - FILES_NAMED
+    shown = ", ".join(named[:FILES_NAMED]) + (f" and {more} more" if more > 0 else "")
     return (
         f"step {reading.step + 1} (epoch {epoch}, learning rate {reading.rate:.4g}): the loss or a "
         f"gradient is not finite; batch: {shown}"

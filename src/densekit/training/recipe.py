@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from densekit import distributed
 from densekit.config import (
+    NO_NUMBER,
     ConfigSource,
     Layers,
     OutOfReach,
@@ -30,7 +31,6 @@ from densekit.models.variants import ModelConfig, architecture, last_map
 from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
 
-NO_NUMBER: dict[str, Any] = {"changes_no_number": True}  # a resumed run may change such a field
 THREADS_PER_CORE = 16  # more only wait for each other, and a process has a limit
 
 
@@ -164,7 +164,7 @@ def shipped() -> dict[str, Path]:
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
-def find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """The file of a shipped recipe's name, or the file itself."""
     if name in shipped():
         return shipped()[name]
@@ -176,11 +176,11 @@ def find(name: str) -> Path:
     raise UserError(f"-c {name}: no shipped recipe has this name{nearest(name, shipped())}")
 
 
-def read(name: str | None) -> tuple[ConfigSource, Tree]:
+def read_recipe(name: str | None) -> tuple[ConfigSource, Tree]:
     """What the file or shipped recipe `name` says, and the name that its run has by default."""
     if name is None:
         return ConfigSource({}), {}
-    path = find(name)
+    path = find_recipe(name)
     return read_yaml(path), {"name": name_of(path)}
 
 
@@ -189,9 +189,9 @@ def name_of(file: Path) -> str:
     return file.stem if file.suffix in (".yaml", ".yml") else file.name
 
 
-def load(name: str | None = None, options: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str | None = None, options: Iterable[str] = ()) -> Recipe:
     """The recipe of a file or shipped recipe, and `-o` options. Raises UserError."""
-    source, named = read(name)
+    source, named = read_recipe(name)
     return assemble(Recipe, Layers(named, source, options))[0]
 
 

@@ -17,7 +17,7 @@ from densekit import distributed
 from densekit.config import UserError, build, read_yaml, to_yaml
 from densekit.files import make_folder, remove_left_over, write_atomically
 from densekit.training.recipe import Recipe, differences
-from densekit.training.state import FORMAT, State, StateFolder, read, step_of
+from densekit.training.state import STATE_FORMAT, State, StateFolder, read_state, step_of
 
 Line = dict[str, Any]
 LOCK_PATIENCE = 5.0  # seconds: the kernel may still be freeing a killed run's lock
@@ -176,10 +176,10 @@ class RunFolder:
         if origin not in ("auto", "never") and not self.states.files():
             self.adopt(Path(origin), recipe)
         state = self.states.newest()
-        if state is not None and state["format"] != FORMAT:
+        if state is not None and state["format"] != STATE_FORMAT:
             raise UserError(
                 f"{self.path}: its state has format {state['format']}, this densekit reads format "
-                f"{FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
+                f"{STATE_FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
             )
         if state is not None and state["data"] != digest:
             if not recipe.loop.accept_data_change:
@@ -213,7 +213,7 @@ class RunFolder:
         state = origin if origin.is_file() else StateFolder(run / "state", 1).newest_file()
         if state is None:
             raise UserError(f"--resume {origin}: it holds no training state")
-        read(state)
+        read_state(state)
         for file in (run / "log.jsonl", *sorted((run / "best").glob("*"))):
             if file.is_file():
                 target = self.path / file.relative_to(run)

@@ -23,7 +23,7 @@ from densekit.files import write_atomically
 
 STATE_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.pt")
 State = dict[str, Any]
-FORMAT = 1
+STATE_FORMAT = 1
 
 
 @dataclass
@@ -87,14 +87,14 @@ class StateFolder:
     def newest(self) -> State | None:
         """The newest state that is whole; None if there was never one."""
         file = self.newest_file()
-        return None if file is None else read(file)
+        return None if file is None else read_state(file)
 
     def newest_file(self) -> Path | None:
         """Its file. Corrupt ones are passed over and noted; UserError if all are corrupt."""
         files = self.files()
         for file in reversed(files):
             try:
-                read(file)
+                read_state(file)
             except UserError as damage:
                 self.corrupt[file] = f"{damage}; going on from the state before it"
             else:
@@ -120,7 +120,7 @@ class StateFolder:
             old.unlink()
 
 
-def read(file: Path) -> State:
+def read_state(file: Path) -> State:
     """A state whose content has the checksum in its name. Raises UserError."""
     name = STATE_NAME.fullmatch(file.name)
     if not name:

@@ -23,7 +23,7 @@ CLASSES = ("imagenet", "torchxrayvision")
 
 
 @dataclass(frozen=True)
-class Options:
+class ConvertOptions:
     """The command's options, as typed; None: not given."""
 
     model: str | None = None
@@ -54,7 +54,7 @@ class Origin:
     """What a person should know of how it was read."""
 
 
-def convert(src: str, dst: str, options: Options) -> list[str]:
+def convert(src: str, dst: str, options: ConvertOptions) -> list[str]:
     """Converts, or raises UserError with all that does not fit. Returns what a person should
     know, in lines."""
     if options.task not in (None, *get_args(Task)):
@@ -117,16 +117,16 @@ def _check_free(src: str, target: Path, force: bool) -> None:
         )
 
 
-def _to_file(target: Path, model: DenseNet, options: Options) -> list[str]:
+def _to_file(target: Path, model: DenseNet, options: ConvertOptions) -> list[str]:
     for name in ("preprocessing", "classes", "task"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name}: goes with an artifact; {target} holds weights alone")
-    said = weights_file.write(target, model.state_dict(), model.config)
+    said = weights_file.write_weights(target, model.state_dict(), model.config)
     return [*said, f"{target}: written, and read back the same"]
 
 
 def _to_artifact(
-    target: Path, model: DenseNet, origin: Origin, options: Options, new_head: bool
+    target: Path, model: DenseNet, origin: Origin, options: ConvertOptions, new_head: bool
 ) -> str:
     preprocessing, task = _use(origin, options)
     known, kept = origin.known, {}
@@ -142,8 +142,8 @@ def _to_artifact(
         provenance=artifact.provenance().model_copy(update={"source": origin.source}),
         **kept,
     )
-    artifact.write(target, config, model.state_dict())
-    stored = artifact.read(target)
+    artifact.write_artifact(target, config, model.state_dict())
+    stored = artifact.read_artifact(target)
     same = all(torch.equal(stored.state_dict[n], t) for n, t in model.state_dict().items())
     assert same, f"{target} does not read back as what was written"
     return (
@@ -157,10 +157,10 @@ def _to_artifact(
 
 def _open(src: str, model: str | None) -> Origin:
     named = variant(model) if model else None
-    place = pretrained.locate(src, named)
+    place = pretrained.locate_weights(src, named)
     if place.path.is_dir():
         return _open_folder(place.path, model)
-    weights = weights_file.read(place.path, place.key)
+    weights = weights_file.read_weights(place.path, place.key)
     try:
         name, config = weights_file.identify(weights, model)
     except UserError as error:
@@ -181,8 +181,8 @@ def _open(src: str, model: str | None) -> Origin:
 def _open_folder(folder: Path, model: str | None) -> Origin:
     if model:
         raise UserError(f"{folder}: --model is for files of weights; an artifact says it itself")
-    place = artifact.locate(folder)
-    stored = artifact.read(place)
+    place = artifact.locate_artifact(folder)
+    stored = artifact.read_artifact(place)
     described = stored.config.model
     return Origin(
         name=described.name,
@@ -197,7 +197,7 @@ def _open_folder(folder: Path, model: str | None) -> Origin:
 # How it is used -----------------------------------------------------------------------------
 
 
-def _use(origin: Origin, options: Options) -> tuple[Preprocessing, Task]:
+def _use(origin: Origin, options: ConvertOptions) -> tuple[Preprocessing, Task]:
     """What is given; else what the artifact or the published table says."""
     name = options.preprocessing
     if name is None and origin.known:
@@ -222,7 +222,7 @@ def _use(origin: Origin, options: Options) -> tuple[Preprocessing, Task]:
 
 
 def _classes(
-    config: DenseNetConfig, origin: Origin, options: Options, new_head: bool
+    config: DenseNetConfig, origin: Origin, options: ConvertOptions, new_head: bool
 ) -> tuple[str, ...]:
     """A name for each output; a new head's are numbers until they are named."""
     count, given = config.num_classes, options.classes

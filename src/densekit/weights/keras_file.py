@@ -23,7 +23,7 @@ VARIABLES = {
 }  # in the order of .weights.h5
 
 
-def read(file: Path | io.BytesIO) -> Entries:
+def read_keras(file: Path | io.BytesIO) -> Entries:
     """`layer/variable` of an .h5 file, in Keras' layout. Raises UserError."""
     try:
         import h5py
@@ -59,7 +59,7 @@ def read_archive(content: bytes) -> Entries:
             part = archive.getinfo(WEIGHTS)
             if part.file_size > 2 * len(content):
                 raise UserError(f"its {WEIGHTS} claims to be far larger than the file")
-            return read(io.BytesIO(archive.read(part)))
+            return read_keras(io.BytesIO(archive.read(part)))
     except UserError:
         raise
     except (*BAD_ZIP, KeyError) as error:

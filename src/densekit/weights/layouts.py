@@ -21,7 +21,7 @@ from densekit.weights.keymaps import KeyMap
 
 AVERAGED = re.compile(r"(?:^|[._])(ema|averaged?|shadow|swa)(?:[._]|$)", re.IGNORECASE)
 """In the prefix of weights that are a moving average of the trained ones."""
-HEAD = re.compile(
+HEAD_NAMES = re.compile(
     r"(classifier|fc|heads?|last_linear|linear|logits|outputs?|predictions|dense(_\d+)?)"
     r"(\.(fc|linear|out|\d+))*"
 )
@@ -90,7 +90,7 @@ class _Network:
     """File's name -> ours."""
 
 
-def find(entries: Entries, key: str | None = None) -> Layout:
+def find_network(entries: Entries, key: str | None = None) -> Layout:
     """The network of a file, or the one of several that stands under `key`; "ema" finds an
     average by whatever name.
 
@@ -193,7 +193,11 @@ def _head(names: Sequence[str], network: _Network) -> dict[str, str]:
         modules: dict[str, dict[str, str]] = {}
         for name in names:
             module, _, leaf = name.removeprefix(before).rpartition(network.keymap.separator)
-            if name.startswith(before) and name not in network.known and HEAD.fullmatch(module):
+            if (
+                name.startswith(before)
+                and name not in network.known
+                and HEAD_NAMES.fullmatch(module)
+            ):
                 modules.setdefault(module, {})[leaf] = name
         if len(modules) == 1:
             (stored,) = modules.values()
@@ -204,7 +208,7 @@ def _head(names: Sequence[str], network: _Network) -> dict[str, str]:
 
 def is_head(name: str) -> bool:
     """Whether one of a network's tensors, by its name in the file, is of a class head."""
-    return HEAD.fullmatch(name.rpartition(".")[0]) is not None
+    return HEAD_NAMES.fullmatch(name.rpartition(".")[0]) is not None
 
 
 def _entry(name: str, prefix: str) -> str:

@@ -17,17 +17,17 @@ from densekit.weights import pickles
 from densekit.weights.layouts import Entries
 from densekit.weights.pickles import Record
 
-DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
-REBUILT = ("_reconstruct", "_frombuffer")  # numpy's functions that make an array
+PADDLE_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
+PADDLE_REBUILT = ("_reconstruct", "_frombuffer")  # numpy's functions that make an array
 NAMES = "StructuredToParameterName@@"  # Paddle's own names for the parameters, of no use here
 
 
-def read(tree: Any, size: int) -> Entries:
+def read_paddle(tree: Any, size: int) -> Entries:
     """The arrays in what pickles.load read from a file of `size` bytes. Raises UserError."""
     arrays: dict[str, Tensor] = {}
     others, total = [], 0
     for name, node in pickles.leaves(tree):
-        if isinstance(node, Record) and node.name.rpartition(".")[2] in REBUILT:
+        if isinstance(node, Record) and node.name.rpartition(".")[2] in PADDLE_REBUILT:
             array = _array(node)
             total += array.nbytes
             if total > size:  # the same bytes for many arrays, each of which takes memory
@@ -42,7 +42,7 @@ def read(tree: Any, size: int) -> Entries:
     return entries
 
 
-def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def paddle_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """What `paddle.load` reads."""
     return pickle.dumps({name: t.contiguous().numpy() for name, t in tensors.items()}, protocol=4)
 
@@ -70,7 +70,7 @@ def _array(record: Record) -> np.ndarray:
 
 def _dtype(record: Record) -> np.dtype:
     code = record.args[0] if record.name == "numpy.dtype" and record.args else None
-    if not isinstance(code, str) or code not in DTYPES:
+    if not isinstance(code, str) or code not in PADDLE_DTYPES:
         raise UserError("holds arrays of a type that no DenseNet's weights have")
     swapped = isinstance(record.state, tuple) and record.state[1:2] == (">",)
     return np.dtype((">" if swapped else "<") + code)

@@ -72,7 +72,7 @@ class _Mark:
 MARK = _Mark()
 
 
-def load(file: io.BytesIO, stored: list[Persistent] | None = None) -> Any:
+def load_pickle(file: io.BytesIO, stored: list[Persistent] | None = None) -> Any:
     """The value of the pickle at the file's position, which moves past it.
 
     From memory, since a file on disk takes memory for as many bytes as it is asked for.

@@ -24,7 +24,7 @@ def start_from(model: DenseNet, pretrained: str) -> list[str]:
     Weights of another class count, or without a class head, leave the network's own; a network
     without a head ignores the weights'. Returns what a person should know. Raises UserError.
     """
-    found = find(pretrained, model.config)
+    found = find_weights(pretrained, model.config)
     origin = f"model.pretrained={pretrained}"
     try:
         loaded = load_into(model, found.tensors, new_head=True)
@@ -41,7 +41,7 @@ def start_from(model: DenseNet, pretrained: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundWeights:
     """Tensors by our names."""
 
     tensors: StateDict
@@ -49,23 +49,23 @@ class Found:
     """What a person should know of how they were read."""
 
 
-def find(pretrained: str, config: DenseNetConfig) -> Found:
+def find_weights(pretrained: str, config: DenseNetConfig) -> FoundWeights:
     """What `pretrained` names, see Place, for the network's own BatchNorm epsilon.
 
     Raises UserError.
     """
-    place = locate(pretrained, config)
+    place = locate_weights(pretrained, config)
     if not place.path.is_dir():
-        return read(place, config.bn_eps)
-    stored = artifact.read(artifact.locate(place.path))
+        return read_pretrained(place, config.bn_eps)
+    stored = artifact.read_artifact(artifact.locate_artifact(place.path))
     own = stored.config.model.architecture.bn_eps
-    return Found(at_eps(stored.state_dict, own, config.bn_eps))
+    return FoundWeights(at_eps(stored.state_dict, own, config.bn_eps))
 
 
-def read(place: Place, bn_eps: float = 1e-5) -> Found:
+def read_pretrained(place: Place, bn_eps: float = 1e-5) -> FoundWeights:
     """A file of any format that weights_file reads. Raises UserError."""
-    weights = weights_file.read(place.path, place.key)
-    return Found(weights.at_eps(bn_eps), weights.notes)
+    weights = weights_file.read_weights(place.path, place.key)
+    return FoundWeights(weights.at_eps(bn_eps), weights.notes)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Place:
     key: str | None = None
 
 
-def locate(pretrained: str, config: DenseNetConfig | None = None) -> Place:
+def locate_weights(pretrained: str, config: DenseNetConfig | None = None) -> Place:
     """The file or folder that `pretrained` names, fetched if need be: a path, a URL,
     hf-hub:org/name, or a source in the published table, of which `config` picks the row. The
     first three may end in #KEY.
@@ -87,7 +87,7 @@ def locate(pretrained: str, config: DenseNetConfig | None = None) -> Place:
     if pretrained in published.SOURCES:
         if config is None:
             raise UserError(f"{pretrained}: has several DenseNets; give --model NAME")
-        row = published.find(pretrained, _variant_of(config, pretrained))
+        row = published.find_published(pretrained, _variant_of(config, pretrained))
         return Place(fetch(row.url, row.checksum))
     if not pretrained.startswith(("http://", "https://", "hf-hub:")):
         return split_key(pretrained)

@@ -123,7 +123,7 @@ PUBLISHED = (
 SOURCES = tuple(dict.fromkeys(published.source for published in PUBLISHED))
 
 
-def find(source: str, model: str) -> Published:
+def find_published(source: str, model: str) -> Published:
     """Raises UserError where `source` has no weights for `model`."""
     own = {row.model: row for row in PUBLISHED if row.source == source}
     if model not in own:

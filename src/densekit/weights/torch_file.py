@@ -27,11 +27,11 @@ BAD_ZIP = (
     zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError, struct.error, zlib.error,
 )  # fmt: skip
 """What zipfile raises for damaged archives."""
-REBUILT = frozenset(
+TORCH_REBUILT = frozenset(
     ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 )
 """The functions of torch._utils that make a tensor of a storage, or a parameter of a tensor."""
-DTYPES = {
+TORCH_DTYPES = {
     "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64,
     "torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16,
     "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
@@ -65,7 +65,7 @@ def read_zip(content: bytes) -> Entries:
 
         if folder + "byteorder" in parts and part("byteorder") != b"little":
             raise UserError("big-endian; save it again on a little-endian machine")
-        tree = pickles.load(io.BytesIO(part("data.pkl")))
+        tree = pickles.load_pickle(io.BytesIO(part("data.pkl")))
         return _entries(tree, _cached(lambda key: part(f"data/{key}")))
     except UserError:
         raise
@@ -90,11 +90,11 @@ def _folder(names: list[str]) -> str:
 def read_legacy(file: io.BytesIO) -> Entries:
     """What a file that torch before 1.6 wrote holds. Raises UserError."""
     stored: list[Persistent] = []
-    magic, _version, system = (pickles.load(file) for _ in range(3))
+    magic, _version, system = (pickles.load_pickle(file) for _ in range(3))
     assert magic == LEGACY_MAGIC
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UserError("big-endian; save it again on a little-endian machine")
-    tree, keys = pickles.load(file, stored), pickles.load(file)
+    tree, keys = pickles.load_pickle(file, stored), pickles.load_pickle(file)
     dtypes = {key: dtype for key, dtype, _ in map(_reference, stored)}
     rest, found, at = file.read(), {}, 0
     for key in keys if isinstance(keys, list) else ():
@@ -114,7 +114,7 @@ def read_legacy(file: io.BytesIO) -> Entries:
     return _entries(tree, _cached(part))
 
 
-def to_bytes(tensors: dict[str, Tensor]) -> bytes:
+def torch_bytes(tensors: dict[str, Tensor]) -> bytes:
     """What torch.load reads."""
     file = io.BytesIO()
     torch.save(tensors, file)
@@ -143,8 +143,8 @@ def _cached(content: Callable[[str], bytearray]) -> Storages:
 def _reference(reference: Persistent) -> tuple[str, torch.dtype, int]:
     """The key, type and number of values of ("storage", type, key, location, numel, ...)."""
     match reference.key:
-        case ("storage", Name(kind), str(key), _, int(numel), *_) if kind in DTYPES:
-            return key, DTYPES[kind], numel
+        case ("storage", Name(kind), str(key), _, int(numel), *_) if kind in TORCH_DTYPES:
+            return key, TORCH_DTYPES[kind], numel
     raise UserError("damaged: a reference that is not to a tensor's storage")
 
 
@@ -163,7 +163,7 @@ def _entries(tree: Any, storage: Storages) -> Entries:
 
 
 def _is_tensor(node: Any) -> TypeGuard[Record]:
-    return isinstance(node, Record) and node.name.rpartition(".")[2] in REBUILT
+    return isinstance(node, Record) and node.name.rpartition(".")[2] in TORCH_REBUILT
 
 
 def _tensor(record: Record, storage: Storages) -> Tensor:

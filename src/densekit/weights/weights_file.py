@@ -65,7 +65,7 @@ def at_eps(tensors: Mapping[str, Tensor], own: float, wanted: float) -> StateDic
 # Reading ------------------------------------------------------------------------------------
 
 
-def read(path: Path, key: str | None = None) -> Weights:
+def read_weights(path: Path, key: str | None = None) -> Weights:
     """The network in a file, or the one of several that `key` names, see layouts.find.
 
     Raises UserError for what cannot be read, is damaged, or could run code.
@@ -74,7 +74,7 @@ def read(path: Path, key: str | None = None) -> Weights:
         if path.exists() and not path.is_file():  # a pipe has no end
             raise UserError("not a file")
         held = entries(path)
-        layout = layouts.find(held, key)
+        layout = layouts.find_network(held, key)
         tensors: StateDict = {}
         for name, ours in layout.names.items():
             if ours in tensors:
@@ -97,7 +97,7 @@ def entries(path: Path) -> Entries:
     with path.open("rb") as file:
         head = file.read(512)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
-        return keras_file.read(path)
+        return keras_file.read_keras(path)
     if head[8:9] == b"{":
         return _safetensors(path)
     content = path.read_bytes()
@@ -113,7 +113,7 @@ def entries(path: Path) -> Entries:
         raise UserError("not a file of weights of torch, Paddle, Keras or safetensors")
     if head[2:].startswith(b"\x8a\x0a" + torch_file.LEGACY_MAGIC.to_bytes(10, "little")):
         return torch_file.read_legacy(io.BytesIO(content))
-    return paddle_file.read(pickles.load(io.BytesIO(content)), len(content))
+    return paddle_file.read_paddle(pickles.load_pickle(io.BytesIO(content)), len(content))
 
 
 def _safetensors(path: Path) -> Entries:
@@ -212,7 +212,7 @@ def _same_body(name: str, own: Mapping[str, Any]) -> bool:
 # Writing ------------------------------------------------------------------------------------
 
 
-def write(path: Path, tensors: StateDict, config: DenseNetConfig) -> list[str]:
+def write_weights(path: Path, tensors: StateDict, config: DenseNetConfig) -> list[str]:
     """Writes the format of the path's suffix and reads it back. Returns what a person should know.
 
     Raises UserError for what the format has no names for, and for a full or read-only disk.
@@ -252,10 +252,10 @@ def _turned_back(tensor: Tensor, keymap: KeyMap) -> Tensor:
 
 def _bytes(suffix: str, tensors: StateDict) -> bytes:
     if suffix == ".pdparams":
-        return paddle_file.to_bytes(tensors)
+        return paddle_file.paddle_bytes(tensors)
     if suffix == ".safetensors":
         return safetensors.torch.save(tensors, {"format": "pt"})
-    return torch_file.to_bytes(tensors)
+    return torch_file.torch_bytes(tensors)
 
 
 def _prove(path: Path, written: StateDict) -> None:
