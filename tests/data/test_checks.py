@@ -121,7 +121,8 @@ def test_uneven_classes_are_said() -> None:
     told = check_examples(many([0] * 90 + [1] * 10), 2, 0, 3)[1]
     assert told == [
         "the classes are uneven, from 90 images of 0 to 10 of 1: to answer 0 always gives a "
-        "top-1 of 0.90; look at balanced_accuracy, which densekit evaluate prints"
+        "top-1 of 0.90; look at balanced_accuracy, by which loop.monitor=auto "
+        "chooses the best epoch"
     ]
     for labels in [0] * 60 + [1] * 40, [0] * 9 + [1], list(range(100)):
         assert not any("uneven" in text for text in check_examples(many(labels), 100, 0, 3)[1])

@@ -87,14 +87,14 @@ def start(device: torch.device, timeout: float = 600.0) -> None:
     _peers = Peers(dist.PrefixStore("peers", store), own, world)
 
 
-def stop() -> None:
-    """Leaves the process group."""
+def stop(failed: bool = False) -> None:
+    """Leaves the process group; after a failure of this rank or another's, the others notice."""
     global _peers
-    if _peers is not None:
-        _peers.close()
-        _peers = None
     if active():
         dist.destroy_process_group()
+    if _peers is not None:
+        _peers.close(failed)
+        _peers = None
 
 
 def at_step(step: int) -> None:
@@ -110,6 +110,7 @@ def session() -> Iterator[None]:
     A collective that broke raises PeerFailed with the rank whose fault it was; that rank keeps
     its own error. Leaves the process group in any case.
     """
+    failed = False
     try:
         yield
     except Exception as error:
@@ -117,13 +118,14 @@ def session() -> Iterator[None]:
             error.shared = True  # before the group starts every rank reads the same recipe
         if _peers is None or getattr(error, "shared", False):
             raise
+        failed = True
         culprit = _peers.culprit() if _broke(error) else None
         if culprit is not None:
             raise PeerFailed(f"rank {rank()} stops: {culprit}") from error
         _peers.say(f"{type(error).__name__}: {error}")
         raise
     finally:
-        stop()
+        stop(failed)
 
 
 def _broke(error: Exception) -> bool:

@@ -61,7 +61,20 @@ class Peers:
         self._thread = threading.Thread(target=self._run, name="densekit-pulse", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """Ends this rank's pulse.
+
+        After a failure rank 0, in whose process the store is unless a launcher keeps it, first
+        waits for the others to have read whose fault it was.
+        """
+        others = [f"left/{rank}" for rank in self._others()]
+        with contextlib.suppress(dist.DistError, RuntimeError):  # the store is gone already
+            self.store.set(f"left/{self.rank}", "yes")
+            deadline = time.monotonic() + 2 * PATIENCE
+            while failed and self.rank == 0 and not _launcher_keeps_the_store():
+                if self.store.check(others) or time.monotonic() > deadline:
+                    break
+                time.sleep(PULSE / 10)
         self._ended.set()
         self._thread.join()
 
@@ -79,7 +92,7 @@ class Peers:
         try:
             return self._culprit()
         except (dist.DistError, RuntimeError):  # RuntimeError: of torch before DistNetworkError
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            if _launcher_keeps_the_store():
                 return "the launcher died: its store does not answer"
             return "rank 0 died: the store in its process does not answer"
 
@@ -119,3 +132,7 @@ class Peers:
         return {
             rank: json.loads(self.store.get(f"pulse/{rank}")) for rank in range(self.world_size)
         }
+
+
+def _launcher_keeps_the_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
