@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 
 from densekit import distributed
-from densekit.config import ConfigSource, assemble, build
+from densekit.config import ConfigSource, build
 from densekit.infer.classifier import Classifier, load
 from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import ModelConfig
-from densekit.paddleclas.open import read_config
+from densekit.paddleclas.open import open_recipe
 from densekit.training.loop import Outcome
 from densekit.training.loop import train as run
-from densekit.training.recipe import Recipe
 from densekit.weights.pretrained import start_from
 
 __all__ = ["Classifier", "create_model", "list_models", "load", "train"]
@@ -63,8 +62,7 @@ def train(config: str | None = None, *options: str) -> Outcome:
     `densekit train -c ... -o ...`.
     """
     with distributed.session():
-        written = read_config(config, options)
-        recipe, renamed = assemble(Recipe, written.layers)
-        for note in (*renamed, *written.notes):
+        opened = open_recipe(config, options)
+        for note in opened.notes:
             warnings.warn(note, stacklevel=2)
-        return run(recipe)
+        return run(opened.recipe)

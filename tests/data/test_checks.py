@@ -105,7 +105,7 @@ def test_one_file_on_both_sides_is_refused(imagenet: Path, how: str) -> None:
     (imagenet / "train_list.txt").write_text(f"{how} 0\ntrain/dog/000.png 1\n")
     train, val = open_split(DataConfig(root=str(imagenet)))
     with pytest.raises(UserError, match=r"1 files are in both .*val_list.txt:2: .*val/cat/000"):
-        check_split(train, val, 2, 0, 3)
+        check_split(train, val, 2, DataConfig(check_files=0))
 
 
 def test_a_link_to_a_file_is_that_file(imagenet: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_link_to_a_file_is_that_file(imagenet: Path) -> None:
     (imagenet / "train/cat/000.png").symlink_to(imagenet / "val/cat/000.png")
     train, val = open_split(DataConfig(root=str(imagenet)))
     with pytest.raises(UserError, match="1 files are in both"):
-        check_split(train, val, 2, 0, 3)
+        check_split(train, val, 2, DataConfig(check_files=0))
 
 
 def test_uneven_classes_are_said() -> None:

@@ -30,15 +30,12 @@ def bench(
       densekit bench -c imagenet/densenet121 --batch-size 16 --ops reference,lean
     """
     from densekit.bench import compare as bench_ops
-    from densekit.config import assemble
-    from densekit.paddleclas.open import read_config
-    from densekit.training.recipe import Recipe
+    from densekit.paddleclas.open import open_recipe
 
     options = [*(option or []), *bench_ops.as_options(model, image_size, batch_size)]
-    names, written = bench_ops.parse_ops(ops), read_config(config, options)
-    recipe, renamed = assemble(Recipe, written.layers)
-    show_notes([*renamed, *written.notes])
-    print_bench(bench_ops.measure(recipe, names, steps), as_json=json)
+    names, opened = bench_ops.parse_ops(ops), open_recipe(config, options)
+    show_notes(opened.notes)
+    print_bench(bench_ops.measure(opened.recipe, names, steps), as_json=json)
 
 
 def print_bench(found: Report, as_json: bool) -> None:

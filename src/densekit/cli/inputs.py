@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from densekit.config import UserError, assemble
+from densekit.config import UserError
 from densekit.infer.model import Opened, open_configured, open_path
 from densekit.paddleclas.infer import Infer, with_class_names
-from densekit.paddleclas.open import read_config
+from densekit.paddleclas.open import open_recipe
 from densekit.paddleclas.translate import Use
 from densekit.training.recipe import Recipe
 
@@ -49,10 +49,8 @@ def ask(source: str | None, config: str | None, options: Sequence[str], use: Use
     if (source is None) == (config is None):
         raise UserError("give either SOURCE, such as runs/quickstart/best, or -c RECIPE")
     if config is not None:
-        written = read_config(config, options, use)
-        recipe, renamed = assemble(Recipe, written.layers)
-        notes = [*renamed, *written.notes]
-        return Asked(None, recipe, notes, written.infer, written.paddleclas)
+        opened = open_recipe(config, options, use)
+        return Asked(None, opened.recipe, opened.notes, opened.infer, opened.paddleclas)
     if options:
         raise UserError(f"-o {options[0]}: goes with -c RECIPE, not with SOURCE")
     return Asked(source)

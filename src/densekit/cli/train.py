@@ -46,24 +46,21 @@ def train(
       torchrun --nproc-per-node=4 -m densekit train -c imagenet/densenet121 -o data.root=/imagenet
     """
     from densekit import distributed
-    from densekit.config import assemble
-    from densekit.paddleclas.open import read_config
+    from densekit.paddleclas.open import open_recipe
     from densekit.training.loop import rehearse
     from densekit.training.loop import train as run
-    from densekit.training.recipe import Recipe
 
     options = list(option or [])
     options += [f"model.name={model}"] if model else []
     options += [f"loop.resume={resume}"] if resume else []
     with distributed.session():
-        written = read_config(config, options, folder=data)
-        recipe, renamed = assemble(Recipe, written.layers)
-        show_notes([*renamed, *written.notes])
+        opened = open_recipe(config, options, folder=data)
+        show_notes(opened.notes)
         if dry_run:
-            rehearsal = rehearse(recipe)
+            rehearsal = rehearse(opened.recipe)
             print_rehearsal(rehearsal, as_json=json)
             return
-        outcome = run(recipe)
+        outcome = run(opened.recipe)
         # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print_outcome(outcome, as_json=json)

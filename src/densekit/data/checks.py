@@ -13,7 +13,7 @@ import numpy as np
 
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
-from densekit.data.config import MAX_PIXELS
+from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.data.listing import Examples, readable
 from densekit.data.transforms import UnreadableImage, decode
 
@@ -27,14 +27,13 @@ def check_split(
     train: Examples,
     val: Examples,
     num_classes: int,
-    sample: int,
-    channels: int,
-    may_skip: int = 0,
-    max_pixels: int = MAX_PIXELS,
+    config: DataConfig,
 ) -> tuple[np.ndarray, list[str]]:
     """`check_examples` of both, and that they share no file -> training images per class,
-    warnings. So many training files as `may_skip` may be bad. Raises UserError.
+    warnings. With data.on_bad_image=skip, training files may be bad. Raises UserError.
     """
+    sample, channels, max_pixels = config.check_files, config.channels, config.max_pixels
+    may_skip = config.max_bad_images if config.on_bad_image == "skip" else 0
     files = real_files(train.paths), real_files(val.paths)
     counts, warnings = check_examples(
         train, num_classes, sample, channels, max_pixels, files[0], may_skip

@@ -1,4 +1,4 @@
-"""What -c, -o and --data say, of densekit's own file or name, or of a PaddleClas file."""
+"""The recipe of a command's -c, -o and --data: of densekit's own file, or of a PaddleClas file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from densekit import distributed
-from densekit.config import Layers, Tree, merge, rename
+from densekit.config import Layers, Tree, assemble, merge, rename
 from densekit.data.suggest import own_images, suggest
 from densekit.paddleclas import flags, translate
 from densekit.paddleclas.infer import Infer
@@ -17,40 +17,45 @@ from densekit.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Written:
-    """What the user wrote, of which a recipe is assembled."""
+class OpenedRecipe:
+    """The recipe that -c, -o and --data come to."""
 
-    layers: Layers
-    notes: Sequence[str] = ()
+    recipe: Recipe
+    notes: Sequence[str]
     """What a person should know of it."""
     infer: Infer = field(default_factory=Infer)
     """What a PaddleClas file asks of predict."""
     paddleclas: bool = False
 
 
-def read_config(
+def open_recipe(
     config: str | None,
     options: Sequence[str] = (),
     use: Use = "train",
     folder: str | None = None,
-) -> Written:
-    """Reads densekit's own file or name, or a PaddleClas file, which its sections tell apart.
+) -> OpenedRecipe:
+    """Opens densekit's own file or name, or a PaddleClas file, which its sections tell apart.
 
     `folder` is the user's own folder of images. Without a file it decides defaults too; with one,
     it takes the place of the file's images and its number of classes, and nothing else. Options
     win over both. Raises UserError.
     """
+    own: Tree = {}
+    notes: list[str] = []
+    if folder is not None and config is not None:
+        own, notes = own_images(folder)
+    if config is not None and translate.recognises(config):
+        found = translate.translate_file(config, options, distributed.world_size(), use)
+        translate.check_device(found)
+        made, renamed = assemble(Recipe, _over(found.layers, own))
+        said = found.said if use == "train" else ()
+        notes = [*flags.follow(os.environ), *renamed, *said, *notes]
+        return OpenedRecipe(made, notes, found.infer, paddleclas=True)
+    source, defaults = recipe.read_recipe(config)
     if folder is not None and config is None:
         defaults, notes = suggest(folder, options)
-        return Written(Layers(defaults, options=options), notes)
-    own, notes = own_images(folder) if folder is not None else ({}, [])
-    if config is None or not translate.recognises(config):
-        source, name = recipe.read_recipe(config)
-        return Written(_over(Layers(name, source, options), own), notes)
-    found = translate.translate_file(config, options, distributed.world_size(), use)
-    translate.check_device(found)
-    notes = [*flags.follow(os.environ), *(found.said if use == "train" else ()), *notes]
-    return Written(_over(found.layers, own), notes, found.infer, paddleclas=True)
+    made, renamed = assemble(Recipe, _over(Layers(defaults, source, options), own))
+    return OpenedRecipe(made, [*renamed, *notes])
 
 
 def _over(layers: Layers, own: Tree) -> Layers:

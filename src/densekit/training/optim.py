@@ -104,15 +104,15 @@ def scale(config: OptimConfig, batch_size: int) -> float:
     return batch_size / config.reference_batch if config.scale_lr else 1.0
 
 
-def scaling_note(config: OptimConfig, batch_size: int) -> str | None:
-    """What a person should know of the scaled rate; None where nothing is scaled."""
+def scaling_notes(config: OptimConfig, batch_size: int) -> list[str]:
+    """What a person should know of the scaled rate; nothing where it is not scaled."""
     if scale(config, batch_size) == 1:
-        return None
-    return (
+        return []
+    return [
         f"optim.lr={config.lr:g} is for a batch of {config.reference_batch}; for "
         f"data.batch_size={batch_size} it is scaled to {config.lr * scale(config, batch_size):g} "
         f"(optim.scale_lr=false leaves it)"
-    )
+    ]
 
 
 def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, steps: int) -> float:

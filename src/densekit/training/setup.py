@@ -22,7 +22,7 @@ from densekit.models.variants import architecture
 from densekit.ops.choose import why_not_lean
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
-from densekit.training.optim import Schedule, scaling_note
+from densekit.training.optim import Schedule, scaling_notes
 from densekit.training.recipe import Recipe, check, check_batches
 
 
@@ -115,27 +115,13 @@ def make_plan(recipe: Recipe) -> Plan:
     threads = distributed.set_threads(loop.threads)
     train, val = distributed.on_every_rank(lambda: open_split(recipe.data))
     num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
-    op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
-    resolved = _resolve(recipe, formats, num_classes, op)
-    data = resolved.data
-    may_skip = data.max_bad_images if data.on_bad_image == "skip" else 0
     counts, warnings = distributed.from_main(
-        lambda: check_split(
-            train,
-            val,
-            num_classes,
-            data.check_files,
-            data.channels,
-            may_skip,
-            data.max_pixels,
-        )
+        lambda: check_split(train, val, num_classes, recipe.data)
     )
-    if resolved.loop.monitor == "auto":
-        monitor = "balanced_accuracy" if are_uneven(counts) else "top1"
-        loop = resolved.loop.model_copy(update={"monitor": monitor})
-        resolved = resolved.model_copy(update={"loop": loop})
-    scaled = scaling_note(resolved.optim, data.batch_size)
+    op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
+    resolved = _resolve(recipe, formats, num_classes, op, are_uneven(counts))
     check_batches(resolved, len(train), distributed.world_size())
+    data = resolved.data
     return Plan(
         recipe=resolved,
         architecture=architecture(resolved.model).model_copy(
@@ -144,7 +130,7 @@ def make_plan(recipe: Recipe) -> Plan:
         train=train,
         val=val,
         counts=counts,
-        warnings=[*warnings, *why, *([scaled] if scaled else [])],
+        warnings=[*warnings, *why, *scaling_notes(resolved.optim, data.batch_size)],
         precision=formats,
         eval_precision=precision.resolve(
             formats.device.type, loop.eval_precision, local_rank=distributed.local_rank()
@@ -164,10 +150,11 @@ def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
     return "reference", [f"model.op=auto takes the reference: {reason}"]
 
 
-def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str) -> Recipe:
+def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str, uneven: bool) -> Recipe:
     """`recipe` with every `auto` and every null that the data or the machine decides filled in."""
     model, data, loop = recipe.model, recipe.data, recipe.loop
     workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
+    chosen = "balanced_accuracy" if uneven else "top1"
     updates: dict[str, Any] = {
         "model": model.model_copy(update={"num_classes": num_classes, "op": op}),
         "data": data.resolved(workers),
@@ -176,6 +163,7 @@ def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str) -> R
                 "device": formats.device.type,
                 "precision": formats.name,
                 "memory_format": formats.memory_format_name,
+                "monitor": chosen if loop.monitor == "auto" else loop.monitor,
             }
         ),
     }
