@@ -430,6 +430,14 @@ def test_threads(
         torch.set_num_threads(before)
 
 
+def test_more_threads_than_a_machine_could_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"loop\.threads=100000 on \d+ cores; take at most"):
+        distributed.set_threads(100_000)
+    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
+    with pytest.raises(UserError, match=r"OMP_NUM_THREADS=100000 on \d+ cores; take at most"):
+        distributed.set_threads()
+
+
 def test_one_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

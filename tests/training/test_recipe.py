@@ -119,12 +119,6 @@ def test_a_file_whose_epochs_are_cut_short_is_said() -> None:
     assert assemble(Recipe, Layers(options=["loop.epochs=1"]))[1] == ()  # defaults never complain
 
 
-def test_more_threads_than_a_machine_could_use_are_refused() -> None:
-    check(load_recipe(None, ["loop.threads=2"]), 1)
-    with pytest.raises(UserError, match=r"loop\.threads=100000 on \d+ cores; take at most"):
-        check(load_recipe(None, ["loop.threads=100000"]), 1)
-
-
 def test_a_run_is_called_by_its_files_whole_name() -> None:
     names = ("pets.v1.yaml", "pets.v2.yml", "pets.v1", "pets")
     assert [name_of(Path(name)) for name in names] == ["pets.v1", "pets.v2", "pets.v1", "pets"]

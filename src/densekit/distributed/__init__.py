@@ -22,6 +22,7 @@ from densekit.config import UserError
 from densekit.distributed.failures import PeerFailed, Peers, meet
 
 T = TypeVar("T")
+THREADS_PER_CORE = 16  # more only wait for each other, and a process has a limit
 _peers: Peers | None = None  # of the process group, as torch keeps that itself
 
 
@@ -138,12 +139,17 @@ def set_threads(threads: int | None = None) -> int:
     """Threads of this process: `threads`, else OMP_NUM_THREADS, else a share of the cores.
 
     torchrun itself exports OMP_NUM_THREADS=1 when nobody set it, so with several local ranks a 1
-    there is not taken for the user's wish; `loop.threads=1` is.
+    there is not taken for the user's wish; `loop.threads=1` is. Raises UserError for more than
+    any machine has a use for, which torch would answer with a crash.
     """
+    asked = f"loop.threads={threads}"
     exported = os.environ.get("OMP_NUM_THREADS", "")
     if threads is None and exported.isdecimal() and (exported != "1" or local_world_size() == 1):
-        threads = int(exported)
+        threads, asked = int(exported), f"OMP_NUM_THREADS={exported}"
     threads = threads or max(1, cores() // local_world_size())
+    most = THREADS_PER_CORE * cores()
+    if threads > most:
+        raise UserError(f"{asked} on {cores()} cores; take at most {most}")
     torch.set_num_threads(threads)
     return threads
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from densekit import distributed
 from densekit.config import (
     NO_NUMBER,
     ConfigSource,
@@ -30,8 +29,6 @@ from densekit.data.loader import micro_batches
 from densekit.models.variants import ModelConfig, architecture, last_map
 from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
-
-THREADS_PER_CORE = 16  # more only wait for each other, and a process has a limit
 
 
 class LoopConfig(Section):
@@ -202,11 +199,6 @@ def check(recipe: Recipe, world_size: int) -> None:
         raise UserError(
             f"model.in_channels={model.in_channels} but data.channels={data.channels}; "
             f"set both alike"
-        )
-    most = THREADS_PER_CORE * distributed.cores()
-    if loop.threads is not None and loop.threads > most:
-        raise UserError(
-            f"loop.threads={loop.threads} on {distributed.cores()} cores; take at most {most}"
         )
     parts = world_size * loop.accumulation
     if data.batch_size % parts:
