@@ -103,9 +103,9 @@ def run(script: str, folder: Path) -> subprocess.Popen[str]:
     head = f"""
 import os, time
 from densekit.data.dataset import ImageDataset
-from densekit.data.listing import read_folder
+from densekit.data.folders import read_folder
 from densekit.data.transforms import Preprocessing
-from densekit.data.workers import read
+from densekit.data.workers import read_batches
 from pathlib import Path
 
 examples = read_folder(Path({str(folder)!r}))
@@ -119,7 +119,7 @@ keys = [[(0, i % 12)] for i in range(10000)]
 def test_a_run_that_forgets_its_workers_still_ends(examples: Examples, ending: str) -> None:
     process = run(
         "small = Preprocessing(resize=None, crop=8)\n"
-        "batches = read(ImageDataset(examples, small, 3, 8), keys, 1, 2)\n"
+        "batches = read_batches(ImageDataset(examples, small, 3, 8), keys, 1, 2)\n"
         f"next(batches)\n{ending}\n",
         Path(examples.root),
     )
@@ -137,7 +137,7 @@ def test_workers_die_with_a_killed_run(examples: Examples) -> None:
     """Even one that is busy and so does not ask whether its parent still lives."""
     process = run(
         "def stuck(image):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(60)\n"
-        "next(read(ImageDataset(examples, stuck, 3, 8), keys, 1, 2))\n",
+        "next(read_batches(ImageDataset(examples, stuck, 3, 8), keys, 1, 2))\n",
         Path(examples.root),
     )
     assert process.stdout is not None

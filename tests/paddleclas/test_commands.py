@@ -138,9 +138,10 @@ def test_what_is_missing_is_said_in_their_words(folder: Path) -> None:
 
 
 def test_translate_prints_a_recipe_that_trains_alike(folder: Path) -> None:
-    done = densekit(folder, "translate", "DenseNet121.yaml", *options(CPU, SMALL))
+    own = {"Global.output_dir": "./of-this-test/"}  # ./output/ holds a run of four processes
+    done = densekit(folder, "translate", "DenseNet121.yaml", *options(CPU, SMALL, own))
     (folder / "recipe.yaml").write_text(done.stdout)
-    theirs = densekit(folder, "train", "-c", "DenseNet121.yaml", *options(CPU, SMALL),
+    theirs = densekit(folder, "train", "-c", "DenseNet121.yaml", *options(CPU, SMALL, own),
                       "--dry-run", "--json")  # fmt: skip
     ours = densekit(folder, "train", "-c", "recipe.yaml", "--dry-run", "--json")
     one, other = json.loads(theirs.stdout)["recipe"], json.loads(ours.stdout)["recipe"]

@@ -15,6 +15,7 @@ import hashlib
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from densekit.models.densenet import DenseNetConfig
 FORMAT: Final = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 READ_ATTEMPTS = 5  # at reading an artifact that a training is writing
+PAUSE = 0.05  # seconds between them
 METADATA_KEY = "densekit"  # of config.json's text in the metadata of model.safetensors
 CHECKSUM_KEY = "sha256"  # there too, of `checksum`; artifacts before it have none
 CHANGED_BY = {
@@ -173,8 +175,7 @@ def read_artifact(folder: Path) -> Artifact:
         edited = _edited(folder / CONFIG, text)
         if edited is None:
             return Artifact(config, state_dict)
-        if _metadata(file).get(METADATA_KEY) == text:
-            break  # else a training has just written both anew
+        time.sleep(PAUSE)  # a training may be writing both anew
     raise UserError(_how_to_change(folder, edited))
 
 
@@ -208,6 +209,9 @@ def _edited(file: Path, text: str) -> str | None:
     except FileNotFoundError:
         with contextlib.suppress(UserError):  # a read-only disk, or a full one
             write_atomically(file, text.encode())
+            now = _metadata(file.with_name(WEIGHTS)).get(METADATA_KEY, text)
+            if now != text:  # a training has written both anew meanwhile
+                write_atomically(file, now.encode())
         return None
     except (OSError, ValueError) as error:  # not UTF-8, not JSON
         return f"its text ({error})"
