@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -15,15 +14,8 @@ from PIL import Image
 
 from densekit.config import UserError
 from densekit.data.transforms import Preprocessing, decode
-from densekit.infer.classifier import (
-    Classifier,
-    Row,
-    expand,
-    load,
-    write_csv,
-    write_json,
-    write_text,
-)
+from densekit.infer.classifier import Classifier, expand, load
+from densekit.infer.rows import write_csv, write_json, write_text
 from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
@@ -140,7 +132,7 @@ def test_every_kind_of_input_gives_the_same_answer(
             (answer["class"], pytest.approx(answer["prob"], rel=1e-4)) for answer in row["topk"]
         ]
         assert [(answer["class"], answer["prob"]) for answer in rows[0]["topk"]] == probs
-    squares = [classifier._square(image) for image in inputs]
+    squares = [classifier.read_square(image) for image in inputs]
     assert all(torch.equal(square, squares[0]) for square in squares)  # type: ignore[arg-type]
 
 
@@ -280,39 +272,6 @@ def test_a_pipe_or_a_device_is_a_row_at_once(classifier: Classifier, tmp_path: P
 
 # Output -------------------------------------------------------------------------------------
 
-ROWS: list[Row] = [
-    {
-        "file": "a,b.png",
-        "topk": [
-            {"class": 3, "label": 'dog, "big"', "prob": 0.1 + 0.2},
-            {"class": 4, "label": "égret", "prob": 1e-20},
-        ],
-        "error": None,
-    },
-    {"file": "bad.png", "topk": [], "error": "is empty"},
-    {"file": None, "topk": [{"class": 0, "label": "ant", "prob": 1.0}], "error": None},
-]
-
-
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], []])
-def test_json_reads_back(rows: list[Row]) -> None:
-    out = io.StringIO()
-    assert write_json(iter(rows), out) == len(rows[1:2])
-    assert json.loads(out.getvalue()) == rows
-    assert len(out.getvalue().splitlines()) == (len(rows) + 2 if rows else 1)
-
-
-def test_csv_reads_back() -> None:
-    out = io.StringIO()
-    assert write_csv(iter(ROWS), out, topk=2) == 1
-    header, *lines = csv.reader(io.StringIO(out.getvalue()))
-    assert header == ["file", "class1", "label1", "prob1", "class2", "label2", "prob2", "error"]
-    assert lines[0] == [
-        "a,b.png", "3", 'dog, "big"', "0.30000000000000004", "4", "égret", "1e-20", "",
-    ]  # fmt: skip
-    assert lines[1] == ["bad.png", *[""] * 6, "is empty"]
-    assert lines[2] == ["", "0", "ant", "1.0", "", "", "", ""]
-
 
 @pytest.mark.skipif(os.name != "posix", reason="names of bytes")
 def test_a_latin1_name_is_written_everywhere(classifier: Classifier, files: list[str]) -> None:
@@ -329,20 +288,11 @@ def test_a_latin1_name_is_written_everywhere(classifier: Classifier, files: list
     assert json.loads(text.getvalue())[0]["file"].endswith("caf\\xe9.png")
 
 
-def test_text_is_a_line_each() -> None:
-    out = io.StringIO()
-    assert write_text(iter(ROWS[:2]), out) == 1
-    assert out.getvalue().splitlines() == [
-        'a,b.png  dog, "big" 0.3000  égret 0.0000',
-        "bad.png  error: is empty",
-    ]
-
-
 def test_rows_come_before_the_last_file_is_read(classifier: Classifier, files: list[str]) -> None:
     """A folder of a million images is not held in memory."""
     read: list[str] = []
-    square = classifier._square
-    classifier._square = lambda image: (read.append(str(image)), square(image))[1]  # type: ignore
+    square = classifier.read_square
+    classifier.read_square = lambda image: (read.append(str(image)), square(image))[1]  # type: ignore
     first = next(classifier.rows(files, batch_size=2))
     assert first["file"] == files[0]
     assert len(read) <= 4

@@ -56,7 +56,8 @@ def predict(
     from densekit.cli.inputs import ask
     from densekit.config import UserError
     from densekit.data.bit_depth import dark_files
-    from densekit.infer.classifier import Classifier, expand, write_csv, write_json, write_text
+    from densekit.infer.classifier import Classifier, expand
+    from densekit.infer.rows import write_csv, write_json, write_text
     from densekit.precision import FLAG, keep_freed_memory, resolve
     from densekit.progress import bar
 

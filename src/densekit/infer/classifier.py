@@ -1,20 +1,13 @@
-"""Classifier: images in, rows out; and the files and formats that `densekit predict` knows.
-
-A row is `{file, topk: [{class, label, prob}], error}`, the same in JSON and CSV. An image that
-cannot be read is a row too, with its error and no answers.
-"""
+"""Classifier: images in, rows out."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO, TypedDict
 
 import numpy as np
 import torch
@@ -28,23 +21,12 @@ from densekit.data.listing import readable
 from densekit.data.transforms import UnreadableImage, from_image
 from densekit.infer.engines import logits_of
 from densekit.infer.model import Opened, open_path
+from densekit.infer.rows import Answer, Row
 from densekit.precision import Precision, resolve
 from densekit.progress import say
 
 Input = str | os.PathLike | bytes | Image.Image | np.ndarray
 """A path, a file's bytes, a PIL image, or a uint8 array [H, W, C] in RGB order."""
-
-Answer = TypedDict("Answer", {"class": int, "label": str, "prob": float})
-
-
-class Row(TypedDict):
-    """One image's prediction."""
-
-    file: str | None
-    """The path as given; None for an image that has none."""
-    topk: list[Answer]
-    """Most probable first."""
-    error: str | None
 
 
 class Classifier:
@@ -79,7 +61,7 @@ class Classifier:
             raise UserError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
         for chunk, squares in self._read(images, batch_size):
             readable = [square for square in squares if isinstance(square, Tensor)]
-            answers = iter(self._answers(torch.stack(readable), topk) if readable else [])
+            answers = iter(self.answers(torch.stack(readable), topk) if readable else [])
             for image, square in zip(chunk, squares, strict=True):
                 yield _row(image, next(answers) if isinstance(square, Tensor) else square)
 
@@ -91,15 +73,18 @@ class Classifier:
         with ThreadPoolExecutor(thread_name_prefix="densekit-read") as pool:
             for start in range(0, len(images), batch_size):
                 chunk = images[start : start + batch_size]
-                ahead.append((chunk, pool.map(self._square, chunk)))
+                ahead.append((chunk, pool.map(self.read_square, chunk)))
                 if len(ahead) == 2:
                     chunk, squares = ahead.popleft()
                     yield chunk, list(squares)
             for chunk, squares in ahead:
                 yield chunk, list(squares)
 
-    def _square(self, image: Input) -> Tensor | UnreadableImage:
-        """uint8 [C, crop, crop]."""
+    def read_square(self, image: Input) -> Tensor | UnreadableImage:
+        """What the network sees of an image, uint8 [C, crop, crop]; or why it cannot be read.
+
+        Safe in threads.
+        """
         source = Path(image) if isinstance(image, os.PathLike) else image
         try:
             pixels = from_image(source, self.preprocess.channels, self.max_pixels)
@@ -109,7 +94,7 @@ class Classifier:
                 return _of_folder(Path(source))
             return error
 
-    def _answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
+    def answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
         """uint8 [n, C, crop, crop] -> each image's answers; none where they are not finite."""
         logits = self._logits(squares).double()
         probs = logits.softmax(1) if self.task == "multiclass" else logits.sigmoid()
@@ -169,44 +154,3 @@ def expand(paths: Iterable[str]) -> list[str]:
             say(f"{readable(path)}: left out, not being images: {found.left_out()}")
         files += found.paths if found is not None and found.paths else [path]
     return files
-
-
-# Output: names that are no UTF-8 are written as `readable` writes them ------------------------
-
-
-def write_json(rows: Iterable[Row], out: TextIO) -> int:
-    """A JSON array with a row on each line, as they come. Returns the rows with an error."""
-    failed, before = 0, "[\n"
-    for row in rows:
-        out.write(before + json.dumps({**row, "file": _name(row)}))
-        failed, before = failed + (row["error"] is not None), ",\n"
-    out.write("\n]\n" if before != "[\n" else "[]\n")
-    return failed
-
-
-def write_csv(rows: Iterable[Row], out: TextIO, topk: int) -> int:
-    """file, class1, label1, prob1, class2, ..., error. Returns the rows with an error."""
-    failed, fields = 0, ("class", "label", "prob")
-    names = [f"{field}{place}" for place in range(1, topk + 1) for field in fields]
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["file", *names, "error"])
-    for row in rows:
-        cells: list[Any] = [value for answer in row["topk"] for value in answer.values()]
-        cells += [""] * (len(names) - len(cells))
-        table.writerow([_name(row), *cells, row["error"]])
-        failed += row["error"] is not None
-    return failed
-
-
-def write_text(rows: Iterable[Row], out: TextIO) -> int:
-    """A line for people: the file and its answers. Returns the rows with an error."""
-    failed = 0
-    for row in rows:
-        answers = "  ".join(f"{a['label']} {a['prob']:.4f}" for a in row["topk"])
-        out.write(f"{_name(row)}  {answers or 'error: ' + str(row['error'])}\n")
-        failed += row["error"] is not None
-    return failed
-
-
-def _name(row: Row) -> str | None:
-    return None if row["file"] is None else readable(row["file"])

@@ -1,0 +1,65 @@
+"""A prediction's row, and how `densekit predict` writes rows.
+
+A row is `{file, topk: [{class, label, prob}], error}`, the same in JSON, CSV and Python. An image
+that cannot be read is a row too, with its error and no answers. Names of files that are no UTF-8
+are written as `readable` writes them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from typing import Any, TextIO, TypedDict
+
+from densekit.data.listing import readable
+
+Answer = TypedDict("Answer", {"class": int, "label": str, "prob": float})
+
+
+class Row(TypedDict):
+    """One image's prediction."""
+
+    file: str | None
+    """The path as given; None for an image that has none."""
+    topk: list[Answer]
+    """Most probable first."""
+    error: str | None
+
+
+def write_json(rows: Iterable[Row], out: TextIO) -> int:
+    """A JSON array with a row on each line, as they come. Returns the rows with an error."""
+    failed, before = 0, "[\n"
+    for row in rows:
+        out.write(before + json.dumps({**row, "file": _name(row)}))
+        failed, before = failed + (row["error"] is not None), ",\n"
+    out.write("\n]\n" if before != "[\n" else "[]\n")
+    return failed
+
+
+def write_csv(rows: Iterable[Row], out: TextIO, topk: int) -> int:
+    """file, class1, label1, prob1, class2, ..., error. Returns the rows with an error."""
+    failed, fields = 0, ("class", "label", "prob")
+    names = [f"{field}{place}" for place in range(1, topk + 1) for field in fields]
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["file", *names, "error"])
+    for row in rows:
+        cells: list[Any] = [value for answer in row["topk"] for value in answer.values()]
+        cells += [""] * (len(names) - len(cells))
+        table.writerow([_name(row), *cells, row["error"]])
+        failed += row["error"] is not None
+    return failed
+
+
+def write_text(rows: Iterable[Row], out: TextIO) -> int:
+    """A line for people: the file and its answers. Returns the rows with an error."""
+    failed = 0
+    for row in rows:
+        answers = "  ".join(f"{a['label']} {a['prob']:.4f}" for a in row["topk"])
+        out.write(f"{_name(row)}  {answers or 'error: ' + str(row['error'])}\n")
+        failed += row["error"] is not None
+    return failed
+
+
+def _name(row: Row) -> str | None:
+    return None if row["file"] is None else readable(row["file"])
