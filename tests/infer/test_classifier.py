@@ -1,4 +1,4 @@
-"""predict.py: rows for images of every kind, in order, whole in every format."""
+"""classifier.py: rows for images of every kind, in order, whole in every format."""
 
 from __future__ import annotations
 

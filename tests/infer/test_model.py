@@ -1,4 +1,4 @@
-"""source.py: what can be opened, and what is said of what cannot."""
+"""model.py: what can be opened, and what is said of what cannot."""
 
 from __future__ import annotations
 

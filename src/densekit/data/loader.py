@@ -1,7 +1,7 @@
-"""Which images a rank reads, step by step of a run, and batch by batch of an evaluation.
+"""The images that a rank reads: for each training step, and for each batch of an evaluation.
 
-The order is a function of seed and epoch, a step of the order and its position, so neither the
-number of workers nor a resume changes what a step sees.
+The order of an epoch is a function of seed and epoch, and a step's images are a function of that
+order and the step. So neither the number of workers nor a resume changes what a step sees.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def micro_batches(
 ) -> list[slice]:
     """This rank's part of each micro-batch of a step's `count` images.
 
-    The step is cut into micro-batches of batch_size / accumulation, of which a short step has
-    fewer, the last one shorter; each of these is cut by rank as np.array_split does it. So all
-    ranks together have the micro-batches that one rank would have, rank 0 is never without an
-    image, and other ranks may be.
+    The step is cut into micro-batches of batch_size / accumulation images; a short step has fewer
+    of them, and its last one may be smaller. Each micro-batch is split over the ranks as
+    np.array_split splits it, so all ranks together see the micro-batches that one rank would see.
+    Rank 0 always has an image of each; other ranks may have none.
     """
     size = batch_size // accumulation
     assert 0 < count <= batch_size == size * accumulation
@@ -62,15 +62,15 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
 
 
 class TrainStream:
-    """What one rank reads in a whole run: seed and position decide every step.
+    """One rank's training batches over a whole run; seed and position decide every step.
 
-    `config.workers` is a number here. The workers live from the first step to the last.
+    `config.workers` is a number here. Workers are started once, at the first step.
 
-    With data.on_bad_image=skip, images that cannot be read are left out of their micro-batch and
-    of the step's count, which all ranks agree on at every step, so neither workers nor a resume
-    change what is left out. A micro-batch is left out whole where a rank's share would keep less
-    than two images of two or more, since BatchNorm needs as many. `bad`, by position in the
-    examples, starts with those that are known and takes up what is found.
+    With data.on_bad_image=skip, an image that cannot be read is left out of its micro-batch and of
+    the step's count. All ranks agree on that at every step, so neither workers nor a resume change
+    what is left out. Where a rank would be left with a single image of its share, the micro-batch
+    is left out as a whole, since BatchNorm needs two. `bad` maps a position in the examples to the
+    reason; it starts with the images known to be bad and grows as more are found.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrainStream:
         return self.from_step(0)
 
     def from_step(self, start: int) -> Iterator[Step]:
-        """Step `start` of the run, counted from 0, to the last one. Raises UserError."""
+        """The steps of the run from `start` (counted from 0) to the last. Raises UserError."""
         config = self.config
         assert isinstance(config.workers, int)
         skip = config.on_bad_image == "skip"
@@ -120,12 +120,15 @@ class TrainStream:
                 yield self._without_bad(whole) if skip else whole
         except UnreadableImage as error:
             raise UserError(
-                f"{error}; put a whole file in its place and the run goes on, or leave such "
+                f"{error}; put an intact file in its place and the run goes on, or leave such "
                 f"images out with -o data.on_bad_image=skip"
             ) from error
 
     def _without_bad(self, step: Step) -> Step:
-        """The step's images that can be read, alike on all ranks. Raises UserError for too many."""
+        """The step without its unreadable images, as all ranks found them.
+
+        Raises UserError where there are more of them than data.max_bad_images.
+        """
         mine = [(len(batch.labels), batch.bad) for batch in step.batches]
         ranks = distributed.broadcast_object(distributed.gather_objects(mine))
         assert ranks is not None
@@ -140,7 +143,7 @@ class TrainStream:
             raise UserError(
                 f"{len(self.bad)} images cannot be read, more than "
                 f"data.max_bad_images={self.config.max_bad_images}, the last of them:\n"
-                f"{found[-1].reason}\nput whole files in their place, or raise it",
+                f"{found[-1].reason}\nput intact files in their place, or raise the limit",
                 shared=True,
             )
         micro = list(zip(*ranks, strict=True))
@@ -153,7 +156,7 @@ class TrainStream:
         return Step([step.batches[m] for m in kept], images)
 
     def images(self, step: int) -> int:
-        """Images of a step on all ranks: the batch size, or what is left at an epoch's end."""
+        """Images of a step on all ranks: the batch size, or the rest at the end of an epoch."""
         done = step % self.steps_per_epoch * self.config.batch_size
         return min(self.config.batch_size, len(self.examples) - done)
 
@@ -163,7 +166,7 @@ class TrainStream:
         )
 
     def _keys(self, start: int) -> Iterator[list[Key]]:
-        """(epoch, index) of every image of every share of every step from `start` on."""
+        """For each share of each step from `start` on: the (epoch, index) of its images."""
         for step in range(start, self.steps):
             epoch, in_epoch = divmod(step, self.steps_per_epoch)
             if step == start or in_epoch == 0:
@@ -183,7 +186,7 @@ def eval_batches(
     pin_memory: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[int, Batch]]:
-    """(b, batch b) for every batch b, in order, that is this rank's: b mod world == rank.
+    """This rank's batches with their numbers, in order: every b with b mod world == rank.
 
     Raises UnreadableImage.
     """
@@ -205,13 +208,13 @@ def eval_batches(
 
 
 def resolve_workers(workers: int | str, device_type: str, local_world: int = 1) -> int:
-    """A number as it is; `auto` by this table, where cores are the machine's per local rank:
+    """A number is returned as it is; `auto` follows this table (cores: per local rank):
 
     =============  ========================================================================
     GPU            one worker per core, at most 8: the step itself needs one core
     CPU, 1 core    0
-    CPU, 2 or more 1, at most one in 8: the step takes milliseconds per image on all cores,
-                   reading it takes about as long on one
+    CPU, 2 or more one per 8 cores, at least 1: a step takes milliseconds per image on all cores,
+                   and reading the image takes about as long on one
     =============  ========================================================================
     """
     if isinstance(workers, int):

@@ -1,4 +1,4 @@
-"""From a file to the uint8 square a network sees, and from uint8 to normalised floats.
+"""From a file to the uint8 square that a network sees, and from uint8 to normalised floats.
 
 Shapes: N images, C channels (1 or 3), H height, W width.
 """
@@ -30,7 +30,7 @@ from densekit.data.config import (
 )
 
 MODES = {1: "L", 3: "RGB"}
-TURNS = {  # what makes an image of this EXIF orientation upright
+TURNS = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,7 +42,7 @@ TURNS = {  # what makes an image of this EXIF orientation upright
 
 
 class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong)
-    """A file that is missing, empty, cut short, or no image; the message names it."""
+    """A file that is missing, empty, truncated, or not an image; the message names it."""
 
     def __init__(self, file: str, reason: str, place: str = "") -> None:
         at = f"{place}: " if place and place != file else ""
@@ -50,10 +50,10 @@ class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong
         self.file, self.reason, self.place = file, reason, place
 
     def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str, str]]:
-        return type(self), (self.file, self.reason, self.place)  # whole from a worker, too
+        return type(self), (self.file, self.reason, self.place)  # so that it survives pickling
 
     def at(self, place: str) -> UnreadableImage:
-        """The same, of the image that stands at `file:line` of a list."""
+        """The same error for an image that a list names at `place`, `file:line`."""
         return UnreadableImage(self.file, self.reason, place)
 
 
@@ -63,9 +63,9 @@ class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong
 def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The image in a file, or in a file's bytes -> uint8 [C, H, W]. Raises UnreadableImage.
 
-    By PIL, which reads JPEG as torchvision does, to the bit, and most other formats besides.
-    EXIF orientation is applied, as cv2 does. Alpha is dropped, as cv2, torchvision and PIL's
-    convert do. Of 16 bits the high 8 are kept, as cv2 does. Of several frames the first is taken.
+    Decoded by PIL: JPEG bit for bit as torchvision, and most other formats too. EXIF orientation
+    is applied, as in cv2. Alpha is dropped, as in cv2, torchvision and PIL's convert. Of 16 bits
+    the high 8 are kept, as in cv2. Of several frames the first is taken.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_file(Path(source))
@@ -90,7 +90,7 @@ def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXE
 
 
 def read_file(file: Path) -> bytes:
-    """Of a regular file: a pipe or a device might never end. Raises UnreadableImage."""
+    """The bytes of a regular file; a pipe or a device might never end. Raises UnreadableImage."""
     try:
         if stat.S_ISREG(file.stat().st_mode):
             return file.read_bytes()
@@ -103,13 +103,13 @@ def read_file(file: Path) -> bytes:
 
 
 def _with_slashes(file: Path) -> str:
-    """What to say of a list from Windows."""
+    """A hint for lists written on Windows."""
     other = Path(str(file).replace("\\", "/"))
     return f", but there is {other}: write / in the list" if other.is_file() else ""
 
 
 def raise_pils_limit(max_pixels: int) -> None:
-    """Lets PIL open images of `max_pixels`; its limit is one for the process, and stays raised."""
+    """Lets PIL open images of `max_pixels`; the limit is the whole process' and stays raised."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and max_pixels > 2 * limit:  # PIL warns from the limit on
         Image.MAX_IMAGE_PIXELS = max_pixels
@@ -120,7 +120,7 @@ def from_image(
     channels: int,
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """What a caller of `predict` may hold -> uint8 [C, H, W].
+    """Whatever `predict` takes as an image -> uint8 [C, H, W].
 
     An array is uint8 [H, W], or [H, W, 1, 3 or 4] in RGB order (cv2's is BGR). Raises UserError.
     """
@@ -152,8 +152,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_tensor(image: Image.Image, channels: int) -> Tensor:
-    """uint8 [C, H, W] in memory as PIL has it, channels last, which resizes fastest."""
-    image.load()  # a TIFF turns itself upright as it loads
+    """uint8 [C, H, W], channels last in memory as PIL has it, which resizes fastest."""
+    image.load()  # a TIFF is turned upright by its loader
     if is_16_bit(image):
         image = _upright(image)
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -164,7 +164,7 @@ def _to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def is_16_bit(image: Image.Image) -> bool:
-    """Whether its pixels are 16-bit numbers, of one channel."""
+    """Whether its pixels are single 16-bit numbers."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
@@ -172,7 +172,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return image  # broken EXIF says nothing: viewers and cv2 show such an image as it is
+        return image  # EXIF is broken: viewers and cv2 show such an image unturned
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
@@ -187,14 +187,14 @@ class Preprocessing(Section):
     resize: int | None = Field(256, ge=1)
     """Pixels of the short side before the crop; null: no resize."""
     crop: int = Field(224, ge=1)
-    """Side in pixels of the square that is cut from the centre; zeros fill what an image lacks."""
+    """Side in pixels of the square cut from the centre; a smaller image is padded with zeros."""
     interpolation: Interpolation = "bilinear"
     """Of the resize."""
     antialias: bool = True
     """Whether the resize smooths before it shrinks."""
     rounding: Rounding = "torchvision"
-    """torchvision: the long side is rounded down, the crop's offset to nearest; paddle: the long
-    side is rounded to nearest, the offset down."""
+    """torchvision: the long side is rounded down and the crop's offset to nearest; paddle: the
+    long side is rounded to nearest and the offset down."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Per channel, of pixels in 0..1; one value serves all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -243,6 +243,6 @@ class Preprocessing(Section):
 
 @functools.cache
 def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """float32 [1, C, 1, 1]; copied once, since a copy makes the host wait for the device."""
-    with torch.inference_mode(False):  # a tensor that training may use later, too
+    """float32 [1, C, 1, 1]; cached, since each copy makes the host wait for the device."""
+    with torch.inference_mode(False):  # training may use the same tensor later
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)

@@ -1,7 +1,7 @@
-"""Published DenseNet weights, a table: where each is, and what its publisher says of it.
+"""The table of published DenseNet weights: where each file is, and what its publisher reports.
 
 Accuracies are the publishers' own on ImageNet's validation set, not reproduced here; None where
-they publish none. Sources: torchvision's weights API; PaddleClas' model zoo; timm's
+none is published. Sources: torchvision's weights API; PaddleClas' model zoo; timm's
 results-imagenet.csv; keras.io/api/applications; torchxrayvision/models.py.
 """
 
@@ -36,16 +36,16 @@ class Published:
     """One file of weights."""
 
     source: str
-    """What `pretrained` calls it."""
+    """The name that `model.pretrained` gives it."""
     model: str
     url: str
     checksum: str | None = None
-    """`sha256:` or `md5:` and the digest, or as much of it as is published."""
+    """`sha256:` or `md5:` and the digest, or the part of it that is published."""
     num_classes: int = 1000
     top1: float | None = None
     top5: float | None = None
     preprocessing: str | None = None
-    """Of PREPROCESSINGS, with which its publisher measured them."""
+    """The entry of PREPROCESSINGS that its publisher evaluates with."""
 
 
 _TORCHVISION = "https://download.pytorch.org/models/{}.pth"
