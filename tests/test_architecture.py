@@ -28,6 +28,7 @@ ROOMS = {
     "models": "ops data files",
     "weights": "models data files",
     "infer": "weights models data precision distributed progress",
+    "explain": "infer models",
     "training": "infer weights models data ops files precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models ops precision distributed progress",

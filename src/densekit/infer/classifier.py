@@ -39,6 +39,7 @@ class Classifier:
         self.classes = opened.classes
         self.preprocess = opened.preprocessing
         self.task = opened.task
+        self.precision = precision
         self._logits = logits_of(opened.model, opened.preprocessing, precision)
 
     def predict(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> list[Row]:
@@ -96,7 +97,11 @@ class Classifier:
 
     def answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
         """uint8 [n, C, crop, crop] -> each image's answers; none where they are not finite."""
-        logits = self._logits(squares).double()
+        return self.answers_of(self._logits(squares), topk)
+
+    def answers_of(self, logits: Tensor, topk: int) -> list[list[Answer]]:
+        """The network's output [n, K] -> each image's answers; none where they are not finite."""
+        logits = logits.double()
         probs = logits.softmax(1) if self.task == "multiclass" else logits.sigmoid()
         probs, places = (t[:, :topk] for t in probs.sort(dim=1, descending=True, stable=True))
         return [

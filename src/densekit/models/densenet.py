@@ -275,13 +275,15 @@ class DenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, num_classes], or [N, C] without a classifier."""
-        x = self.forward_features(x)
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        return self.classifier(x)
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, after norm5 and relu: [N, in_channels, H, W] -> [N, C, h, w]."""
         return F.relu(self.features(x))  # not in place: `features` and norm5 may have hooks
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The map that `forward_features` gives, [N, C, h, w] -> what `forward` gives."""
+        return self.classifier(F.adaptive_avg_pool2d(features, 1).flatten(1))
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` describes, each [N, channels, h, w], norms after relu."""

@@ -1,0 +1,140 @@
+"""cam.py: what a map says is what the network computes."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from densekit.config import UserError
+from densekit.data.transforms import Preprocessing
+from densekit.explain.cam import answers_and_maps, class_maps, compact, maps_of
+from densekit.infer.classifier import Classifier
+from densekit.infer.model import Opened
+from densekit.models.artifact import Task
+from densekit.models.densenet import DenseNet, DenseNetConfig
+from densekit.precision import resolve
+
+CONFIG = DenseNetConfig(
+    growth_rate=6, block_config=(2, 3), num_init_features=8, stem="cifar", num_classes=5
+)
+
+
+def network() -> DenseNet:
+    torch.manual_seed(0)
+    model = DenseNet(CONFIG, op="reference")
+    nn.init.normal_(model.classifier.bias)
+    for _ in range(3):  # running statistics that are not 0 and 1
+        model(torch.randn(8, 3, 20, 20) * 2 + 1)
+    return model.eval()
+
+
+def classifier_of(model: nn.Module, task: Task = "multiclass") -> Classifier:
+    opened = Opened(
+        name="tiny",
+        model=model,  # type: ignore[arg-type]
+        preprocessing=Preprocessing(resize=None, crop=20),
+        classes=["a", "b", "c", "d", "e"],
+        task=task,
+    )
+    return Classifier(opened, resolve("cpu", "fp32"))
+
+
+def images(n: int = 3) -> Tensor:
+    return torch.randint(0, 256, (n, 3, 20, 20), dtype=torch.uint8, generator=torch.manual_seed(1))
+
+
+def test_a_maps_mean_plus_the_bias_is_the_logit() -> None:
+    """In float64, where the two ways of adding up differ by rounding alone."""
+    model = network().double()
+    x = torch.randn(3, 3, 20, 20, dtype=torch.float64)
+    with torch.inference_mode():
+        features = model.forward_features(x)
+        maps = maps_of(model, features, torch.arange(5).expand(3, 5))
+        logits = maps.mean((2, 3)) + model.classifier.bias
+        assert torch.allclose(logits, model(x), rtol=1e-13, atol=1e-13)
+        assert torch.equal(model.forward_head(features), model(x))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_identity_holds_of_what_is_returned(task: Task) -> None:
+    classifier = classifier_of(network(), task)
+    maps = class_maps(classifier, images(), range(5))
+    assert maps.shape == (3, 5, 10, 10)
+    assert maps.dtype == torch.float32
+    normal = classifier.preprocess.normalize(images()).double()
+    with torch.inference_mode():
+        truth = network().double()(normal)
+    found = maps.double().mean((2, 3)) + network().classifier.bias.double()
+    assert torch.allclose(found, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_answers_and_their_maps_in_one_pass(task: Task) -> None:
+    classifier = classifier_of(network(), task)
+    passes: list[int] = []
+    classifier.model.features.register_forward_hook(lambda *_: passes.append(1))
+    answers, maps = answers_and_maps(classifier, images(), topk=2)
+    assert passes == [1]
+    assert answers == classifier.answers(images(), 2)
+    classes = torch.tensor([[a["class"] for a in row] for row in answers])
+    assert torch.equal(maps, class_maps(classifier, images(), classes))
+    _, everything = answers_and_maps(classifier, images(), topk=100)
+    assert everything.shape == (3, 5, 10, 10)
+
+
+def test_no_image_and_one_class() -> None:
+    classifier = classifier_of(network())
+    assert class_maps(classifier, images(0), [4]).shape == (0, 1, 10, 10)
+    answers, maps = answers_and_maps(classifier, images(0), topk=3)
+    assert answers == []
+    assert maps.shape == (0, 3, 10, 10)
+
+
+def test_an_image_without_a_finite_answer_has_maps_of_zeros() -> None:
+    model = network()
+    model.classifier.bias.data[1] = float("inf")
+    answers, maps = answers_and_maps(classifier_of(model), images(2), topk=2)
+    assert answers == [[], []]
+    assert not maps.any()
+
+
+def test_a_class_that_there_is_not() -> None:
+    classifier = classifier_of(network())
+    for wrong in ([5], [-1], torch.tensor([[0], [9]])):
+        with pytest.raises(UserError, match=r"class -?\d: this network has classes 0 to 4"):
+            class_maps(classifier, images(2), wrong)
+
+
+def test_networks_without_such_maps_are_refused() -> None:
+    model = network()
+    model.classifier = nn.Sequential(nn.Dropout(), nn.Linear(CONFIG.block_outputs[-1], 5))
+    with pytest.raises(UserError, match="one linear layer; this one's classifier is a Sequential"):
+        class_maps(classifier_of(model), images(), [0])
+    with pytest.raises(UserError, match="an exported folder does not hold"):
+        answers_and_maps(classifier_of(nn.Identity()), images(), 1)
+
+
+def test_a_compact_map_is_the_map() -> None:
+    class_map = class_maps(classifier_of(network()), images(1), [3])[0, 0]
+    sent = compact(class_map)
+    steps = np.frombuffer(base64.b64decode(sent["data"]), np.int8)
+    values = steps.reshape(sent["height"], sent["width"]) * sent["scale"] / 127
+    assert np.abs(values - class_map.numpy()).max() <= sent["scale"] / 254 * 1.001
+    assert np.abs(steps).max() == 127
+    assert len(sent["data"]) == 136
+    nothing = compact(torch.zeros(2, 3))
+    assert (nothing["scale"], nothing["height"], nothing["width"]) == (0.0, 2, 3)
+    assert base64.b64decode(nothing["data"]) == bytes(6)
+
+
+@pytest.mark.gpu
+def test_a_gpu_maps_alike() -> None:
+    opened = classifier_of(network())
+    gpu = classifier_of(network())
+    gpu.precision = resolve("cuda", "fp32")
+    maps, others = (class_maps(c, images(), [0, 3]) for c in (gpu, opened))
+    assert torch.allclose(maps, others, rtol=1e-3, atol=1e-3)
