@@ -10,8 +10,8 @@ from PIL import Image
 
 from densekit.data.bit_depth import dark_files
 from densekit.data.checks import check_examples
+from densekit.data.decode import decode
 from densekit.data.listing import Examples
-from densekit.data.transforms import decode
 
 
 def write(file: Path, largest: int, dtype: type = np.uint16) -> Path:

@@ -10,9 +10,9 @@ import torch
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import ImageDataset, Sample, epoch_order, sample_seed
+from densekit.data.decode import UnreadableImage
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
-from densekit.data.transforms import UnreadableImage
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from densekit import distributed
 from densekit.config import UserError
 from densekit.data import workers as worker_processes
 from densekit.data.config import DataConfig, EvaluateConfig
+from densekit.data.decode import UnreadableImage, decode
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
 from densekit.data.loader import (
@@ -29,7 +30,7 @@ from densekit.data.loader import (
     resolve_workers,
     steps_per_epoch,
 )
-from densekit.data.transforms import Preprocessing, UnreadableImage, decode
+from densekit.data.transforms import Preprocessing
 
 DATA = DataConfig(image_size=12, batch_size=6, workers=0, evaluate=EvaluateConfig(resize=14))
 

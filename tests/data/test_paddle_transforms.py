@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 
 from densekit.data.augment import PaddleCrop, train_transform
 from densekit.data.config import AugmentConfig, DataConfig
-from densekit.data.transforms import Preprocessing, decode
+from densekit.data.decode import decode
+from densekit.data.transforms import Preprocessing
 
 CV2 = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 

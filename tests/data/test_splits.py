@@ -14,6 +14,7 @@ from densekit.config import UserError
 from densekit.data import builtin
 from densekit.data.checks import check_examples
 from densekit.data.config import DataConfig
+from densekit.data.decode import decode
 from densekit.data.listing import Examples
 from densekit.data.splits import (
     anchored,
@@ -23,7 +24,6 @@ from densekit.data.splits import (
     open_split,
     open_val,
 )
-from densekit.data.transforms import decode
 
 
 def names(examples: Examples) -> list[str]:

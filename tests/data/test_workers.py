@@ -16,9 +16,10 @@ from torch import Tensor
 from densekit.config import UserError
 from densekit.data import workers
 from densekit.data.dataset import ImageDataset
+from densekit.data.decode import UnreadableImage
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
-from densekit.data.transforms import Preprocessing, UnreadableImage
+from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read_batches
 
 SMALL = Preprocessing(resize=None, crop=8)

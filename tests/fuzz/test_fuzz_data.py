@@ -16,8 +16,8 @@ from PIL import Image
 
 from densekit.config import UserError
 from densekit.data.classes import names_by_output
+from densekit.data.decode import decode
 from densekit.data.listing import read_list
-from densekit.data.transforms import decode
 
 PIECES = [
     b"cat/1.jpg 0\n", b"dog/2.jpg\t1\n", b"a b.jpg,2\r\n", b"x;3\n", b"y|4\n", b"z 99999999999\n",

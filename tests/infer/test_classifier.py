@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from densekit.config import UserError
-from densekit.data.transforms import Preprocessing, decode
+from densekit.data.decode import decode
+from densekit.data.transforms import Preprocessing
 from densekit.infer.classifier import Classifier, expand, load
 from densekit.infer.rows import write_csv, write_json, write_text
 from densekit.models import artifact

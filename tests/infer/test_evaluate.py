@@ -16,9 +16,10 @@ from PIL import Image
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.config import DataConfig, EvaluateConfig
+from densekit.data.decode import decode
 from densekit.data.listing import Examples, read_list
 from densekit.data.loader import eval_batches
-from densekit.data.transforms import Preprocessing, decode
+from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, evaluate_source, logits_of
 from densekit.infer.model import Opened, open_path
 from densekit.models import artifact

@@ -336,7 +336,7 @@ def test_complex_numbers_are_refused() -> None:
 
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "weights"])
 def test_float16_on_a_cpu_runs_on_plain_kernels(autocast: bool) -> None:
-    """As near to float64 as the reference is, at most twice as far; bfloat16 is in tests/ops/lean."""
+    """As near to float64 as the reference is, at most twice as far."""
     truth = gradients(network("reference").double(), images().double())
     errors = []
     for op in ("lean", "reference"):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from densekit.data.decode import is_16_bit
 from densekit.data.listing import readable
-from densekit.data.transforms import is_16_bit
 
 SAMPLE = 64  # files that are looked at
 DARK = 1 << 14  # where no value of any file reaches this, the highest two bits are unused

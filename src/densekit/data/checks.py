@@ -14,8 +14,8 @@ import numpy as np
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
 from densekit.data.config import MAX_PIXELS, DataConfig
+from densekit.data.decode import UnreadableImage, decode
 from densekit.data.listing import Examples, readable
-from densekit.data.transforms import UnreadableImage, decode
 
 NAMED = 5  # examples in a message
 UNEVEN = 4  # times the images of the smallest class

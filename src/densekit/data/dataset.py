@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from densekit.data.config import MAX_PIXELS
+from densekit.data.decode import UnreadableImage, decode
 from densekit.data.listing import Examples
-from densekit.data.transforms import UnreadableImage, decode
 
 ORDER, SAMPLE = 1, 2  # tell the two uses of a seed apart, so that their draws are independent
 Key = tuple[int, int]

@@ -14,8 +14,9 @@ from densekit.config import UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.data.dataset import BadImage, Batch, ImageDataset, Key, epoch_order
+from densekit.data.decode import UnreadableImage
 from densekit.data.listing import Examples
-from densekit.data.transforms import Preprocessing, UnreadableImage
+from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read_batches
 
 __all__ = ["Batch", "Step", "TrainStream", "eval_batches", "micro_batches", "resolve_workers"]

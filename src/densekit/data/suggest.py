@@ -30,9 +30,9 @@ from PIL import Image
 
 from densekit.config import Tree, UserError, merge, parse_override
 from densekit.data.config import MAX_PIXELS
+from densekit.data.decode import UnreadableImage, decode, raise_pils_limit, read_file
 from densekit.data.listing import Examples, readable
 from densekit.data.splits import find_part, locate_images, open_examples
-from densekit.data.transforms import UnreadableImage, decode, raise_pils_limit, read_file
 
 T = TypeVar("T")
 FILES_SAMPLED = 64  # files that are looked at

@@ -1,4 +1,4 @@
-"""From a file to the uint8 square that a network sees, and from uint8 to normalised floats.
+"""From uint8 pixels to the square that a network sees, and from that to normalised floats.
 
 Shapes: N images, C channels (1 or 3), H height, W width.
 """
@@ -6,177 +6,21 @@ Shapes: N images, C channels (1 or 3), H height, W width.
 from __future__ import annotations
 
 import functools
-import io
-import stat
-import struct
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from densekit.config import Section, UserError
+from densekit.config import Section
 from densekit.data.config import (
-    MAX_PIXELS,
     DataConfig,
     Interpolation,
     Rounding,
     check_agreement,
 )
-
-MODES = {1: "L", 3: "RGB"}
-TURNS = {  # EXIF orientation -> what makes the image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong)
-    """A file that is missing, empty, truncated, or not an image; the message names it."""
-
-    def __init__(self, file: str, reason: str, place: str = "") -> None:
-        at = f"{place}: " if place and place != file else ""
-        super().__init__(f"{at}{file}: {reason}")
-        self.file, self.reason, self.place = file, reason, place
-
-    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str, str]]:
-        return type(self), (self.file, self.reason, self.place)  # so that it survives pickling
-
-    def at(self, place: str) -> UnreadableImage:
-        """The same error for an image that a list names at `place`, `file:line`."""
-        return UnreadableImage(self.file, self.reason, place)
-
-
-# Decoding -----------------------------------------------------------------------------------
-
-
-def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The image in a file, or in a file's bytes -> uint8 [C, H, W]. Raises UnreadableImage.
-
-    Decoded by PIL: JPEG bit for bit as torchvision, and most other formats too. EXIF orientation
-    is applied, as in cv2. Alpha is dropped, as in cv2, torchvision and PIL's convert. Of 16 bits
-    the high 8 are kept, as in cv2. Of several frames the first is taken.
-    """
-    name = "bytes" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else read_file(Path(source))
-    if not data:
-        raise UnreadableImage(name, "is empty")
-    try:
-        raise_pils_limit(max_pixels)
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError
-            return _to_tensor(image, channels)
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(
-            name,
-            f"has more than {max_pixels:,} pixels; if you trust the file, raise data.max_pixels "
-            f"(of evaluate and predict: --max-pixels)",
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(name, "is not an image that PIL can read") from error
-    except Exception as error:  # PIL's plugins raise many kinds for damaged files
-        raise UnreadableImage(name, f"cannot be read as an image: {error}") from error
-
-
-def read_file(file: Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device might never end. Raises UnreadableImage."""
-    try:
-        if stat.S_ISREG(file.stat().st_mode):
-            return file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnreadableImage(str(file), f"there is no such file{_with_slashes(file)}") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UnreadableImage(str(file), f"cannot be read: {why}") from error
-    raise UnreadableImage(str(file), "is a folder" if file.is_dir() else "is no regular file")
-
-
-def _with_slashes(file: Path) -> str:
-    """A hint for lists written on Windows."""
-    other = Path(str(file).replace("\\", "/"))
-    return f", but there is {other}: write / in the list" if other.is_file() else ""
-
-
-def raise_pils_limit(max_pixels: int) -> None:
-    """Lets PIL open images of `max_pixels`; the limit is the whole process' and stays raised."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and max_pixels > 2 * limit:  # PIL warns from the limit on
-        Image.MAX_IMAGE_PIXELS = max_pixels
-
-
-def from_image(
-    image: Image.Image | np.ndarray | bytes | str | Path,
-    channels: int,
-    max_pixels: int = MAX_PIXELS,
-) -> Tensor:
-    """Whatever `predict` takes as an image -> uint8 [C, H, W].
-
-    An array is uint8 [H, W], or [H, W, 1, 3 or 4] in RGB order (cv2's is BGR). Raises UserError.
-    """
-    if isinstance(image, (bytes, str, Path)):
-        return decode(image, channels, max_pixels)
-    if isinstance(image, np.ndarray):
-        image = _from_array(image)
-    if not isinstance(image, Image.Image):
-        raise UserError(
-            f"expected a path, bytes, a PIL image or an array, got {type(image).__name__}"
-        )
-    try:
-        return _to_tensor(image, channels)
-    except (OSError, ValueError, SyntaxError) as error:  # PIL decodes as late as here
-        name = getattr(image, "filename", "") or "PIL image"
-        raise UnreadableImage(str(name), f"cannot be read as an image: {error}") from error
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not fits or not array.size:
-        raise UserError(
-            f"expected a uint8 array of shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got "
-            f"{array.dtype} {list(array.shape)}"
-        )
-    return Image.fromarray(array)
-
-
-def _to_tensor(image: Image.Image, channels: int) -> Tensor:
-    """uint8 [C, H, W], channels last in memory as PIL has it, which resizes fastest."""
-    image.load()  # a TIFF is turned upright by its loader
-    if is_16_bit(image):
-        image = _upright(image)
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no agreed range; save the file with 8 or 16 bits")
-    pixels = np.array(_upright(image).convert(MODES[channels]))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
-
-
-def is_16_bit(image: Image.Image) -> bool:
-    """Whether its pixels are single 16-bit numbers."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return image  # EXIF is broken: viewers and cv2 show such an image unturned
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
-
-
-# Evaluation and prediction ------------------------------------------------------------------
 
 
 class Preprocessing(Section):

@@ -24,7 +24,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.dataset import Batch, ImageDataset, Key
-from densekit.data.transforms import UnreadableImage
+from densekit.data.decode import UnreadableImage
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 IGNORED = (signal.SIGINT, signal.SIGTERM)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
+from densekit.data.decode import UnreadableImage, from_image
 from densekit.data.folders import images_below
 from densekit.data.listing import readable
-from densekit.data.transforms import UnreadableImage, from_image
 from densekit.infer.engines import logits_of
 from densekit.infer.model import Opened, open_path
 from densekit.infer.rows import Answer, Row
