@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,8 @@ from torch import Tensor, nn
 from densekit.config import UserError
 from densekit.data.transforms import Preprocessing
 from densekit.explain.cam import answers_and_maps, class_maps, compact, maps_of
-from densekit.infer.classifier import Classifier
-from densekit.infer.model import Opened
-from densekit.models.artifact import Task
+from densekit.infer.classifier import Classifier, load
+from densekit.models.artifact import ArtifactConfig, Described, Task, write_artifact
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import resolve
 
@@ -32,15 +32,25 @@ def network() -> DenseNet:
     return model.eval()
 
 
-def classifier_of(model: nn.Module, task: Task = "multiclass") -> Classifier:
-    opened = Opened(
-        name="tiny",
-        model=model,  # type: ignore[arg-type]
-        preprocessing=Preprocessing(resize=None, crop=20),
-        classes=["a", "b", "c", "d", "e"],
+def loaded(folder: Path, task: Task = "multiclass", device: str = "cpu") -> Classifier:
+    config = ArtifactConfig(
         task=task,
+        model=Described(name="tiny", architecture=CONFIG),
+        preprocessing=Preprocessing(resize=None, crop=20),
+        classes=("a", "b", "c", "d", "e"),
     )
-    return Classifier(opened, resolve("cpu", "fp32"))
+    write_artifact(folder, config, network().state_dict())
+    return load(folder, device)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Classifier:
+    return loaded(tmp_path)
+
+
+@pytest.fixture(params=["multiclass", "multilabel"])
+def of_either_task(tmp_path: Path, request: pytest.FixtureRequest) -> Classifier:
+    return loaded(tmp_path, request.param)
 
 
 def images(n: int = 3) -> Tensor:
@@ -55,71 +65,63 @@ def test_a_maps_mean_plus_the_bias_is_the_logit() -> None:
         features = model.forward_features(x)
         maps = maps_of(model, features, torch.arange(5).expand(3, 5))
         logits = maps.mean((2, 3)) + model.classifier.bias
+        assert logits.dtype == torch.float64
         assert torch.allclose(logits, model(x), rtol=1e-13, atol=1e-13)
         assert torch.equal(model.forward_head(features), model(x))
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_the_identity_holds_of_what_is_returned(task: Task) -> None:
-    classifier = classifier_of(network(), task)
-    maps = class_maps(classifier, images(), range(5))
+def test_the_identity_holds_of_what_is_returned(of_either_task: Classifier) -> None:
+    maps = class_maps(of_either_task, images(), range(5))
     assert maps.shape == (3, 5, 10, 10)
     assert maps.dtype == torch.float32
-    normal = classifier.preprocess.normalize(images()).double()
+    normal = of_either_task.preprocess.normalize(images()).double()
     with torch.inference_mode():
         truth = network().double()(normal)
     found = maps.double().mean((2, 3)) + network().classifier.bias.double()
     assert torch.allclose(found, truth, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_answers_and_their_maps_in_one_pass(task: Task) -> None:
-    classifier = classifier_of(network(), task)
+def test_answers_and_their_maps_in_one_pass(of_either_task: Classifier) -> None:
     passes: list[int] = []
-    classifier.model.features.register_forward_hook(lambda *_: passes.append(1))
-    answers, maps = answers_and_maps(classifier, images(), topk=2)
+    of_either_task.model.features.register_forward_hook(lambda *_: passes.append(1))
+    answers, maps = answers_and_maps(of_either_task, images(), topk=2)
     assert passes == [1]
-    assert answers == classifier.answers(images(), 2)
+    assert answers == of_either_task.answers(images(), 2)
     classes = torch.tensor([[a["class"] for a in row] for row in answers])
-    assert torch.equal(maps, class_maps(classifier, images(), classes))
-    _, everything = answers_and_maps(classifier, images(), topk=100)
+    assert torch.equal(maps, class_maps(of_either_task, images(), classes))
+    _, everything = answers_and_maps(of_either_task, images(), topk=100)
     assert everything.shape == (3, 5, 10, 10)
 
 
-def test_no_image_and_one_class() -> None:
-    classifier = classifier_of(network())
+def test_no_image(classifier: Classifier) -> None:
     assert class_maps(classifier, images(0), [4]).shape == (0, 1, 10, 10)
     answers, maps = answers_and_maps(classifier, images(0), topk=3)
     assert answers == []
     assert maps.shape == (0, 3, 10, 10)
 
 
-def test_an_image_without_a_finite_answer_has_maps_of_zeros() -> None:
-    model = network()
-    model.classifier.bias.data[1] = float("inf")
-    answers, maps = answers_and_maps(classifier_of(model), images(2), topk=2)
+def test_an_image_without_a_finite_answer_has_maps_of_zeros(classifier: Classifier) -> None:
+    classifier.model.classifier.bias.data[1] = float("inf")
+    answers, maps = answers_and_maps(classifier, images(2), topk=2)
     assert answers == [[], []]
     assert not maps.any()
 
 
-def test_a_class_that_there_is_not() -> None:
-    classifier = classifier_of(network())
+def test_a_class_that_there_is_not(classifier: Classifier) -> None:
     for wrong in ([5], [-1], torch.tensor([[0], [9]])):
         with pytest.raises(UserError, match=r"class -?\d: this network has classes 0 to 4"):
             class_maps(classifier, images(2), wrong)
 
 
-def test_networks_without_such_maps_are_refused() -> None:
-    model = network()
-    model.classifier = nn.Sequential(nn.Dropout(), nn.Linear(CONFIG.block_outputs[-1], 5))
+def test_another_head_is_refused(classifier: Classifier) -> None:
+    width = CONFIG.block_outputs[-1]
+    classifier.model.classifier = nn.Sequential(nn.Dropout(), nn.Linear(width, 5))
     with pytest.raises(UserError, match="one linear layer; this one's classifier is a Sequential"):
-        class_maps(classifier_of(model), images(), [0])
-    with pytest.raises(UserError, match="an exported folder does not hold"):
-        answers_and_maps(classifier_of(nn.Identity()), images(), 1)
+        answers_and_maps(classifier, images(), 1)
 
 
-def test_a_compact_map_is_the_map() -> None:
-    class_map = class_maps(classifier_of(network()), images(1), [3])[0, 0]
+def test_a_compact_map_is_the_map(classifier: Classifier) -> None:
+    class_map = class_maps(classifier, images(1), [3])[0, 0]
     sent = compact(class_map)
     steps = np.frombuffer(base64.b64decode(sent["data"]), np.int8)
     values = steps.reshape(sent["height"], sent["width"]) * sent["scale"] / 127
@@ -131,10 +133,17 @@ def test_a_compact_map_is_the_map() -> None:
     assert base64.b64decode(nothing["data"]) == bytes(6)
 
 
+def test_in_bf16(classifier: Classifier) -> None:
+    """The answers are those of the same precision; the maps differ as such logits do."""
+    exact = class_maps(classifier, images(), range(5))
+    classifier.precision = resolve("cpu", "bf16")
+    rounded = class_maps(classifier, images(), range(5))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
 @pytest.mark.gpu
-def test_a_gpu_maps_alike() -> None:
-    opened = classifier_of(network())
-    gpu = classifier_of(network())
-    gpu.precision = resolve("cuda", "fp32")
-    maps, others = (class_maps(c, images(), [0, 3]) for c in (gpu, opened))
+def test_a_gpu_maps_alike(classifier: Classifier, tmp_path: Path) -> None:
+    gpu = loaded(tmp_path / "gpu", device="cuda")
+    maps, others = (class_maps(c, images(), [0, 3]) for c in (gpu, classifier))
     assert torch.allclose(maps, others, rtol=1e-3, atol=1e-3)

@@ -19,7 +19,7 @@ from densekit.data.bit_depth import dark_files
 from densekit.data.decode import UnreadableImage, from_image
 from densekit.data.folders import images_below
 from densekit.data.listing import readable
-from densekit.infer.engines import logits_of
+from densekit.infer.engines import Logits, logits_of
 from densekit.infer.model import Opened, open_path
 from densekit.infer.rows import Answer, Row
 from densekit.precision import Precision, resolve
@@ -40,7 +40,7 @@ class Classifier:
         self.preprocess = opened.preprocessing
         self.task = opened.task
         self.precision = precision
-        self._logits = logits_of(opened.model, opened.preprocessing, precision)
+        self.logits: Logits = logits_of(opened.model, opened.preprocessing, precision)
 
     def predict(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> list[Row]:
         """A row for each image, in order; `topk` answers, or as many as there are classes.
@@ -60,16 +60,16 @@ class Classifier:
             raise UserError("predict takes a list of images; for a single one write [image]")
         if topk < 1 or batch_size < 1:
             raise UserError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
-        for chunk, squares in self._read(images, batch_size):
+        for chunk, squares in self.read_batches(images, batch_size):
             readable = [square for square in squares if isinstance(square, Tensor)]
             answers = iter(self.answers(torch.stack(readable), topk) if readable else [])
             for image, square in zip(chunk, squares, strict=True):
                 yield _row(image, next(answers) if isinstance(square, Tensor) else square)
 
-    def _read(
+    def read_batches(
         self, images: Sequence[Input], batch_size: int
     ) -> Iterator[tuple[Sequence[Input], list[Tensor | UnreadableImage]]]:
-        """Batches of images with their uint8 squares, one batch read ahead."""
+        """Batches of images with what `read_square` gives of each, one batch read ahead."""
         ahead: deque[tuple[Sequence[Input], Iterator[Tensor | UnreadableImage]]] = deque()
         with ThreadPoolExecutor(thread_name_prefix="densekit-read") as pool:
             for start in range(0, len(images), batch_size):
@@ -97,7 +97,7 @@ class Classifier:
 
     def answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
         """uint8 [n, C, crop, crop] -> each image's answers; none where they are not finite."""
-        return self.answers_of(self._logits(squares), topk)
+        return self.answers_of(self.logits(squares), topk)
 
     def answers_of(self, logits: Tensor, topk: int) -> list[list[Answer]]:
         """The network's output [n, K] -> each image's answers; none where they are not finite."""
