@@ -27,7 +27,7 @@ ROOMS = {
     "data": "distributed progress",
     "models": "ops data files",
     "weights": "models data files",
-    "infer": "weights models data precision distributed progress",
+    "infer": "weights models data files precision distributed progress",
     "explain": "infer models",
     "training": "infer weights models data ops files precision distributed progress",
     "paddleclas": "training infer weights models data distributed",

@@ -134,7 +134,7 @@ def test_it_is_numpys_count(
     assert [row["count"] for row in found["per_class"]] == np.bincount(labels).tolist()
     assert list(found) == [
         "count", "top1", "top5", "loss", "ece", "balanced_accuracy", "per_class", "confusion",
-        "auroc", "ips", "preprocessing", "precision",
+        "auroc", "ips", "preprocessing", "precision", "engine",
     ]  # fmt: skip
     assert found["precision"] == "fp32"
     assert found["preprocessing"] == PREPROCESSING.model_dump(mode="json")

@@ -12,6 +12,7 @@ from densekit.cli.options import (
     Classes,
     Config,
     Device,
+    Engine,
     EvaluationData,
     MaxPixels,
     ModelName,
@@ -38,6 +39,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
+    engine: Engine = "auto",
     max_pixels: MaxPixels = None,
     json: AsJson = False,
 ) -> None:
@@ -63,8 +65,9 @@ def evaluate(
         distributed.set_threads()
         opened = distributed.on_every_rank(lambda: asked.open(classes, model))
         show_notes([*asked.notes, *opened.notes])
+        loaders = "auto" if workers is None else workers
         found = evaluate_source(
-            opened, formats, data, batch_size, "auto" if workers is None else workers, max_pixels
+            opened, formats, data, batch_size, loaders, max_pixels, engine=engine
         )
         print_evaluation(found, as_json=json)
 

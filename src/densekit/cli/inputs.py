@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from densekit.config import UserError
-from densekit.infer.model import Opened, open_configured, open_path
+from densekit.infer.model import Opened, device_of, open_configured, open_path
 from densekit.paddleclas.infer import Infer, with_class_names
 from densekit.paddleclas.open import open_recipe
 from densekit.paddleclas.translate import Use
@@ -26,7 +26,9 @@ class Asked:
     paddleclas: bool = False
 
     def device(self, chosen: str) -> str:
-        """`chosen`; the recipe's own where that is auto."""
+        """`chosen`; where that is auto the recipe's own, or the one that SOURCE needs."""
+        if self.source is not None:
+            return device_of(self.source, chosen)
         return chosen if chosen != "auto" or self.recipe is None else self.recipe.loop.device
 
     def open(self, classes: str | None, model: str | None) -> Opened:

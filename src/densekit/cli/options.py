@@ -26,7 +26,7 @@ Options = Annotated[
 ]
 Source = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Argument(metavar="SOURCE", help="An artifact, a run, or weights (--model)."),
+    typer.Argument(metavar="SOURCE", help="An artifact, a run, an export, or weights (--model)."),
 ]
 ModelName = Annotated[
     Optional[str],  # noqa: UP045
@@ -38,6 +38,14 @@ Classes = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps")]
 PrecisionOption = Annotated[str, typer.Option("--precision", metavar="fp32|bf16|fp16")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="auto|torch|onnxruntime|openvino",
+        help="What computes the network; auto: what SOURCE was exported for, else torch.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 BatchSize = Annotated[
     Optional[int],  # noqa: UP045

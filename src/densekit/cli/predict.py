@@ -13,6 +13,7 @@ from densekit.cli.options import (
     Classes,
     Config,
     Device,
+    Engine,
     MaxPixels,
     ModelName,
     Options,
@@ -39,6 +40,7 @@ def predict(
     batch_size: BatchSize = None,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
+    engine: Engine = "auto",
     max_pixels: MaxPixels = None,
     json: AsJson = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
@@ -75,7 +77,7 @@ def predict(
     opened = asked.open(classes, model)
     show_notes([*asked.notes, *opened.notes, *dark_files(images)])
     formats = resolve(asked.device(device), precision, typed=FLAG)
-    classifier = Classifier(opened, formats, max_pixels)
+    classifier = Classifier(opened, formats, max_pixels, engine)
     size = batch_size or asked.infer.batch_size
     rows = bar(classifier.rows(images, topk, size), len(images), "predicting")
     if csv:

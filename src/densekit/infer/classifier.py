@@ -19,9 +19,10 @@ from densekit.data.bit_depth import dark_files
 from densekit.data.decode import UnreadableImage, from_image
 from densekit.data.folders import images_below
 from densekit.data.listing import readable
-from densekit.infer.engines import Logits, logits_of
-from densekit.infer.model import Opened, open_path
+from densekit.infer.engines import Logits, open_engine, resolve_engine
+from densekit.infer.model import Opened, device_of, open_path
 from densekit.infer.rows import Answer, Row
+from densekit.models.densenet import DenseNet
 from densekit.precision import Precision, resolve
 from densekit.progress import say
 
@@ -32,15 +33,30 @@ Input = str | os.PathLike | bytes | Image.Image | np.ndarray
 class Classifier:
     """A network with all that it takes to use it."""
 
-    def __init__(self, opened: Opened, precision: Precision, max_pixels: int | None = None) -> None:
-        """Images of more than `max_pixels` are not decoded; None: as in the network's training."""
+    def __init__(
+        self,
+        opened: Opened,
+        precision: Precision,
+        max_pixels: int | None = None,
+        engine: str = "auto",
+    ) -> None:
+        """Images of more than `max_pixels` are not decoded; None: as in the network's training.
+
+        `engine` is one of ENGINE_NAMES. Raises UserError where it cannot compute the network.
+        """
+        self.opened = opened
         self.max_pixels = max_pixels or opened.max_pixels
-        self.model = opened.model
         self.classes = opened.classes
         self.preprocess = opened.preprocessing
         self.task = opened.task
+        self.engine = resolve_engine(opened, engine)
         self.precision = precision
-        self.logits: Logits = logits_of(opened.model, opened.preprocessing, precision)
+        self.logits: Logits = open_engine(opened, precision, engine)
+
+    @property
+    def model(self) -> DenseNet:
+        """torch's network. Raises UserError for an exported one."""
+        return self.opened.model
 
     def predict(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> list[Row]:
         """A row for each image, in order; `topk` answers, or as many as there are classes.
@@ -133,14 +149,20 @@ def _row(image: Input, result: list[Answer] | UnreadableImage) -> Row:
 
 
 def load(
-    path: str | os.PathLike, device: str = "auto", max_pixels: int | None = None
+    path: str | os.PathLike,
+    device: str = "auto",
+    max_pixels: int | None = None,
+    engine: str = "auto",
 ) -> Classifier:
-    """The classifier of an artifact's folder, or of the best one in a run's folder; in fp32.
+    """The classifier of an artifact's or export's folder, or of the best artifact in a run's
+    folder; in fp32.
 
-    Images of more than `max_pixels` are not decoded; None: as in the training. Raises UserError.
+    Images of more than `max_pixels` are not decoded; None: as in the training. `engine` computes
+    the network: "torch", "onnxruntime" or "openvino"; "auto": that of the folder. Raises UserError.
     """
-    opened = open_path(os.fspath(path))
-    return Classifier(opened, resolve(device, "fp32"), max_pixels)
+    place = os.fspath(path)
+    formats = resolve(device_of(place, device), "fp32")
+    return Classifier(open_path(place), formats, max_pixels, engine)
 
 
 # Files --------------------------------------------------------------------------------------

@@ -1,18 +1,92 @@
-"""A network as one callable: uint8 images [n, C, H, W] -> float32 logits [n, K] on the CPU."""
+"""A network as one callable: uint8 images [n, C, H, W] -> float32 logits [n, K] on the CPU.
+
+torch computes artifacts; an exported network is computed by the engine of its file, on the CPU
+and in as many threads as torch has.
+"""
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from densekit.config import UserError, nearest
+from densekit.infer.exported import INPUT, LOGITS, Exported, Target
+from densekit.infer.model import Opened
 from densekit.models.artifact import Preprocessing
 from densekit.models.densenet import DenseNet
 from densekit.precision import Precision
 
 Logits = Callable[[Tensor], Tensor]
+Runtime = Callable[[np.ndarray], np.ndarray]
+"""The input of an exported file -> its logits, float32 [n, K]. Safe in threads."""
+
+ENGINE_NAMES = ("auto", "torch", "onnxruntime", "openvino")
+ENGINES: dict[Target | None, tuple[str, ...]] = {
+    None: ("torch",),  # an artifact
+    "torch-export": ("torch",),
+    "onnx": ("onnxruntime", "openvino"),
+    "onnx-int8": ("onnxruntime", "openvino"),
+    "openvino": ("openvino",),
+    "openvino-int8": ("openvino",),
+}
+"""Which can compute what; the first is what auto takes."""
+
+
+def resolve_engine(opened: Opened, engine: str) -> str:
+    """What computes the network: auto by the table. Raises UserError for what cannot."""
+    if engine not in ENGINE_NAMES:
+        raise UserError(f"--engine {engine}: unknown engine{nearest(engine, ENGINE_NAMES)}")
+    network = opened.network
+    to = None if isinstance(network, DenseNet) else network.config.export.to
+    if engine == "auto":
+        return ENGINES[to][0]
+    if engine not in ENGINES[to]:
+        raise UserError(f"--engine {engine}: {_where_it_runs(to, engine)}")
+    return engine
+
+
+def open_engine(opened: Opened, precision: Precision, engine: str = "auto") -> Logits:
+    """The network's callable. Raises UserError for an engine or format that it does not have."""
+    name, network = resolve_engine(opened, engine), opened.network
+    if isinstance(network, DenseNet):
+        return logits_of(network, opened.preprocessing, precision)
+    _check_formats(network, precision, name)
+    return exported_logits(network, RUNS[name](network, precision))
+
+
+def _where_it_runs(to: Target | None, engine: str) -> str:
+    """Why another engine has to be asked."""
+    if to is not None:
+        return f"a network exported to {to} is computed by {' or '.join(ENGINES[to])}"
+    target = "onnx" if engine == "onnxruntime" else engine
+    return (
+        f"an artifact is computed by torch; export it first (densekit export ARTIFACT --to "
+        f"{target}), and give the folder that this writes"
+    )
+
+
+def _check_formats(exported: Exported, precision: Precision, engine: str) -> None:
+    to = exported.config.export.to
+    if precision.device.type != "cpu":
+        raise UserError(
+            f"--device {precision.device.type}: a network exported to {to} is computed on the CPU; "
+            f"leave it out, or give the artifact"
+        )
+    if precision.name != "fp32" and (engine != "openvino" or to.endswith("int8")):
+        raise UserError(
+            f"--precision {precision.name}: what is exported to {to} is computed by {engine} as it "
+            f"was written; leave it out"
+        )
+
+
+# torch --------------------------------------------------------------------------------------
 
 
 def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precision) -> Logits:
@@ -32,3 +106,82 @@ def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precisi
             return model(preprocessing.normalize(precision.send(images))).float().cpu()
 
     return logits
+
+
+# Exported files -----------------------------------------------------------------------------
+
+
+def exported_logits(exported: Exported, run: Runtime) -> Logits:
+    """`run` of what the file takes: the images as they are, or normalised."""
+    config = exported.config
+
+    def logits(images: Tensor) -> Tensor:
+        if config.export.with_preprocessing:
+            given = images.permute(0, 2, 3, 1)
+        else:
+            given = config.preprocessing.normalize(images)
+        return torch.from_numpy(run(given.contiguous().numpy()))
+
+    return logits
+
+
+def run_onnxruntime(exported: Exported, precision: Precision) -> Runtime:
+    """ONNX Runtime's session for a model.onnx."""
+    runtime = _engine_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # its warnings are about its own graph
+    session = runtime.InferenceSession(
+        str(exported.file), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run([LOGITS], {INPUT: images})[0]
+
+
+def run_openvino(exported: Exported, precision: Precision) -> Runtime:
+    """OpenVINO's compiled model for a model.xml or model.onnx.
+
+    Its own default on a CPU with bf16 instructions is bf16, so the precision is always said.
+    """
+    openvino = _engine_module("openvino")
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision.name == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(str(exported.file), "CPU", settings)
+    output, requests = compiled.output(LOGITS), threading.local()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        if not hasattr(requests, "own"):  # a request serves one thread at a time
+            requests.own = compiled.create_infer_request()
+        return requests.own.infer({INPUT: images})[output]
+
+    return run
+
+
+def run_program(exported: Exported, precision: Precision) -> Runtime:
+    """torch's own exported program, a model.pt2."""
+    program = torch.export.load(exported.file).module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            outputs = program(torch.from_numpy(images))
+        return outputs[-1].numpy()  # the logits come last
+
+    return run
+
+
+RUNS: dict[str, Callable[[Exported, Precision], Runtime]] = {
+    "torch": run_program,
+    "onnxruntime": run_onnxruntime,
+    "openvino": run_openvino,
+}
+
+
+def _engine_module(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f'{name} is not installed, which computes this network; pip install "densekit[export]"'
+        ) from error

@@ -25,7 +25,7 @@ from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
 from densekit.data.splits import open_examples, open_val
 from densekit.infer import metrics
-from densekit.infer.engines import Logits, logits_of
+from densekit.infer.engines import Logits, logits_of, open_engine, resolve_engine
 from densekit.infer.model import Opened
 from densekit.precision import Precision
 from densekit.progress import bar, say
@@ -102,6 +102,7 @@ def evaluate_source(
     batch_size: int | None = None,
     workers: int | str = "auto",
     max_pixels: int | None = None,
+    engine: str = "auto",
 ) -> dict[str, Any]:
     """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
 
@@ -123,7 +124,7 @@ def evaluate_source(
     )  # fmt: skip
     own = len(range(distributed.rank(), -(-len(examples) // batch_size), world))
     shown = bar(batches, own, "evaluating")
-    logits = logits_of(opened.model, opened.preprocessing, precision)
+    logits = distributed.on_every_rank(lambda: open_engine(opened, precision, engine))
     found = evaluate(logits, shown, num_classes=len(opened.classes))
     per_class = [
         {"class": label, "label": name, **row}
@@ -138,6 +139,7 @@ def evaluate_source(
         "ips": found.ips,
         "preprocessing": opened.preprocessing.model_dump(mode="json"),
         "precision": precision.name,
+        "engine": resolve_engine(opened, engine),
     }
 
 

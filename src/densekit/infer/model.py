@@ -9,6 +9,7 @@ from typing import Any
 from densekit.config import UserError
 from densekit.data.classes import names_by_output
 from densekit.data.config import MAX_PIXELS, DataConfig
+from densekit.infer.exported import Exported, is_exported, read_exported
 from densekit.models import artifact
 from densekit.models.artifact import Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
@@ -21,11 +22,12 @@ from densekit.weights.weights_file import StateDict, nearest_sibling
 
 @dataclass(frozen=True)
 class Opened:
-    """A network ready to answer: in eval mode, float32, on the CPU, with the reference op."""
+    """A network with all that it takes to use it."""
 
     name: str
     """The variant."""
-    model: DenseNet
+    network: DenseNet | Exported
+    """In eval mode, float32, on the CPU, with the reference op; or a file for an engine."""
     preprocessing: Preprocessing
     classes: list[str]
     task: Task = "multiclass"
@@ -37,14 +39,25 @@ class Opened:
     """False: nobody named the classes, which are called by their numbers."""
 
     @property
+    def model(self) -> DenseNet:
+        """torch's network, for what looks into it. Raises UserError for an exported one."""
+        if isinstance(self.network, DenseNet):
+            return self.network
+        to, folder = self.network.config.export.to, self.network.folder
+        raise UserError(
+            f"{folder}: exported ({to}), so its layers and weights are out of torch's reach; give "
+            f"the artifact that it was exported from"
+        )
+
+    @property
     def max_pixels(self) -> int:
         """Of an image, as the training allowed."""
         return self.data.get("max_pixels", MAX_PIXELS)
 
 
 def open_path(path: str, model: str | None = None, classes: str | None = None) -> Opened:
-    """An artifact's or run's folder; or a weights file of the variant `model`, whose classes the
-    file `classes` names and whose preprocessing is ImageNet's.
+    """An artifact's, run's or export's folder; or a weights file of the variant `model`, whose
+    classes the file `classes` names and whose preprocessing is ImageNet's.
 
     Raises UserError for what cannot be opened, and for options that do not apply.
     """
@@ -53,7 +66,7 @@ def open_path(path: str, model: str | None = None, classes: str | None = None) -
         if model or classes:
             option = "--model" if model else "--classes"
             raise UserError(f"{path}: {option} is for files of weights; a folder says it itself")
-        return _open_folder(place.path)
+        return (_open_exported if is_exported(place.path) else _open_folder)(place.path)
     if not place.path.exists():
         raise UserError(f"{path}: there is no such file or folder{nearest_sibling(place.path)}")
     if place.path.suffix not in WEIGHT_FILES:
@@ -63,6 +76,11 @@ def open_path(path: str, model: str | None = None, classes: str | None = None) -
     if not model:
         raise UserError(f"{path}: a file of weights does not say what it is of; give --model NAME")
     return _open_file(place, model, classes)
+
+
+def device_of(path: str, device: str) -> str:
+    """`device`; for an exported network auto is the CPU, whatever the machine has."""
+    return "cpu" if device == "auto" and is_exported(split_key(path).path) else device
 
 
 def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = None) -> Opened:
@@ -80,7 +98,7 @@ def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = 
     stored = None if classes else _stored_names(pretrained, config)
     return Opened(
         name=model.name,
-        model=network,
+        network=network,
         preprocessing=Preprocessing.from_config(data),
         classes=stored or _names(classes, config),
         data=data.model_dump(mode="json"),
@@ -105,12 +123,25 @@ def _open_folder(folder: Path) -> Opened:
     network, _ = _loaded(config.model.architecture, FoundWeights(stored.state_dict), str(place))
     return Opened(
         name=config.model.name,
-        model=network,
+        network=network,
         preprocessing=config.preprocessing,
         classes=list(config.classes),
         task=config.task,
         data=config.data,
         notes=() if place == folder else (f"{folder}: a run's folder; taking {place}",),
+    )
+
+
+def _open_exported(folder: Path) -> Opened:
+    exported = read_exported(folder)
+    config = exported.config
+    return Opened(
+        name=config.model.name,
+        network=exported,
+        preprocessing=config.preprocessing,
+        classes=list(config.classes),
+        task=config.task,
+        data=config.data,
     )
 
 
@@ -130,7 +161,7 @@ def _open_file(place: Place, name: str, classes: str | None) -> Opened:
     taken = f"{file}: taken to need ImageNet's preprocessing, {resize} to {side} pixels"
     return Opened(
         name=name,
-        model=network,
+        network=network,
         preprocessing=Preprocessing(resize=resize, crop=side),
         classes=_names(classes, config),
         notes=(*notes, taken),

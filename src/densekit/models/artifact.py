@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -104,6 +104,9 @@ class ArtifactConfig(Section):
         return self
 
 
+ConfigKind = TypeVar("ConfigKind", bound=ArtifactConfig)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """What a folder holds: the config and every tensor as it was stored, on the CPU."""
@@ -171,7 +174,7 @@ def read_artifact(folder: Path) -> Artifact:
                 f"{file}: damaged: its content is not what its checksum says was written; copy it "
                 f"again from where it came, or make it again"
             )
-        config = parse(text, file)
+        config = parse(text, file, ArtifactConfig)
         edited = _edited(folder / CONFIG, text)
         if edited is None:
             return Artifact(config, state_dict)
@@ -241,8 +244,8 @@ def _how_to_change(folder: Path, edited: str | None) -> str:
     )
 
 
-def parse(text: str, file: Path) -> ArtifactConfig:
-    """config.json's text, which stands in `file`. Raises UserError."""
+def parse(text: str, file: Path, kind: type[ConfigKind]) -> ConfigKind:
+    """The config of this kind in config.json's text, which stands in `file`. Raises UserError."""
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
@@ -254,7 +257,7 @@ def parse(text: str, file: Path) -> ArtifactConfig:
             f"{file}: artifact format {tree['format']}, but densekit {densekit.__version__} reads "
             f"format {FORMAT}; install a newer densekit"
         )
-    return build(ArtifactConfig, ConfigSource(tree, {(): str(file)}))
+    return build(kind, ConfigSource(tree, {(): str(file)}))
 
 
 def locate_artifact(folder: Path) -> Path:
@@ -301,7 +304,7 @@ def is_replaceable(folder: Path) -> bool:
 
 def _is_config(file: Path) -> bool:
     try:
-        parse(file.read_text(encoding="utf-8"), file)
+        parse(file.read_text(encoding="utf-8"), file, ArtifactConfig)
     except (OSError, UnicodeDecodeError, UserError):
         return False
     return True
