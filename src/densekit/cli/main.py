@@ -13,11 +13,11 @@ import traceback
 
 import typer
 
-from densekit.cli import bench, catalog, convert, evaluate, predict, train
+from densekit.cli import bench, catalog, convert, evaluate, predict, serve, train
 
 app = typer.Typer(
     name="densekit",
-    help="Train, evaluate and predict with DenseNets.",
+    help="Train, evaluate, predict with and serve DenseNets.",
     epilog="Start with: densekit train -c quickstart",
     no_args_is_help=True,
     add_completion=False,
@@ -29,6 +29,7 @@ for command in (
     train.train,
     evaluate.evaluate,
     predict.predict,
+    serve.serve,
     convert.translate,
     convert.convert,
     bench.bench,

@@ -46,6 +46,10 @@ class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong
         return UnreadableImage(self.file, self.reason, place)
 
 
+class TooManyPixels(UnreadableImage):
+    """An image of which only the size was read."""
+
+
 def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The image in a file, or in a file's bytes -> uint8 [C, H, W]. Raises UnreadableImage.
 
@@ -64,7 +68,7 @@ def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXE
                 raise Image.DecompressionBombError
             return _to_tensor(image, channels)
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(
+        raise TooManyPixels(
             name,
             f"has more than {max_pixels:,} pixels; if you trust the file, raise data.max_pixels "
             f"(of evaluate and predict: --max-pixels)",

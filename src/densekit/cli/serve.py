@@ -1,0 +1,122 @@
+"""`densekit serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from densekit.cli.options import Classes, Device, MaxPixels, ModelName, PrecisionOption
+from densekit.cli.output import show_notes
+
+
+def serve(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="An artifact, a run, or weights (--model).")
+    ],
+    model: ModelName = None,
+    classes: Classes = None,
+    device: Device = "auto",
+    precision: PrecisionOption = "fp32",
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; other than loopback with --token only.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")
+    ] = 8000,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes on the port, on a CPU.")
+    ] = 1,
+    token: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--token",
+            envvar="DENSEKIT_TOKEN",
+            show_envvar=True,
+            help="What clients send as Authorization: Bearer TOKEN.",
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Images in one pass of the network.")
+    ] = 32,
+    max_wait_ms: Annotated[
+        float,
+        typer.Option(
+            "--max-wait-ms", min=0, help="How long an idle network waits for a batch to fill."
+        ),
+    ] = 0.0,
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", min=1, help="Images under way; past it 503.")
+    ] = 256,
+    max_images: Annotated[
+        int, typer.Option("--max-images", min=1, help="Images of one request.")
+    ] = 32,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Bytes of one request.")] = 32
+    * 2**20,
+    max_pixels: MaxPixels = None,
+    deadline: Annotated[
+        float, typer.Option("--deadline", min=0.001, help="Seconds for an answer; past it 504.")
+    ] = 30.0,
+    body_seconds: Annotated[
+        float, typer.Option("--body-seconds", min=0.001, help="Seconds for a body to arrive.")
+    ] = 60.0,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            "--drain-seconds",
+            min=0,
+            help="After SIGTERM, for a balancer to see that /readyz says no.",
+        ),
+    ] = 2.0,
+) -> None:
+    """Serve a network over HTTP, with a page at /: predictions, maps, metrics, KServe's protocol.
+
+    Stop it with Ctrl-C, or with SIGTERM, upon which requests under way are answered first.
+
+    [bold]Examples[/]
+
+      densekit serve runs/quickstart/best                     # http://127.0.0.1:8000
+      curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
+      DENSEKIT_TOKEN=... densekit serve runs/pets/best --host 0.0.0.0 --workers 4
+    """
+    from dataclasses import replace
+
+    from densekit.config import UserError
+
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f'serving needs {error.name}: pip install "densekit[serve]"') from error
+    from densekit.serve.limits import Limits
+    from densekit.serve.run import (
+        Serving,
+        check_setup,
+        is_loopback,
+        listening,
+        serve_here,
+        threads_of,
+    )
+    from densekit.serve.workers import Workers
+
+    limits = Limits(
+        max_batch, max_wait_ms, max_queue, max_images, max_bytes, deadline=deadline,
+        body_seconds=body_seconds,
+    )  # fmt: skip
+    if max_pixels is not None:
+        limits = replace(limits, max_pixels=max_pixels)
+    serving = Serving(
+        source, model, classes, device, precision, limits, token or None, is_loopback(host),
+        drain_seconds, threads_of(workers),
+    )  # fmt: skip
+    show_notes(check_setup(serving, workers))
+    with listening(host, port, serving.token) as listener:
+        address = f"[{host}]" if ":" in host else host
+        print(f"http://{address}:{listener.getsockname()[1]}", flush=True)
+        if workers == 1:
+            code = serve_here(serving, listener)
+        else:
+            code = Workers(serving, listener, workers).run()
+    raise typer.Exit(code)

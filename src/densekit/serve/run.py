@@ -1,0 +1,124 @@
+"""Processes: one that serves, or one that keeps several serving on one port."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+from dataclasses import dataclass, field
+
+import torch
+from PIL import EpsImagePlugin
+
+from densekit import distributed
+from densekit.config import UserError
+from densekit.infer.classifier import Classifier
+from densekit.infer.model import open_path
+from densekit.precision import FLAG, keep_freed_memory, resolve
+from densekit.serve.app import application
+from densekit.serve.card import model_card
+from densekit.serve.guard import LOOPBACK, Life
+from densekit.serve.limits import Limits
+from densekit.serve.measures import Measures
+from densekit.serve.server import server
+from densekit.serve.service import Service
+
+BACKLOG = 2048  # connections that the system keeps until they are taken
+
+
+@dataclass(frozen=True)
+class Serving:
+    """All that a process needs to serve; it travels to workers."""
+
+    source: str
+    model: str | None = None
+    """Of a file of weights: the variant."""
+    classes: str | None = None
+    """Of a file of weights: the file that names its classes."""
+    device: str = "auto"
+    precision: str = "fp32"
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = None
+    local: bool = True
+    """Whether it listens on loopback alone."""
+    drain_seconds: float = 2.0
+    threads: int | None = None
+    """Of the network on a CPU; None: torch's own choice."""
+
+
+def check_setup(serving: Serving, workers: int) -> tuple[str, ...]:
+    """What a person should know of the network, which is opened once to see whether it can be.
+
+    Raises UserError.
+    """
+    serving.limits.check()
+    precision = resolve(serving.device, serving.precision, typed=FLAG)
+    if workers > 1 and precision.device.type != "cpu":
+        raise UserError(
+            f"--workers {workers}: on a {precision.device.type} device one process batches for "
+            "all requests; leave --workers out"
+        )
+    if serving.token is not None and not (serving.token.isascii() and serving.token.isprintable()):
+        raise UserError("--token: a header carries ASCII; choose letters, digits and - . _ ~")
+    return open_path(serving.source, serving.model, serving.classes).notes
+
+
+def listening(host: str, port: int, token: str | None) -> socket.socket:
+    """The socket, bound. Raises UserError where it cannot be, or where it should not."""
+    if not token and not is_loopback(host):
+        raise UserError(
+            f"--host {host}: others could reach this server, so it needs --token (or the variable "
+            "DENSEKIT_TOKEN); without one it listens on 127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
+
+
+def is_loopback(host: str) -> bool:
+    return host in LOOPBACK or host.startswith("127.")
+
+
+def serve_here(serving: Serving, listener: socket.socket) -> int:
+    """Serves in this process until a signal ends it; the exit code. It listens once it is warm."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    EpsImagePlugin.gs_binary = False  # no other program is started for what a client sends
+    keep_freed_memory()
+    if serving.threads is not None:
+        torch.set_num_threads(serving.threads)
+    opened = open_path(serving.source, serving.model, serving.classes)
+    precision = resolve(serving.device, serving.precision, typed=FLAG)
+    classifier = Classifier(opened, precision, serving.limits.max_pixels)
+    labels = {"name": opened.name, "task": opened.task, "precision": precision.name}
+    service = Service(classifier, serving.limits, Measures(labels))
+    service.warm_up()
+    card = model_card(
+        serving.source, opened, classifier, serving.limits, maps=service.no_maps is None
+    )
+    life = Life()
+    app = application(service, card, life, serving.token, serving.local)
+    server(app, serving.limits, life, serving.drain_seconds).run(sockets=[listener])
+    return 0
+
+
+def serve_as_worker(serving: Serving, listener: socket.socket) -> None:
+    """A worker's process: it ends with the process that started it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    raise SystemExit(serve_here(serving, listener))
+
+
+def threads_of(workers: int) -> int | None:
+    """A worker's share of the cores; None for a single one."""
+    return max(1, distributed.cores() // workers) if workers > 1 else None
