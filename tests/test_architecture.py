@@ -30,9 +30,11 @@ ROOMS = {
     "infer": "weights models data files precision distributed progress",
     "explain": "infer models",
     "training": "infer weights models data ops files precision distributed progress",
+    "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models ops precision distributed progress",
-    "cli": "training infer bench weights models data paddleclas precision distributed progress",
+    "cli": "serve training infer bench weights models data paddleclas precision distributed "
+    "progress",
     "api": "training infer weights models paddleclas distributed",
 }
 

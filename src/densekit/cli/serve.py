@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from densekit.cli.options import Classes, Device, MaxPixels, ModelName, PrecisionOption
+from densekit.cli.options import Classes, Device, Engine, MaxPixels, ModelName, PrecisionOption
 from densekit.cli.output import show_notes
 
 
@@ -18,6 +18,7 @@ def serve(
     classes: Classes = None,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
+    engine: Engine = "auto",
     host: Annotated[
         str, typer.Option("--host", help="Where to listen; other than loopback with --token only.")
     ] = "127.0.0.1",
@@ -108,7 +109,7 @@ def serve(
     if max_pixels is not None:
         limits = replace(limits, max_pixels=max_pixels)
     serving = Serving(
-        source, model, classes, device, precision, limits, token or None, is_loopback(host),
+        source, model, classes, device, precision, engine, limits, token or None, is_loopback(host),
         drain_seconds, threads_of(workers),
     )  # fmt: skip
     show_notes(check_setup(serving, workers))

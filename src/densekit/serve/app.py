@@ -16,10 +16,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 import densekit
-from densekit.serve import kserve, page
 from densekit.serve.bodies import read_uploads
-from densekit.serve.guard import CLIENT_LEFT, Guard, Life, refusal
+from densekit.serve.guard import CLIENT_LEFT, Guard, Life, refusal_response
+from densekit.serve.kserve import health_routes, kserve_routes
 from densekit.serve.limits import Refused
+from densekit.serve.page import page_routes
 from densekit.serve.schemas import (
     IMAGES_BODY,
     REFUSALS,
@@ -59,11 +60,11 @@ def application(
     app.add_exception_handler(ClientDisconnect, _left)
     token_shown = [Depends(HTTPBearer(auto_error=False))] if token else []
     app.include_router(_v1(service, card), dependencies=token_shown)
-    app.include_router(kserve.routes(service, card), dependencies=token_shown)
+    app.include_router(kserve_routes(service, card), dependencies=token_shown)
     app.include_router(_metrics(service), dependencies=token_shown)
     app.include_router(_probes(life))
-    app.include_router(kserve.health(lambda: not life.draining))
-    app.include_router(page.routes())
+    app.include_router(health_routes(lambda: not life.draining))
+    app.include_router(page_routes())
     return Guard(app, token, local, life, service.measures)
 
 
@@ -168,7 +169,7 @@ def _ms(seconds: float) -> float:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return refusal(error)
+    return refusal_response(error)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
@@ -187,7 +188,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
     what = problem["msg"]
     if problem["type"] == "extra_forbidden":
         what = f"no such parameter; there are {' and '.join(AskQuery.model_fields)}"
-    return refusal(Refused(400, f"{name}: {what}"))
+    return refusal_response(Refused(400, f"{name}: {what}"))
 
 
 async def _left(_: Request, __: Exception) -> Response:

@@ -43,7 +43,7 @@ class ClassMap:
 
 
 @dataclass(frozen=True)
-class Found:
+class Finding:
     """What the network says of one image."""
 
     answers: list[Answer]
@@ -55,7 +55,7 @@ class Found:
 class Answered:
     """With what it took."""
 
-    found: Found | Exception
+    finding: Finding | Exception
     batch: int
     """Images in its batch."""
     queue_seconds: float
@@ -72,7 +72,7 @@ class Job:
     queued: float = field(default_factory=time.perf_counter)
 
 
-Compute = Callable[[Sequence[Job]], list[Found]]
+Compute = Callable[[Sequence[Job]], list[Finding]]
 """What the network says of each, in order; may raise whatever a network raises."""
 
 
@@ -160,7 +160,7 @@ class Batcher:
                 job.done.set_result(answer)
 
 
-def _each(compute: Compute, batch: Sequence[Job]) -> Sequence[Found | Exception]:
+def _each(compute: Compute, batch: Sequence[Job]) -> Sequence[Finding | Exception]:
     """What is found for each; where a batch fails, each image alone, so that one cannot take
     others with it (and a GPU short of memory gets smaller batches)."""
     try:

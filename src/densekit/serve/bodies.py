@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from densekit.serve.limits import Limits, Refused, Share, too_large
+from densekit.serve.limits import Limits, Refused, RequestShare, too_large
 
 MULTIPART, JSON, RAW = "multipart/form-data", "application/json", "application/octet-stream"
 LONGEST_NAME = 1000  # bytes of a file's name
@@ -45,7 +45,7 @@ class JsonImages(BaseModel):
     images: list[JsonImage] = Field(min_length=1)
 
 
-async def read_uploads(request: Request, share: Share, limits: Limits) -> list[Upload]:
+async def read_uploads(request: Request, share: RequestShare, limits: Limits) -> list[Upload]:
     """The images of a request of any kind. Raises Refused, or ClientDisconnect."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     content = kind.decode("latin-1")
@@ -67,7 +67,7 @@ async def read_uploads(request: Request, share: Share, limits: Limits) -> list[U
     return uploads
 
 
-async def read_body(request: Request, share: Share, limits: Limits) -> bytes:
+async def read_body(request: Request, share: RequestShare, limits: Limits) -> bytes:
     """All of it. Raises Refused past a limit."""
     body = bytearray()
 
@@ -79,7 +79,7 @@ async def read_body(request: Request, share: Share, limits: Limits) -> bytes:
     return bytes(body)
 
 
-async def chunks(request: Request, share: Share, limits: Limits) -> AsyncIterator[bytes]:
+async def chunks(request: Request, share: RequestShare, limits: Limits) -> AsyncIterator[bytes]:
     """The body as it comes, counted. Raises Refused past max_bytes, before it is read where the
     client says its size."""
     coding = request.headers.get("content-encoding", "identity")

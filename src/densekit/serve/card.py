@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from densekit.infer.classifier import Classifier
+from densekit.infer.exported import Exported
 from densekit.infer.model import Opened
-from densekit.models.artifact import locate_artifact, read_artifact
+from densekit.models.artifact import ArtifactConfig, locate_artifact, read_artifact
+from densekit.models.densenet import DenseNet
 from densekit.serve.limits import Limits
 from densekit.serve.schemas import ModelOut
 
@@ -16,28 +17,33 @@ SHOWN_DATA = ("image_size", "channels", "batch_size")
 SHOWN_LIMITS = ("max_images", "max_bytes", "max_pixels", "deadline")
 
 
-def model_card(
-    source: str, opened: Opened, classifier: Classifier, limits: Limits, maps: bool
-) -> ModelOut:
+def model_card(source: str, classifier: Classifier, limits: Limits, maps: bool) -> ModelOut:
     """Without the recipe and whatever else names paths of the machine that trained it."""
-    folder = Path(source).expanduser()
-    metrics: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
-    if folder.is_dir():
-        config = read_artifact(locate_artifact(folder)).config
-        metrics = config.metrics
-        provenance = config.provenance.model_dump(mode="json", exclude={"recipe"})
+    opened = classifier.opened
+    config = _config(source, opened)
+    parameters = None
+    if isinstance(opened.network, DenseNet):
+        parameters = sum(parameter.numel() for parameter in opened.network.parameters())
     return ModelOut(
         name=opened.name,
-        task=classifier.task,
-        classes=list(classifier.classes),
-        preprocessing=classifier.preprocess.model_dump(mode="json"),
-        metrics=metrics,
+        task=opened.task,
+        classes=list(opened.classes),
+        preprocessing=opened.preprocessing.model_dump(mode="json"),
+        metrics=config.metrics if config else {},
         data={name: opened.data[name] for name in SHOWN_DATA if name in opened.data},
-        provenance=provenance,
-        parameters=sum(parameter.numel() for parameter in classifier.model.parameters()),
+        provenance=config.provenance.model_dump(mode="json", exclude={"recipe"}) if config else {},
+        parameters=parameters,
+        engine=classifier.engine,
         device=classifier.precision.device.type,
         precision=classifier.precision.name,
         maps=maps,
         limits={name: getattr(limits, name) for name in SHOWN_LIMITS},
     )
+
+
+def _config(source: str, opened: Opened) -> ArtifactConfig | None:
+    """What stands beside the weights; None for a file of weights alone."""
+    if isinstance(opened.network, Exported):
+        return opened.network.config
+    folder = Path(source).expanduser()
+    return read_artifact(locate_artifact(folder)).config if folder.is_dir() else None

@@ -76,11 +76,13 @@ class Guard:
             self._check(scope)
             await self._app(scope, counted, sealed)
         except Refused as refused:
-            await refusal(refused)(scope, counted, sealed)
+            await refusal_response(refused)(scope, counted, sealed)
         except Exception as error:
             log_error("a request failed", error)
             if not status:
-                await refusal(Refused(500, "this is a fault of the server"))(scope, counted, sealed)
+                await refusal_response(Refused(500, "this is a fault of the server"))(
+                    scope, counted, sealed
+                )
         finally:
             self._note(scope, status or CLIENT_LEFT, size, time.perf_counter() - began)
 
@@ -108,7 +110,7 @@ class Guard:
             LOG.info("%d %d bytes %.0f ms", status, size, seconds * 1000)
 
 
-def refusal(refused: Refused) -> JSONResponse:
+def refusal_response(refused: Refused) -> JSONResponse:
     """`{error: sentence}`, as every answer that is none."""
     headers = {}
     if refused.retry_after is not None:

@@ -81,7 +81,7 @@ class InferResponse(BaseModel):
     outputs: list[dict[str, Any]] = Field(description="name, datatype, shape, data")
 
 
-def routes(service: Service, card: ModelOut) -> APIRouter:
+def kserve_routes(service: Service, card: ModelOut) -> APIRouter:
     """All below /v2 but the probes of health, which need no token."""
     router = APIRouter(prefix="/v2", tags=["KServe v2"])
     unknown: dict[int | str, dict[str, Any]] = {code: REFUSALS[code] for code in (401, 421)}
@@ -123,7 +123,7 @@ def routes(service: Service, card: ModelOut) -> APIRouter:
     return router
 
 
-def health(life_ready: Any) -> APIRouter:
+def health_routes(life_ready: Any) -> APIRouter:
     """The protocol's two probes; `life_ready()` says whether the process takes requests."""
     router = APIRouter(prefix="/v2/health", tags=["KServe v2"])
 

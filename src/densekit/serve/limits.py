@@ -60,9 +60,9 @@ class Load:
         """Of late, of the network; 0 before the first batch."""
 
     @contextmanager
-    def request(self) -> Iterator[Share]:
+    def request(self) -> Iterator[RequestShare]:
         """What one request adds; all of it is free again at the end, however that comes."""
-        share = Share(self)
+        share = RequestShare(self)
         try:
             yield share
         finally:
@@ -80,7 +80,7 @@ class Load:
         self.seconds_per_image = 0.8 * before + 0.2 * now
 
 
-class Share:
+class RequestShare:
     """One request's part of a Load."""
 
     def __init__(self, load: Load) -> None:

@@ -22,7 +22,7 @@ POLICY = (
 """Nothing from elsewhere, nothing inline."""
 
 
-def routes() -> APIRouter:
+def page_routes() -> APIRouter:
     """Of the page's own files, read once."""
     router = APIRouter(include_in_schema=False)
     folder = resources.files("densekit.serve") / "page"

@@ -15,8 +15,9 @@ from PIL import EpsImagePlugin
 from densekit import distributed
 from densekit.config import UserError
 from densekit.infer.classifier import Classifier
-from densekit.infer.model import open_path
-from densekit.precision import FLAG, keep_freed_memory, resolve
+from densekit.infer.engines import resolve_engine
+from densekit.infer.model import device_of, open_path
+from densekit.precision import FLAG, Precision, keep_freed_memory, resolve
 from densekit.serve.app import application
 from densekit.serve.card import model_card
 from densekit.serve.guard import LOOPBACK, Life
@@ -39,6 +40,7 @@ class Serving:
     """Of a file of weights: the file that names its classes."""
     device: str = "auto"
     precision: str = "fp32"
+    engine: str = "auto"
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     local: bool = True
@@ -54,7 +56,7 @@ def check_setup(serving: Serving, workers: int) -> tuple[str, ...]:
     Raises UserError.
     """
     serving.limits.check()
-    precision = resolve(serving.device, serving.precision, typed=FLAG)
+    precision = formats(serving)
     if workers > 1 and precision.device.type != "cpu":
         raise UserError(
             f"--workers {workers}: on a {precision.device.type} device one process batches for "
@@ -62,7 +64,14 @@ def check_setup(serving: Serving, workers: int) -> tuple[str, ...]:
         )
     if serving.token is not None and not (serving.token.isascii() and serving.token.isprintable()):
         raise UserError("--token: a header carries ASCII; choose letters, digits and - . _ ~")
-    return open_path(serving.source, serving.model, serving.classes).notes
+    opened = open_path(serving.source, serving.model, serving.classes)
+    resolve_engine(opened, serving.engine)
+    return opened.notes
+
+
+def formats(serving: Serving) -> Precision:
+    device = device_of(serving.source, serving.device)
+    return resolve(device, serving.precision, typed=FLAG)
 
 
 def listening(host: str, port: int, token: str | None) -> socket.socket:
@@ -92,14 +101,18 @@ def serve_here(serving: Serving, listener: socket.socket) -> int:
     if serving.threads is not None:
         torch.set_num_threads(serving.threads)
     opened = open_path(serving.source, serving.model, serving.classes)
-    precision = resolve(serving.device, serving.precision, typed=FLAG)
-    classifier = Classifier(opened, precision, serving.limits.max_pixels)
-    labels = {"name": opened.name, "task": opened.task, "precision": precision.name}
+    precision = formats(serving)
+    classifier = Classifier(opened, precision, serving.limits.max_pixels, serving.engine)
+    labels = {
+        "name": opened.name,
+        "task": opened.task,
+        "engine": classifier.engine,
+        "device": precision.device.type,
+        "precision": precision.name,
+    }
     service = Service(classifier, serving.limits, Measures(labels))
     service.warm_up()
-    card = model_card(
-        serving.source, opened, classifier, serving.limits, maps=service.no_maps is None
-    )
+    card = model_card(serving.source, classifier, serving.limits, maps=service.no_maps is None)
     life = Life()
     app = application(service, card, life, serving.token, serving.local)
     server(app, serving.limits, life, serving.drain_seconds).run(sockets=[listener])

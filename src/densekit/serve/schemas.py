@@ -107,7 +107,8 @@ class ModelOut(BaseModel):
     metrics: dict[str, Any]
     data: dict[str, Any]
     provenance: dict[str, Any]
-    parameters: int
+    parameters: int | None = Field(description="Of torch's network; null for an exported one.")
+    engine: str
     device: str
     precision: str
     maps: bool = Field(description="Whether `cam=` works.")

@@ -20,7 +20,7 @@ from densekit.data.decode import TooManyPixels, UnreadableImage
 from densekit.explain.cam import class_maps, compact, densenet_of
 from densekit.infer.classifier import Classifier
 from densekit.infer.rows import Answer, Row
-from densekit.serve.batcher import Answered, Ask, Batcher, ClassMap, Found, Job
+from densekit.serve.batcher import Answered, Ask, Batcher, ClassMap, Finding, Job
 from densekit.serve.limits import Limits, Load, Refused
 from densekit.serve.measures import Measures
 
@@ -125,15 +125,15 @@ class Service:
         return self._result(file, answered, times)
 
     def _result(self, file: str | None, answered: Answered, times: Times) -> Result:
-        found = answered.found
-        if isinstance(found, Exception):
-            log_error("the network failed on an image", found)
+        finding = answered.finding
+        if isinstance(finding, Exception):
+            log_error("the network failed on an image", finding)
             self.measures.images.labels("failed").inc()
             return Result({"file": file, "topk": [], "error": FAILED}, times=times, failed=True)
-        error = None if found.answers else NOT_FINITE
+        error = None if finding.answers else NOT_FINITE
         self.measures.images.labels("failed" if error else "answered").inc()
-        row: Row = {"file": file, "topk": found.answers, "error": error}
-        return Result(row, found.maps, times, failed=error is not None)
+        row: Row = {"file": file, "topk": finding.answers, "error": error}
+        return Result(row, finding.maps, times, failed=error is not None)
 
     def _refuse(self, file: str | None, error: Exception, times: Times) -> Result:
         if isinstance(error, TooManyPixels):
@@ -155,12 +155,12 @@ class Service:
             square = error
         return square, time.perf_counter() - began
 
-    def _compute(self, jobs: Sequence[Job]) -> list[Found]:
+    def _compute(self, jobs: Sequence[Job]) -> list[Finding]:
         squares = torch.stack([job.square for job in jobs])
         answers = self.classifier.answers(squares, max(job.ask.topk for job in jobs))
         own = [found[: job.ask.topk] for job, found in zip(jobs, answers, strict=True)]
         maps = self._maps(squares, [_asked(*pair) for pair in zip(jobs, own, strict=True)])
-        return [Found(*pair) for pair in zip(own, maps, strict=True)]
+        return [Finding(*pair) for pair in zip(own, maps, strict=True)]
 
     def _maps(self, squares: Tensor, wanted: Sequence[Sequence[int]]) -> list[list[ClassMap]]:
         """Of each image the maps of the classes wanted; a second pass, of those images alone."""

@@ -20,7 +20,7 @@ from densekit.serve.run import Serving, serve_as_worker
 
 SPAWN = multiprocessing.get_context("spawn")
 SHORT_LIFE = 10.0  # seconds; a worker that ends before was never of use
-PATIENCE = 3  # short lives in a row before all is given up
+MOST_SHORT_LIVES = 3  # short lives in a row before all is given up
 
 
 class Workers:
@@ -46,7 +46,7 @@ class Workers:
             while self._alive:
                 for sentinel in wait([process.sentinel for process in self._alive]):
                     self._ended(next(p for p in self._alive if p.sentinel == sentinel), folder)
-        return 3 if self._short_lives >= PATIENCE else 0
+        return 3 if self._short_lives >= MOST_SHORT_LIVES else 0
 
     def _start(self) -> None:
         process = SPAWN.Process(target=serve_as_worker, args=(self._serving, self._listener))
@@ -63,8 +63,8 @@ class Workers:
         if self._signalled:
             return
         self._short_lives = self._short_lives + 1 if lived < SHORT_LIFE else 0
-        if self._short_lives >= PATIENCE:
-            say(f"{PATIENCE} workers in a row ended as they started; giving up")
+        if self._short_lives >= MOST_SHORT_LIVES:
+            say(f"{MOST_SHORT_LIVES} workers in a row ended as they started; giving up")
             self._forward(signal.SIGTERM, None)
             return
         say(f"a worker ended (exit code {process.exitcode}); another takes its place")
