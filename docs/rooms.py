@@ -20,6 +20,7 @@ PURPOSES = {
     "files": "files that are whole or not there",
     "infer": "opens what commands take; evaluation, prediction, exact metrics",
     "models": "the DenseNet, which reads like the paper; the table of variants; the artifact",
+    "native_code": "C++ that is compiled on this machine when it is first needed",
     "ops": "how dense blocks are computed: `reference`, `recompute`, `lean`; what `auto` takes",
     "paddleclas": "PaddleClas' YAML, `-o` and lists to a recipe; nothing else knows PaddleClas",
     "precision": "device, number format, memory format: one table, used by every command",

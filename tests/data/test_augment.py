@@ -11,6 +11,7 @@ from densekit.config import ConfigSource, UserError, build
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.dataset import ImageDataset
+from densekit.data.decode import ImageFile
 from densekit.data.listing import Examples
 
 ON = {
@@ -41,7 +42,7 @@ def test_each_changes_the_image_and_obeys_the_seed(name: str, image: Tensor) -> 
 
     def under(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return transform(image.clone())
+        return transform(ImageFile(image.clone()))
 
     drawn = [under(seed) for seed in range(8)]
     assert all(d.dtype == torch.uint8 and d.shape == (3, 32, 32) for d in drawn)
@@ -55,13 +56,13 @@ def test_each_changes_the_image_and_obeys_the_seed(name: str, image: Tensor) -> 
 def test_each_takes_grey_and_colour(name: str, channels: int, image: Tensor) -> None:
     mean, std = ([0.5], [0.25]) if channels == 1 else ([0.5] * 3, [0.25] * 3)
     data = config(ON[name], channels=channels, mean=mean, std=std)
-    assert train_transform(data)(image[:channels]).shape == (channels, 32, 32)
+    assert train_transform(data)(ImageFile(image[:channels])).shape == (channels, 32, 32)
 
 
 def test_what_is_off_draws_nothing(image: Tensor) -> None:
     """A recipe from before these options computes what it computed."""
     torch.manual_seed(5)
-    train_transform(DataConfig(image_size=16, evaluate=EvaluateConfig(resize=16)))(image)
+    train_transform(DataConfig(image_size=16, evaluate=EvaluateConfig(resize=16)))(ImageFile(image))
     after = torch.rand(())
     torch.manual_seed(5)
     from torchvision.transforms import v2
@@ -81,16 +82,16 @@ def test_what_is_off_draws_nothing(image: Tensor) -> None:
 def test_a_share_of_the_images(prob: str, options: dict, image: Tensor) -> None:
     torch.manual_seed(0)
     transform = train_transform(config({**options, prob: 0.25}))
-    changed = sum(not torch.equal(transform(image.clone()), image) for _ in range(400))
+    changed = sum(not torch.equal(transform(ImageFile(image.clone())), image) for _ in range(400))
     assert 60 <= changed <= 140
     never = train_transform(config({**options, prob: 0.0}))
-    assert torch.equal(never(image.clone()), image)
+    assert torch.equal(never(ImageFile(image.clone())), image)
 
 
 def test_erasing_fills_with_the_mean_which_normalises_to_zero(image: Tensor) -> None:
     data = config({"erase": 1.0, "erase_scale": [0.1, 0.3]})
     torch.manual_seed(0)
-    erased = train_transform(data)(image.clone())
+    erased = train_transform(data)(ImageFile(image.clone()))
     fill = torch.tensor([round(255 * m) for m in data.mean], dtype=torch.uint8)
     where = (erased != image).any(0)
     assert torch.equal(erased[:, where], fill[:, None].expand(3, int(where.sum())))
@@ -101,7 +102,7 @@ def test_erasing_with_noise_has_the_datas_mean_and_deviation() -> None:
     erase = {"erase": 1.0, "erase_scale": [0.9, 0.9], "erase_ratio": [0.95, 1.05]}
     data = config({**erase, "erase_with": "noise"}, mean=[0.5], std=[0.1])
     torch.manual_seed(0)
-    erased = train_transform(data)(torch.zeros(3, 32, 32, dtype=torch.uint8)).float()
+    erased = train_transform(data)(ImageFile(torch.zeros(3, 32, 32, dtype=torch.uint8))).float()
     inside = erased[:, 8:24, 8:24]
     assert abs(inside.mean() - 127.5) < 3
     assert abs(inside.std() - 25.5) < 3

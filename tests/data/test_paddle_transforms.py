@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from densekit.data.augment import PaddleCrop, train_transform
 from densekit.data.config import AugmentConfig, DataConfig
-from densekit.data.decode import decode
+from densekit.data.decode import ImageFile, decode
 from densekit.data.transforms import Preprocessing
 
 CV2 = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -82,9 +82,9 @@ def test_the_random_crop_resizes_as_cv2_does(mode: str) -> None:
     transform, image = train_transform(config), torch.from_numpy(pixels).permute(2, 0, 1)
     for seed in range(5):
         torch.manual_seed(seed)
-        top, left, height, width = PaddleCrop(config).draw(230, 310)
+        top, left, height, width = PaddleCrop(config.augment).draw(230, 310)
         torch.manual_seed(seed)
-        ours = transform(image).permute(1, 2, 0).numpy()
+        ours = transform(ImageFile(image)).permute(1, 2, 0).numpy()
         cut = pixels[top : top + height, left : left + width]
         theirs = cv2.resize(cut, (96, 96), interpolation=CV2[mode])
         difference = np.abs(ours.astype(int) - theirs)
@@ -116,7 +116,7 @@ def their_draws(height: int, width: int, n: int) -> np.ndarray:
 def test_the_random_crop_has_their_distribution(height: int, width: int) -> None:
     """Kolmogorov-Smirnov on area, ratio and place."""
     torch.manual_seed(0)
-    crop = PaddleCrop(DataConfig(augment=AugmentConfig(crop_distribution="paddle")))
+    crop = PaddleCrop(DataConfig(augment=AugmentConfig(crop_distribution="paddle")).augment)
     ours = np.array([crop.draw(height, width) for _ in range(4000)])
     theirs = their_draws(height, width, 4000)
     for measure in (_area, _ratio, _place):

@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from densekit.data.augment import train_transform
 from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
+from densekit.data.decode import ImageFile
 from densekit.data.transforms import Preprocessing
 
 
@@ -143,7 +144,7 @@ def test_any_image_gives_a_uint8_square(
         },
     })  # fmt: skip
     image = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8)
-    got = train_transform(data)(image)
+    got = train_transform(data)(ImageFile(image))
     assert got.dtype == torch.uint8
     assert got.shape == (channels, 28, 28)
 
@@ -165,7 +166,7 @@ def test_random_resized_is_torchvisions() -> None:
     image = smooth(120, 90)
     for seed in range(8):
         torch.manual_seed(seed)
-        ours = train_transform(data)(image)
+        ours = train_transform(data)(ImageFile(image))
         torch.manual_seed(seed)
         assert torch.equal(ours, theirs(image))
 
@@ -179,7 +180,7 @@ def test_pad_takes_every_window_of_the_image_in_its_border() -> None:
     transform = train_transform(data)
     torch.manual_seed(0)
     for _ in range(200):
-        got = transform(image)
+        got = transform(ImageFile(image))
         (at,) = [i for i, window in enumerate(windows) if torch.equal(got, window)]
         seen.add(at)
     assert seen == set(range(9))
@@ -188,17 +189,19 @@ def test_pad_takes_every_window_of_the_image_in_its_border() -> None:
 def test_none_is_the_evaluations_own() -> None:
     data = small(crop="none", flip=0.0)
     image = smooth(60, 45)
-    assert torch.equal(train_transform(data)(image), Preprocessing.from_config(data)(image))
+    assert torch.equal(
+        train_transform(data)(ImageFile(image)), Preprocessing.from_config(data)(image)
+    )
 
 
 def test_flip_mirrors_with_its_probability() -> None:
     image = smooth(28, 28)
     plain = {"resize": None, "crop": "none"}
-    assert torch.equal(train_transform(small(**plain, flip=1.0))(image), image.flip(2))
-    assert torch.equal(train_transform(small(**plain, flip=0.0))(image), image)
+    assert torch.equal(train_transform(small(**plain, flip=1.0))(ImageFile(image)), image.flip(2))
+    assert torch.equal(train_transform(small(**plain, flip=0.0))(ImageFile(image)), image)
     torch.manual_seed(0)
     half = train_transform(small(**plain, flip=0.5))
-    assert 60 < sum(torch.equal(half(image), image) for _ in range(200)) < 140
+    assert 60 < sum(torch.equal(half(ImageFile(image)), image) for _ in range(200)) < 140
 
 
 def centre(image: Tensor) -> tuple[float, float]:
@@ -216,22 +219,23 @@ def test_affine_moves_zooms_and_turns_within_its_limits() -> None:
     blob[:, 16:25, 16:25] = 200
     torch.manual_seed(0)
     shift = train_transform(small(**plain, affine_translate=0.1))
-    moved = np.array([centre(shift(blob)) for _ in range(100)]) - 20
+    moved = np.array([centre(shift(ImageFile(blob))) for _ in range(100)]) - 20
     assert 3 < np.abs(moved).max() <= 4.1
     zoom = train_transform(small(**plain, affine_scale=0.2))
-    areas = np.array([float(zoom(blob)[0].sum()) / 200 for _ in range(100)]) / 81
+    areas = np.array([float(zoom(ImageFile(blob))[0].sum()) / 200 for _ in range(100)]) / 81
     assert 0.6 < areas.min() < 0.75
     assert 1.3 < areas.max() < 1.5
     bar = torch.zeros(3, 41, 41, dtype=torch.uint8)
     bar[:, 19:22, 36:39] = 200  # 17 to the right of the middle
     turn = train_transform(small(**plain, affine_degrees=20))
     angles = [
-        np.degrees(np.arctan2(y - 20, x - 20)) for y, x in (centre(turn(bar)) for _ in range(100))
+        np.degrees(np.arctan2(y - 20, x - 20))
+        for y, x in (centre(turn(ImageFile(bar))) for _ in range(100))
     ]
     assert 15 < np.abs(angles).max() < 21
     shear = train_transform(small(**plain, affine_shear=20))
     tops = torch.zeros(3, 41, 41, dtype=torch.uint8)
     tops[:, 5:8, 19:22] = 200  # 14 above the middle: shear along x moves it sideways only
-    sheared = np.array([centre(shear(tops)) for _ in range(100)]) - (6, 20)
+    sheared = np.array([centre(shear(ImageFile(tops))) for _ in range(100)]) - (6, 20)
     assert np.abs(sheared[:, 0]).max() < 1
     assert 3 < np.abs(sheared[:, 1]).max() < 14 * np.tan(np.radians(20)) + 1

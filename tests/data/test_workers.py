@@ -16,13 +16,13 @@ from torch import Tensor
 from densekit.config import UserError
 from densekit.data import workers
 from densekit.data.dataset import ImageDataset
-from densekit.data.decode import UnreadableImage
+from densekit.data.decode import ImageFile, UnreadableImage
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
 from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read_batches
 
-SMALL = Preprocessing(resize=None, crop=8)
+SMALL = Preprocessing(resize=None, crop=8).square
 KEYS = [[(0, i)] for i in range(12)]
 
 
@@ -48,7 +48,7 @@ def test_an_unreadable_file_reaches_the_main_process_as_it_was(
     assert multiprocessing.active_children() == []
 
 
-def broken(image: Tensor) -> Tensor:
+def broken(image: ImageFile) -> Tensor:
     raise ZeroDivisionError("a bug of ours")
 
 
@@ -70,7 +70,7 @@ def test_workers_outlive_signals_that_ask_the_run_to_stop(examples: Examples) ->
     assert [int(batch.indices[0]) for batch in got] == list(range(12))
 
 
-def killed(image: Tensor) -> Tensor:
+def killed(image: ImageFile) -> Tensor:
     os.kill(os.getpid(), signal.SIGKILL)
     return image
 
@@ -119,7 +119,7 @@ keys = [[(0, i % 12)] for i in range(10000)]
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(0)", "1 / 0"])
 def test_a_run_that_forgets_its_workers_still_ends(examples: Examples, ending: str) -> None:
     process = run(
-        "small = Preprocessing(resize=None, crop=8)\n"
+        "small = Preprocessing(resize=None, crop=8).square\n"
         "batches = read_batches(ImageDataset(examples, small, 3, 8), keys, 1, 2)\n"
         f"next(batches)\n{ending}\n",
         Path(examples.root),

@@ -8,50 +8,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
 from densekit.data.config import AugmentConfig, DataConfig
+from densekit.data.decode import Box, ImageFile
 from densekit.data.transforms import Preprocessing
 
-Transform = Callable[[Tensor], Tensor]
+Stage = Callable[[Tensor], Tensor]
+Region = Callable[[int, int], Box]
+"""Draws the part of an image of this height and width that a random crop takes."""
 
 
-def train_transform(config: DataConfig) -> Transform:
-    """Crop, affine, flip, colours and erasing by `config`, in this order.
+@dataclass(frozen=True)
+class TrainTransform:
+    """Crop, affine, flip, colours and erasing by a data section, in this order.
 
-    uint8 [C, H, W] -> uint8 [C, S, S] with S = config.train_side.
+    An image -> uint8 [C, S, S] with S = config.train_side.
     """
-    return v2.Compose(
-        [
-            *_crop(config),
-            *_affine(config.augment),
-            *([v2.RandomHorizontalFlip(config.augment.flip)] if config.augment.flip else []),
-            *_colours(config.augment, config.mean),
-            *([Erase(config)] if config.augment.erase else []),
-        ]
-    )
+
+    region: Region | None
+    """Where only a part of the image is needed, so that no more of it is decoded."""
+    stages: Stage
+
+    def __call__(self, image: ImageFile) -> Tensor:
+        box = self.region(image.height, image.width) if self.region else None
+        return self.stages(image.pixels(box))
 
 
-def _crop(config: DataConfig) -> list[Transform]:
-    mode, size, augment = InterpolationMode(config.interpolation), config.train_side, config.augment
-    if augment.crop == "none":
-        return [Preprocessing.from_config(config)]
-    if augment.crop == "pad":
+def train_transform(config: DataConfig) -> TrainTransform:
+    augment, size = config.augment, config.train_side
+    mode = InterpolationMode(config.interpolation)
+    region: Region | None = None
+    if augment.crop == "random_resized":
+        paddle = augment.crop_distribution == "paddle"
+        region = PaddleCrop(augment).draw if paddle else RandomResizedCrop(augment).draw
+        crop: list[Stage] = [v2.Resize([size, size], mode, antialias=config.antialias)]
+    elif augment.crop == "pad":
         resize = config.eval_resize
         first = [] if resize is None else [v2.Resize([resize], mode, antialias=config.antialias)]
-        return [*first, v2.RandomCrop(size, augment.crop_padding or None, pad_if_needed=True)]
-    if augment.crop_distribution == "paddle":
-        return [PaddleCrop(config)]
-    scale, ratio = augment.crop_scale, augment.crop_ratio
-    return [v2.RandomResizedCrop(size, scale, ratio, mode, config.antialias)]
+        crop = [*first, v2.RandomCrop(size, augment.crop_padding or None, pad_if_needed=True)]
+    else:
+        crop = [Preprocessing.from_config(config)]
+    flip = [v2.RandomHorizontalFlip(augment.flip)] if augment.flip else []
+    erase = [Erase(config)] if augment.erase else []
+    stages = [*crop, *_affine(augment), *flip, *_colours(augment, config.mean), *erase]
+    return TrainTransform(region, v2.Compose(stages))
 
 
-def _affine(augment: AugmentConfig) -> list[Transform]:
+class RandomResizedCrop:
+    """Where torchvision's RandomResizedCrop crops, with its own draws."""
+
+    def __init__(self, augment: AugmentConfig) -> None:
+        self.crop = v2.RandomResizedCrop(1, augment.crop_scale, augment.crop_ratio)
+
+    def draw(self, height: int, width: int) -> Box:
+        return Box(**self.crop.make_params([torch.empty(1, height, width, device="meta")]))
+
+
+class PaddleCrop:
+    """PaddleClas' RandCropImage: area and aspect ratio uniform, the area bounded so that it fits.
+
+    torchvision's RandomResizedCrop draws the ratio log-uniformly and tries ten times.
+    """
+
+    def __init__(self, augment: AugmentConfig) -> None:
+        self.scale, self.ratio = augment.crop_scale, augment.crop_ratio
+
+    def draw(self, height: int, width: int) -> Box:
+        ratio = _uniform(*self.ratio)
+        largest = min(width / height / ratio, height / width * ratio)  # share of the area
+        low, high = (min(share, largest) for share in self.scale)
+        side, aspect = math.sqrt(height * width * _uniform(low, high)), math.sqrt(ratio)
+        w = max(1, min(int(side * aspect), width))
+        h = max(1, min(int(side / aspect), height))
+        left = int(torch.randint(width - w + 1, ()))
+        top = int(torch.randint(height - h + 1, ()))
+        return Box(top, left, h, w)
+
+
+def _affine(augment: AugmentConfig) -> list[Stage]:
     degrees, shift, zoom = augment.affine_degrees, augment.affine_translate, augment.affine_scale
     if not (degrees or shift or zoom or augment.affine_shear):
         return []
@@ -65,9 +105,9 @@ def _affine(augment: AugmentConfig) -> list[Transform]:
     return [_sometimes(affine, augment.affine_prob)]
 
 
-def _colours(augment: AugmentConfig, mean: Sequence[float]) -> list[Transform]:
+def _colours(augment: AugmentConfig, mean: Sequence[float]) -> list[Stage]:
     mode, fill = InterpolationMode.BILINEAR, [round(255 * value) for value in mean]
-    steps: list[Transform] = []
+    steps: list[Stage] = []
     if augment.auto_augment is not None:
         policy = v2.AutoAugment(AutoAugmentPolicy(augment.auto_augment), mode, fill)
         steps.append(_sometimes(policy, augment.policy_prob))
@@ -83,37 +123,6 @@ def _colours(augment: AugmentConfig, mean: Sequence[float]) -> list[Transform]:
 
 def _sometimes(transform: v2.Transform, probability: float) -> v2.Transform:
     return transform if probability == 1 else v2.RandomApply([transform], probability)
-
-
-class PaddleCrop:
-    """PaddleClas' RandCropImage: area and aspect ratio uniform, the area bounded so that it fits.
-
-    torchvision's RandomResizedCrop draws the ratio log-uniformly and tries ten times.
-    """
-
-    def __init__(self, config: DataConfig) -> None:
-        self.config, self.size = config, config.train_side
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """uint8 [C, H, W] -> uint8 [C, size, size]."""
-        config = self.config
-        top, left, height, width = self.draw(*image.shape[1:])
-        return F.resized_crop(
-            image, top, left, height, width, [self.size, self.size],
-            InterpolationMode(config.interpolation), config.antialias,
-        )  # fmt: skip
-
-    def draw(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """top, left, height and width of a random crop of an image of this size."""
-        ratio = _uniform(*self.config.augment.crop_ratio)
-        largest = min(width / height / ratio, height / width * ratio)  # share of the area
-        low, high = (min(share, largest) for share in self.config.augment.crop_scale)
-        side, aspect = math.sqrt(height * width * _uniform(low, high)), math.sqrt(ratio)
-        w = max(1, min(int(side * aspect), width))
-        h = max(1, min(int(side / aspect), height))
-        left = int(torch.randint(width - w + 1, ()))
-        top = int(torch.randint(height - h + 1, ()))
-        return top, left, h, w
 
 
 def _uniform(low: float, high: float) -> float:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
-from densekit.data.decode import UnreadableImage, decode
+from densekit.data.decode import ImageFile, UnreadableImage, open_image
 from densekit.data.listing import Examples
 
 ORDER, SAMPLE = 1, 2  # tell the two uses of a seed apart, so that their draws are independent
@@ -71,7 +72,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         examples: Examples,
-        transform: Callable[[Tensor], Tensor],
+        transform: Callable[[ImageFile], Tensor],
         channels: int,
         side: int,
         seed: int = 0,
@@ -81,20 +82,21 @@ class ImageDataset(Dataset):
         self.examples, self.transform, self.seed = examples, transform, seed
         self.max_pixels, self.skip_bad = max_pixels, skip_bad
         self.shape = (channels, side, side)
+        jpeg.why_no_reader()  # compiled here if need be, not by each worker
 
     def __getitem__(self, key: Key) -> Sample | UnreadableImage | BadImage:
         """An unreadable file is handed on as a value, so that it leaves a worker unchanged."""
         epoch, index = key
         try:
-            image = decode(self.examples.paths[index], self.shape[0], self.max_pixels)
+            image = open_image(self.examples.paths[index], self.shape[0], self.max_pixels)
+            with torch.random.fork_rng(devices=[]):
+                # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
+                torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
+                square = self.transform(image)
         except UnreadableImage as error:
             error = error.at(self.examples.where(index))
             return BadImage(index, str(error)) if self.skip_bad else error
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
-            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-            image = self.transform(image)
-        return Sample(image, int(self.examples.labels[index]), index)
+        return Sample(square, int(self.examples.labels[index]), index)
 
     def collate(
         self, samples: list[Sample | UnreadableImage | BadImage]

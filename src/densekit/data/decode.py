@@ -5,10 +5,13 @@ Shapes: C channels (1 or 3), H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from densekit.config import UserError
+from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
 
 MODES = {1: "L", 3: "RGB"}
@@ -50,29 +54,93 @@ class TooManyPixels(UnreadableImage):
     """An image of which only the size was read."""
 
 
-def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The image in a file, or in a file's bytes -> uint8 [C, H, W]. Raises UnreadableImage.
+class Box(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class ImageFile:
+    """An image whose header has been read; its pixels are decoded when they are asked for."""
+
+    def __init__(self, whole: Tensor, name: str = "") -> None:
+        """Pixels that are at hand, uint8 [C, H, W]."""
+        self.name, self.whole = name, whole
+        self.height, self.width = whole.shape[1:]
+
+    def pixels(self, box: Box | None = None) -> Tensor:
+        """uint8 [C, H, W], or [C, height, width] of `box`. Raises UnreadableImage."""
+        if box is None:
+            return self.whole
+        top, left, height, width = box
+        return self.whole[:, top : top + height, left : left + width]
+
+
+class JpegFile(ImageFile):
+    """A grey or colour JPEG file, upright as it stands."""
+
+    def __init__(self, content: bytes, image: Image.Image, channels: int, name: str) -> None:
+        self.name, self.content, self.image, self.channels = name, content, image, channels
+        self.height, self.width = image.height, image.width
+
+    def pixels(self, box: Box | None = None) -> Tensor:
+        """Only the rectangle is decoded; to the bit what the whole image has there."""
+        box = box or Box(0, 0, self.height, self.width)
+        found = jpeg.read_rectangle(self.content, len(self.image.getbands()), *box)
+        if found is None:
+            with _damage_named(self.name):
+                return ImageFile(_to_tensor(self.image, self.channels)).pixels(box)
+        if found.shape[2] != self.channels:
+            converted = Image.fromarray(found.squeeze(2) if found.shape[2] == 1 else found)
+            found = np.array(converted.convert(MODES[self.channels]))
+        return _channels_first(found)
+
+
+def open_image(
+    source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS
+) -> ImageFile:
+    """The image in a file, or in a file's bytes. Raises UnreadableImage.
 
     Decoded by PIL: JPEG bit for bit as torchvision, and most other formats too. EXIF orientation
     is applied, as in cv2. Alpha is dropped, as in cv2, torchvision and PIL's convert. Of 16 bits
     the high 8 are kept, as in cv2. Of several frames the first is taken.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else read_file(Path(source))
-    if not data:
+    content = source if isinstance(source, bytes) else read_file(Path(source))
+    if not content:
         raise UnreadableImage(name, "is empty")
     try:
-        raise_pils_limit(max_pixels)
-        with Image.open(io.BytesIO(data)) as image:
+        with _damage_named(name):
+            raise_pils_limit(max_pixels)
+            image = Image.open(io.BytesIO(content))
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError
-            return _to_tensor(image, channels)
+            if image.format == "JPEG" and image.mode in MODES.values() and _turn(image) is None:
+                return JpegFile(content, image, channels, name)
+            return ImageFile(_to_tensor(image, channels), name)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(
             name,
             f"has more than {max_pixels:,} pixels; if you trust the file, raise data.max_pixels "
             f"(of evaluate and predict: --max-pixels)",
         ) from error
+
+
+def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The pixels of `open_image`, uint8 [C, H, W]. Raises UnreadableImage."""
+    return open_image(source, channels, max_pixels).pixels()
+
+
+@contextlib.contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Turns what PIL raises for a damaged file into an UnreadableImage of that name."""
+    try:
+        yield
+    except Image.DecompressionBombError:
+        raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "is not an image that PIL can read") from error
     except Exception as error:  # PIL's plugins raise many kinds for damaged files
@@ -149,8 +217,12 @@ def _to_tensor(image: Image.Image, channels: int) -> Tensor:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no agreed range; save the file with 8 or 16 bits")
-    pixels = np.array(_upright(image).convert(MODES[channels]))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+    return _channels_first(np.array(_upright(image).convert(MODES[channels])))
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    """[H, W] or [H, W, C] -> [C, H, W], the same memory."""
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
 def is_16_bit(image: Image.Image) -> bool:
@@ -159,8 +231,13 @@ def is_16_bit(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright; None where it is."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return image  # EXIF is broken: viewers and cv2 show such an image unturned
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        return None  # EXIF is broken: viewers and cv2 show such an image unturned

@@ -196,7 +196,7 @@ def eval_batches(
     keys = ([(0, i) for i in range(b * batch_size, min((b + 1) * batch_size, n))] for b in numbers)
     dataset = ImageDataset(
         examples,
-        preprocessing,
+        preprocessing.square,
         preprocessing.channels,
         preprocessing.crop,
         max_pixels=max_pixels,

@@ -21,6 +21,7 @@ from densekit.data.config import (
     Rounding,
     check_agreement,
 )
+from densekit.data.decode import ImageFile
 
 
 class Preprocessing(Section):
@@ -78,6 +79,10 @@ class Preprocessing(Section):
             top, left = (height - self.crop) // 2, (width - self.crop) // 2
             return image[:, top : top + self.crop, left : left + self.crop]
         return F.center_crop(image, [self.crop, self.crop])
+
+    def square(self, image: ImageFile) -> Tensor:
+        """What a network sees of an image, uint8 [C, crop, crop]. Raises UnreadableImage."""
+        return self(image.pixels())
 
     def normalize(self, batch: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32, (x / 255 - mean) / std, same device and memory format."""

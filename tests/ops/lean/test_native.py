@@ -23,6 +23,7 @@ from torch import Tensor
 
 from densekit.files import cache_folder
 from densekit.models.densenet import DenseNet
+from densekit.native_code import find_compiler
 from densekit.ops.lean import kernels
 from densekit.ops.lean.kernels import native, plain
 from runs import Runs
@@ -51,7 +52,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def compiled() -> Path:
     """The library, by this machine's compiler; from the user's cache, where other tests put it."""
     assert native.reason() is None
-    return cache_folder() / "kernels" / f"native-{native._cache_key(native._compiler())}.so"
+    return cache_folder() / "kernels" / f"native-{native._code().key(find_compiler())}.so"
 
 
 @dataclass
@@ -265,7 +266,7 @@ def test_a_compiler_that_cannot_be_run(compiler: Compiler) -> None:
 
 def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert native.reason() == "native kernels are built on Linux only, not on darwin"
+    assert native.reason() == "C++ is compiled on Linux only, not on darwin"
 
 
 # Not to be kept -----------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_a_kept_library_that_is_broken(compiler: Compiler, cache: Path) -> None:
-    kept = cache / f"native-{native._cache_key(str(compiler.script))}.so"
+    kept = cache / f"native-{native._code().key(str(compiler.script))}.so"
     cache.mkdir(parents=True)
     kept.write_bytes(b"\x7fELF, but no more")
     assert native.reason() is None
@@ -304,6 +305,7 @@ def test_a_compiler_whose_library_cannot_be_loaded(compiler: Compiler) -> None:
 OWN_LOOP = """
 import torch
 from densekit.models.densenet import DenseNet
+from densekit.native_code import find_compiler
 from densekit.ops.lean import kernels
 from seen import SMALL, Seen, images
 assert kernels.implementation(torch.device("cpu"), torch.float32) == "plain"

@@ -8,26 +8,18 @@ the compiler, its flags and the CPU's instructions. torch's threads are libgomp'
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import math
-import os
 import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from densekit.files import cache_folder
+from densekit.native_code import NativeCode, Unavailable
 from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad, Pool, Size
 from densekit.ops.lean.layout import contiguous_weight
-from densekit.progress import waiting
 
 FOLDER = Path(__file__).parent
 SOURCE, HEADERS = FOLDER / "native.cpp", sorted(FOLDER.glob("*.h"))
@@ -36,7 +28,6 @@ FLAGS = (
     "-fPIC", "-shared", "-Wno-psabi",
 )  # fmt: skip
 X86_FLAGS = ("-mprefer-vector-width=512",)  # other machines' compilers stop at it
-COMPILERS = ("c++", "g++", "clang++")
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 PTR, INT, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -66,10 +57,6 @@ VECTORS = ("normalisation", "correction")  # of channels: in float32 whatever th
 # Building -----------------------------------------------------------------------------------
 
 
-class Unavailable(Exception):  # noqa: N818 (not a mistake)
-    """Why there are no native kernels here; the message says it in a line."""
-
-
 @functools.cache
 def reason() -> str | None:
     """None if the C++ kernels can be used, else why not, in a line. Compiles them if need be."""
@@ -82,14 +69,7 @@ def reason() -> str | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    if sys.platform != "linux":
-        raise Unavailable(f"native kernels are built on Linux only, not on {sys.platform}")
-    compiler = _compiler()
-    try:
-        key = _cache_key(compiler)
-    except OSError as error:
-        raise Unavailable(f"{compiler} cannot be run: {error}") from error
-    library = _load_or_compile(compiler, cache_folder() / "kernels" / f"native-{key}.so")
+    library = _code().load()
     for name, types in ARGUMENTS.items():
         suffixes = ("f32",) if name in VECTORS else SUFFIX.values()
         for suffix in suffixes:
@@ -98,71 +78,9 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _load_or_compile(compiler: str, file: Path) -> ctypes.CDLL:
-    """The library from `file`, compiled to it if it is missing or damaged."""
-    with contextlib.suppress(OSError):
-        return ctypes.CDLL(str(file))
-    try:
-        _compile(compiler, file)
-        return ctypes.CDLL(str(file))
-    except OSError:  # a home that cannot be written, or whose files cannot be run
-        return _private(compiler)
-
-
-def _private(compiler: str) -> ctypes.CDLL:
-    """The library from a folder that lasts as long as loading it takes."""
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch, "native.so")
-            _compile(compiler, file)
-            return ctypes.CDLL(str(file))
-    except OSError as error:
-        raise Unavailable(f"the compiled kernels cannot be kept or loaded: {error}") from error
-
-
-def _compiler() -> str:
-    asked = os.environ.get("CXX")
-    found = next(filter(None, map(shutil.which, [asked] if asked else COMPILERS)), None)
-    if found is None:
-        raise Unavailable(
-            f"no C++ compiler was found ({asked or ', '.join(COMPILERS)}); install g++"
-        )
-    return found
-
-
-def _cache_key(compiler: str) -> str:
-    """A hash of everything that the compiled code depends on."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    cpu = Path("/proc/cpuinfo").read_text()
-    named = ("flags", "Features")  # on x86, on ARM
-    instructions = next((line for line in cpu.splitlines() if line.startswith(named)), "")
-    parts = [
-        *(file.read_text() for file in (SOURCE, *HEADERS)),
-        version.stdout,
-        *_flags(),
-        instructions,
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _flags() -> tuple[str, ...]:
-    return (*FLAGS, *X86_FLAGS) if platform.machine() == "x86_64" else FLAGS
-
-
-def _compile(compiler: str, file: Path) -> None:
-    """Compiles next to `file` and renames, so that processes may do it at the same time."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    said = "compiling densekit's C++ kernels, once for this machine (seconds, up to a minute)"
-    with waiting(said, line=True), tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        fresh = Path(scratch, file.name)
-        done = subprocess.run(
-            [compiler, *_flags(), str(SOURCE), "-o", str(fresh)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            why = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr)
-            raise Unavailable(f"{compiler} cannot compile the kernels: {why.strip()}")
-        fresh.replace(file)
+def _code() -> NativeCode:
+    flags = (*FLAGS, *X86_FLAGS) if platform.machine() == "x86_64" else FLAGS
+    return NativeCode("kernels", (SOURCE, *HEADERS), flags)
 
 
 # Calling; plain.py says what each computes -----------------------------------------------------

@@ -1,0 +1,141 @@
+// A rectangle of a JPEG file, decoded by the libjpeg that Pillow has loaded.
+//
+// Rows above the rectangle are skipped, rows below never read, and of each row only the blocks that
+// the rectangle needs are transformed. Pixels are those of the whole image, to the bit: some more on
+// each side are decoded, since upsampled colours look at their neighbours, and libjpeg upsamples maps
+// of one or two columns in another way.
+//
+// No header of libjpeg is needed: what is declared here is its ABI of version 6.2 on 64-bit
+// machines, which libjpeg itself checks (jpeg_CreateDecompress, by version and size).
+#include <dlfcn.h>
+
+#include <csetjmp>
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+constexpr int kVersion = 62, kGrey = 1, kRgb = 2;
+constexpr unsigned kRows = 1, kColumns = 16;  // that are decoded beyond the rectangle
+static_assert(sizeof(void*) == 8, "the structs below are those of 64-bit machines");
+
+struct Decompress;
+struct Errors {
+  void (*error_exit)(Decompress*);
+  void (*emit_message)(Decompress*, int level);
+  void* others[3];
+  char rest[128];
+  jmp_buf failed;  // ours
+};
+struct Decompress {
+  Errors* err;
+  void *mem, *progress, *client_data;
+  int is_decompressor, global_state;
+  void* src;
+  unsigned image_width, image_height;
+  int num_components, jpeg_color_space, out_color_space;
+  unsigned scale_num, scale_denom;
+  double output_gamma;
+  int options[12];  // the defaults: accurate DCT, fancy upsampling
+  unsigned output_width, output_height;
+  int sizes[4];
+  void* colormap;
+  unsigned output_scanline;
+  char rest[460];
+};
+static_assert(offsetof(Decompress, output_width) == 136);
+static_assert(offsetof(Decompress, output_scanline) == 168 && sizeof(Decompress) == 632);
+
+struct Library {
+  Errors* (*std_error)(Errors*);
+  void (*create)(Decompress*, int version, size_t size);
+  void (*source)(Decompress*, const unsigned char*, unsigned long);
+  int (*read_header)(Decompress*, int);
+  int (*start)(Decompress*);
+  void (*crop)(Decompress*, unsigned* left, unsigned* width);
+  unsigned (*skip)(Decompress*, unsigned rows);
+  unsigned (*read)(Decompress*, unsigned char** rows, unsigned count);
+  void (*destroy)(Decompress*);
+} library;
+
+void fail(Decompress* jpeg) { longjmp(jpeg->err->failed, 1); }
+void warn(Decompress* jpeg, int level) {
+  if (level < 0) fail(jpeg);  // the file is damaged: Pillow decides what it is worth
+}
+
+template <class Function>
+bool find(void* handle, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(handle, name));
+  return function != nullptr;
+}
+
+void start(Decompress& jpeg, Errors& errors) {
+  jpeg.err = library.std_error(&errors);
+  errors.error_exit = fail;
+  errors.emit_message = warn;
+}
+
+}  // namespace
+
+// Whether the libjpeg in `path` can be used; it is from then on.
+extern "C" int use_library(const char* path) {
+  void* handle = dlopen(path, RTLD_NOW);
+  Library& l = library;
+  if (!handle || !find(handle, "jpeg_std_error", l.std_error) ||
+      !find(handle, "jpeg_CreateDecompress", l.create) ||
+      !find(handle, "jpeg_mem_src", l.source) || !find(handle, "jpeg_read_header", l.read_header) ||
+      !find(handle, "jpeg_start_decompress", l.start) ||
+      !find(handle, "jpeg_crop_scanline", l.crop) ||
+      !find(handle, "jpeg_skip_scanlines", l.skip) ||
+      !find(handle, "jpeg_read_scanlines", l.read) ||
+      !find(handle, "jpeg_destroy_decompress", l.destroy))
+    return 0;
+  Errors errors{};
+  Decompress jpeg{};
+  start(jpeg, errors);
+  if (setjmp(errors.failed)) return 0;
+  l.create(&jpeg, kVersion, sizeof jpeg);
+  l.destroy(&jpeg);
+  return 1;
+}
+
+// Rows `top` to `top + height` and columns `left` to `left + width` of a file of `width x height`
+// pixels, 1 or 3 channels each, into out. Returns 0 for what libjpeg warns of or cannot decode.
+extern "C" int read_rectangle(const unsigned char* file, size_t size, int channels, unsigned top,
+                              unsigned left, unsigned height, unsigned width, unsigned char* out) {
+  Errors errors{};
+  Decompress jpeg{};
+  unsigned char* volatile row = nullptr;
+  start(jpeg, errors);
+  if (setjmp(errors.failed)) {
+    library.destroy(&jpeg);
+    std::free(row);
+    return 0;
+  }
+  library.create(&jpeg, kVersion, sizeof jpeg);
+  library.source(&jpeg, file, size);
+  library.read_header(&jpeg, 1);
+  jpeg.out_color_space = channels == 1 ? kGrey : kRgb;
+  library.start(&jpeg);
+  if (left + width > jpeg.output_width || top + height > jpeg.output_height) fail(&jpeg);
+
+  unsigned first = left > kColumns ? left - kColumns : 0, above = top > kRows ? top - kRows : 0;
+  unsigned last = left + width + kColumns;
+  unsigned columns = (last < jpeg.output_width ? last : jpeg.output_width) - first;
+  library.crop(&jpeg, &first, &columns);  // moves `first` left, to a block's edge
+  if (above) library.skip(&jpeg, above);
+  row = static_cast<unsigned char*>(std::malloc(size_t(jpeg.output_width) * channels));
+  if (!row) fail(&jpeg);
+  size_t stride = size_t(width) * channels;
+  while (jpeg.output_scanline < top + height) {
+    unsigned y = jpeg.output_scanline;
+    unsigned char* rows[1] = {row};
+    if (library.read(&jpeg, rows, 1) != 1) fail(&jpeg);
+    if (y >= top)
+      std::memcpy(out + (y - top) * stride, row + size_t(left - first) * channels, stride);
+  }
+  library.destroy(&jpeg);
+  std::free(row);
+  return 1;
+}

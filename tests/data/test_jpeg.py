@@ -1,0 +1,151 @@
+"""jpeg.py: any rectangle of any JPEG file is Pillow's to the bit, or left to Pillow."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from densekit.data import jpeg
+from densekit.data.decode import Box, JpegFile, UnreadableImage, decode, open_image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _reader() -> None:
+    assert jpeg.why_no_reader() is None
+
+
+def encoded(mode: str, width: int, height: int, **options: object) -> bytes:
+    rng = np.random.default_rng(width * 1000 + height)
+    noise = rng.integers(0, 256, (height, width, 3), np.uint8)
+    blocks = noise[::5, ::5].repeat(5, 0).repeat(5, 1)[:height, :width]
+    file = io.BytesIO()
+    Image.fromarray(blocks // 2 + noise // 2).convert(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    mode=st.sampled_from(["RGB", "L"]),
+    width=st.integers(1, 120),
+    height=st.integers(1, 120),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    progressive=st.booleans(),
+    restart=st.sampled_from([0, 1, 3]),
+    quality=st.sampled_from([30, 75, 95]),
+    data=st.data(),
+)
+def test_a_rectangle_is_pillows(
+    mode: str, width: int, height: int, subsampling: str, progressive: bool, restart: int,
+    quality: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    file = encoded(
+        mode, width, height, subsampling=subsampling, progressive=progressive, quality=quality,
+        restart_marker_rows=restart,
+    )  # fmt: skip
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
+    whole = np.array(Image.open(io.BytesIO(file))).reshape(height, width, -1)
+    part = jpeg.read_rectangle(file, whole.shape[2], top, left, h, w)
+    assert part is not None
+    np.testing.assert_array_equal(part, whole[top : top + h, left : left + w])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_grey_and_colour_are_converted_as_pillow_converts(mode: str, channels: int) -> None:
+    file = encoded(mode, 61, 47)
+    image = open_image(file, channels)
+    assert isinstance(image, JpegFile)
+    assert (image.height, image.width) == (47, 61)
+    theirs = Image.open(io.BytesIO(file)).convert("L" if channels == 1 else "RGB")
+    whole = torch.from_numpy(np.array(theirs).reshape(47, 61, channels)).permute(2, 0, 1)
+    assert torch.equal(image.pixels(), whole)
+    assert torch.equal(image.pixels(Box(3, 5, 20, 31)), whole[:, 3:23, 5:36])
+
+
+def test_every_image_of_the_sample(sample: list[bytes]) -> None:
+    """Photographs, with their own encoders' habits."""
+    rng = np.random.default_rng(0)
+    for file in sample[:100]:
+        whole = torch.from_numpy(np.array(Image.open(io.BytesIO(file)).convert("RGB")))
+        image = open_image(file, 3)
+        height, width = whole.shape[:2]
+        h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        part = image.pixels(Box(top, left, h, w))
+        assert torch.equal(part, whole.permute(2, 0, 1)[:, top : top + h, left : left + w])
+
+
+@pytest.fixture(scope="module")
+def sample(test_data: Path) -> list[bytes]:
+    with tarfile.open(test_data / "imagenet-sample.tar") as tar:
+        members = [m for m in tar if m.name.lower().endswith((".jpg", ".jpeg"))]
+        return [tar.extractfile(m).read() for m in members]  # type: ignore[union-attr]
+
+
+def test_what_is_not_plain_goes_to_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for file in (encoded("RGB", 40, 30, exif=exif), encoded("CMYK", 40, 30)):
+        assert not isinstance(open_image(file, 3), JpegFile)
+    assert decode(encoded("RGB", 40, 30, exif=exif), 3).shape == (3, 40, 30)
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.7, 0.98])
+def test_a_truncated_file_is_refused_whatever_part_is_asked_for(cut: float) -> None:
+    file = encoded("RGB", 200, 150)
+    image = open_image(file[: int(len(file) * cut)], 3)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        image.pixels(Box(0, 0, 8, 8))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_is_what_pillow_makes_of_it(data: st.DataObject) -> None:
+    file = bytearray(encoded("RGB", 64, 48, progressive=data.draw(st.booleans())))
+    for _ in range(data.draw(st.integers(1, 4))):
+        file[data.draw(st.integers(2, len(file) - 3))] = data.draw(st.integers(0, 255))
+    try:
+        theirs = np.array(Image.open(io.BytesIO(bytes(file))).convert("RGB"))
+    except Exception:
+        with pytest.raises(UnreadableImage):
+            decode(bytes(file), 3)
+        return
+    whole = torch.from_numpy(theirs).permute(2, 0, 1)
+    assert torch.equal(decode(bytes(file), 3), whole)
+    height, width = whole.shape[1:]
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    part = open_image(bytes(file), 3).pixels(Box(top, left, height - top, width - left))
+    assert torch.equal(part, whole[:, top:, left:])
+
+
+def test_without_a_compiler_pillow_decodes_to_the_same_pixels(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded("RGB", 90, 70))
+    script = (
+        "import sys; from densekit.data import jpeg; from densekit.data.decode import *\n"
+        "part = open_image(sys.argv[1], 3).pixels(Box(9, 20, 30, 40))\n"
+        "print(jpeg.why_no_reader()); sys.stdout.flush()\n"
+        "sys.stdout.buffer.write(part.contiguous().numpy().tobytes())"
+    )
+    found = []
+    for compiler in ("nonsense++", "g++"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "a.jpg")],
+            env={"CXX": compiler, "DENSEKIT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin",
+                 "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True, check=True,
+        )  # fmt: skip
+        found.append(done.stdout.split(b"\n", 1))
+    assert found[0][0] == b"no C++ compiler was found (nonsense++); install g++"
+    assert found[1][0] == b"None"
+    assert found[0][1] == found[1][1]
