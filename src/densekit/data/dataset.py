@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
@@ -111,7 +112,7 @@ class ImageDataset(Dataset):
                 bad.append(sample)
             else:
                 read.append(sample)
-        images = torch.empty(len(read), *self.shape, dtype=torch.uint8)
+        images = _empty((len(read), *self.shape))
         for row, sample in zip(images, read, strict=True):
             row.copy_(sample.image)
         return Batch(
@@ -120,3 +121,11 @@ class ImageDataset(Dataset):
             torch.tensor([sample.position for sample in read], dtype=torch.int64),
             tuple(bad),
         )
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """uint8; in a worker in shared memory, since the batch would be copied there otherwise."""
+    if get_worker_info() is None or 0 in shape:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)

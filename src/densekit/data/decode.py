@@ -115,7 +115,10 @@ def open_image(
     try:
         with _damage_named(name):
             raise_pils_limit(max_pixels)
-            image = Image.open(io.BytesIO(content))
+            formats = (
+                ("JPEG",) if content.startswith(jpeg.START) else None
+            )  # else PIL tries others first
+            image = Image.open(io.BytesIO(content), formats=formats)
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError
             if image.format == "JPEG" and image.mode in MODES.values() and _turn(image) is None:

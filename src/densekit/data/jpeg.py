@@ -11,8 +11,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import PIL
-from PIL import Image
+import PIL.Image  # which loads its libjpeg
 
 from densekit.native_code import NativeCode, Unavailable
 
@@ -21,7 +20,7 @@ CODE = NativeCode(
     (Path(__file__).with_name("jpeg.cpp"),),
     ("-std=c++17", "-O2", "-fPIC", "-shared", "-ldl"),
 )
-END = b"\xff\xd9"  # the marker that a whole file ends with
+START, END = b"\xff\xd8\xff", b"\xff\xd9"  # of a whole file
 PTR, SIZE, UINT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
 
 
@@ -70,7 +69,6 @@ def _load() -> tuple[ctypes._NamedFuncPointer | None, str]:
 def _pillows_libraries() -> list[Path]:
     """The libjpegs that this process has loaded, Pillow's own first (Linux)."""
     maps = Path("/proc/self/maps")
-    Image.init()
     if not maps.exists():
         return []
     mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
