@@ -73,7 +73,7 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
     def send(self, images: Tensor) -> Tensor:
-        """uint8 images [N, C, H, W] on the device, in the memory format."""
+        """Images [N, C, H, W] on the device, in the memory format."""
         return images.to(self.device, non_blocking=True).contiguous(
             memory_format=self.memory_format
         )

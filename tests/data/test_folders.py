@@ -67,13 +67,13 @@ def test_every_format_that_pil_reads_is_read(tmp_path: Path, write_image) -> Non
 
 def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path, write_folder, write_image) -> None:
     write_folder(tmp_path, {"cat": 2, "dog": 1})
-    for name in "cat/a.dcm", "cat/b.DCM", "dog/deep/c.dcm", "dog/README", "dog/d.xyz":
+    for name in "cat/a.txt", "cat/b.TXT", "dog/deep/c.txt", "dog/README", "dog/d.xyz":
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"?")
     write_image(tmp_path / "loose.png")
     (tmp_path / "classes.txt").write_text("0 cat\n")
     assert read_folder(tmp_path).notes == (
-        f"{tmp_path}: left out, not being images: 3 .dcm, 1 without a suffix, 1 .xyz",
+        f"{tmp_path}: left out, not being images: 3 .txt, 1 without a suffix, 1 .xyz",
         f"{tmp_path}: 1 images lie beside the class folders and are left out",
     )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -185,3 +186,26 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, write_folder) -> N
     (tmp_path / "windows.txt").write_text("imgs\\\\a\\\\000.png 0\nb.png 1\n")
     with pytest.raises(UserError, match=r"windows\.txt:1: .* there is no such file, but there is"):
         suggest(tmp_path / "windows.txt")
+
+
+def test_files_of_more_than_eight_bits_keep_them(tmp_path: Path) -> None:
+    for name in ("sick", "well"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pixels = np.full((80, 70), 300 * i, np.uint16)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    recipe, said = settings(tmp_path)
+    data = recipe["data"]
+    assert (data["intensity"], data["channels"], data["augment"]["flip"]) == ("percentile", 1, 0.0)
+    assert "hold more than 8 bits: data.intensity=percentile" in said
+
+
+def test_arrays_of_five_channels(tmp_path: Path) -> None:
+    for name in ("sick", "well"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            np.save(tmp_path / name / f"{i}.npy", np.zeros((80, 70, 5), np.float32))
+    recipe, said = settings(tmp_path)
+    assert recipe["data"]["channels"] == recipe["model"]["in_channels"] == 5
+    assert recipe["data"]["intensity"] == "percentile"
+    assert "the files have 5 channels" in said

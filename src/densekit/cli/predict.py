@@ -75,7 +75,7 @@ def predict(
     if not images:
         raise UserError("say which images to predict: files, or folders of them")
     opened = asked.open(classes, model)
-    show_notes([*asked.notes, *opened.notes, *dark_files(images)])
+    show_notes([*asked.notes, *opened.notes, *dark_files(images, opened.preprocessing.scaling)])
     formats = resolve(asked.device(device), precision, typed=FLAG)
     classifier = Classifier(opened, formats, max_pixels, engine)
     size = batch_size or asked.infer.batch_size

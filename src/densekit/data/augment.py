@@ -28,7 +28,7 @@ Region = Callable[[int, int], Box]
 class TrainTransform:
     """Crop, affine, flip, colours and erasing by a data section, in this order.
 
-    An image -> uint8 [C, S, S] with S = config.train_side.
+    An image -> [C, S, S] with S = config.train_side, uint8 or float32 in 0..1.
     """
 
     region: Region | None
@@ -130,7 +130,7 @@ def _uniform(low: float, high: float) -> float:
 
 
 class Erase(v2.RandomErasing):
-    """Random erasing of uint8 pixels, with what normalisation makes zeros or normal noise."""
+    """Random erasing of pixels, with what normalisation makes zeros or normal noise."""
 
     def __init__(self, config: DataConfig) -> None:
         augment = config.augment
@@ -146,5 +146,7 @@ class Erase(v2.RandomErasing):
             channels = flat_inputs[0].shape[0]
             shape = (channels, found["h"], found["w"]) if self.noise else (channels, 1, 1)
             spread = self.std * torch.randn(shape) if self.noise else 0
-            found["v"] = (self.mean + spread).round().clamp(0, 255).expand(shape).to(torch.uint8)
+            pixels = (self.mean + spread).clamp(0, 255).expand(shape)
+            whole = flat_inputs[0].dtype == torch.uint8
+            found["v"] = pixels.round().to(torch.uint8) if whole else pixels / 255
         return found

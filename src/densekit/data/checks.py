@@ -14,7 +14,8 @@ import numpy as np
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
 from densekit.data.config import MAX_PIXELS, DataConfig
-from densekit.data.decode import UnreadableImage, decode
+from densekit.data.decode import EIGHT_BITS, UnreadableImage, decode
+from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples, readable
 
 NAMED = 5  # examples in a message
@@ -33,12 +34,15 @@ def check_split(
     warnings. With data.on_bad_image=skip, training files may be bad. Raises UserError.
     """
     sample, channels, max_pixels = config.check_files, config.channels, config.max_pixels
+    scaling = config.scaling
     may_skip = config.max_bad_images if config.on_bad_image == "skip" else 0
     files = real_files(train.paths), real_files(val.paths)
     counts, warnings = check_examples(
-        train, num_classes, sample, channels, max_pixels, files[0], may_skip
+        train, num_classes, sample, channels, max_pixels, files[0], may_skip, scaling
     )
-    _, of_val = check_examples(val, num_classes, sample, channels, max_pixels, files[1])
+    _, of_val = check_examples(
+        val, num_classes, sample, channels, max_pixels, files[1], intensity=scaling
+    )
     in_train = {file: index for index, file in enumerate(files[0])}
     shared = [index for index, file in enumerate(files[1]) if file in in_train]
     if shared:
@@ -60,6 +64,7 @@ def check_examples(
     max_pixels: int = MAX_PIXELS,
     files: Sequence[str] | None = None,
     may_skip: int = 0,
+    intensity: Intensity = EIGHT_BITS,
 ) -> tuple[np.ndarray, list[str]]:
     """Looks for what would stop or spoil a run later -> images per class, warnings.
 
@@ -76,8 +81,8 @@ def check_examples(
             f"set model.num_classes={worst + 1} or correct the list"
         )
     warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
-    warnings += _check_files(examples, sample, channels, max_pixels, may_skip)
-    warnings += dark_files(examples.paths, sample)
+    warnings += _check_files(examples, sample, channels, max_pixels, may_skip, intensity)
+    warnings += dark_files(examples.paths, intensity, sample)
     counts = np.bincount(examples.labels, minlength=num_classes)
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:
@@ -162,10 +167,15 @@ def named_labels(examples: Examples, labels: Sequence[int]) -> str:
 
 
 def _check_files(
-    examples: Examples, sample: int, channels: int, max_pixels: int, may_skip: int
+    examples: Examples,
+    sample: int,
+    channels: int,
+    max_pixels: int,
+    may_skip: int,
+    intensity: Intensity,
 ) -> list[str]:
     spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
-    faults = (_fault(examples, index, channels, max_pixels) for index in spread.tolist())
+    faults = (_fault(examples, index, channels, max_pixels, intensity) for index in spread.tolist())
     bad = [fault for fault in faults if fault]
     if not bad:
         return []
@@ -180,10 +190,12 @@ def _check_files(
     )
 
 
-def _fault(examples: Examples, index: int, channels: int, max_pixels: int) -> str | None:
+def _fault(
+    examples: Examples, index: int, channels: int, max_pixels: int, intensity: Intensity
+) -> str | None:
     """Why an image cannot be read, with its place; None if it can."""
     try:
-        decode(examples.paths[index], channels, max_pixels)
+        decode(examples.paths[index], channels, max_pixels, intensity)
     except UnreadableImage as error:
         return str(error.at(examples.where(index)))
     return None

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from densekit.config import NO_NUMBER, ON, PathText, Section, when
+from densekit.data.intensity import Intensity, Rule
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Rounding = Literal["torchvision", "paddle"]
@@ -37,6 +38,8 @@ def _of_pixels_to_one(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Span = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
+Percentile = Annotated[float, Field(ge=0, le=100)]
+ValueWindow = tuple[float, Annotated[float, Field(gt=0)]] | None
 PerChannel = Annotated[tuple[float, ...], AfterValidator(_of_pixels_to_one)]
 RESIZED = when(crop="random_resized")
 EVAL_RESIZED = when(**{"evaluate.resize": ON})
@@ -176,8 +179,19 @@ class DataConfig(Section):
     relabel: bool = False
     """Renumber the training list's labels 0, 1, ... in ascending order, in both lists."""
 
-    channels: Literal[1, 3] = 3
-    """3: colour, 1: grey; files are converted to it."""
+    channels: int = Field(3, ge=1)
+    """3: colour, 1: grey; files of 8 bits are converted to it. Any other number, such as of a .npy
+    file or a TIFF, must be the file's own."""
+    intensity: Rule = "8bit"
+    """How a file's values become pixels in 0..1. 8bit: as photographs have them; of 16 bits the
+    high 8 are kept. The others keep all bits (float32), and refuse files that they would have to
+    convert. full: the format's range, 0 to 65535 for 16 bits; percentile: of each image, those of
+    data.percentiles; window: data.window, which CT needs."""
+    percentiles: Annotated[Span[Percentile], when(intensity="percentile")] = (0.5, 99.5)
+    """The percentiles of an image's values that become black and white."""
+    window: Annotated[ValueWindow, when(intensity="window")] = None
+    """Centre and width of the values that are seen, in the file's units after DICOM's rescale (CT:
+    Hounsfield units), such as [40, 400]; null: the DICOM file's own window."""
     image_size: int = Field(224, ge=1)
     """Side of the square that the network sees."""
     interpolation: Annotated[Interpolation, EVAL_RESIZED, TRAIN_RESIZED] = "bilinear"
@@ -216,7 +230,30 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _agrees(self) -> DataConfig:
         check_agreement(self.channels, self.eval_resize, self.image_size, self.mean, self.std)
+        self._check_colours()
         return self
+
+    def _check_colours(self) -> None:
+        """Raises ValueError for changes of colour that would take bits away, or cannot be."""
+        augment = self.augment
+        policy = "auto_augment" if augment.auto_augment else "rand_augment"
+        if (augment.auto_augment or augment.rand_augment) and self.intensity != "8bit":
+            raise ValueError(
+                f"augment.{policy} works on 8 bits, which data.intensity={self.intensity} is to "
+                f"keep more than; use augment.affine_* and augment.color_jitter"
+            )
+        if self.channels in (1, 3):
+            return
+        if augment.auto_augment or augment.rand_augment or any(augment.color_jitter):
+            raise ValueError(
+                f"augment.{'color_jitter' if any(augment.color_jitter) else policy} is for 1 or 3 "
+                f"channels, and channels={self.channels}"
+            )
+
+    @property
+    def scaling(self) -> Intensity:
+        """How files are decoded."""
+        return Intensity(self.intensity, self.percentiles, self.window)
 
     @property
     def eval_resize(self) -> int | None:

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
-from densekit.data.decode import ImageFile, UnreadableImage, open_image
+from densekit.data.decode import EIGHT_BITS, ImageFile, UnreadableImage, open_image
+from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples
 
 ORDER, SAMPLE = 1, 2  # tell the two uses of a seed apart, so that their draws are independent
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
     """Images with their labels; may be empty."""
 
     images: Tensor
-    """uint8 [n, C, S, S]."""
+    """uint8, or by data.intensity float32 in 0..1, [n, C, S, S]."""
     labels: Tensor
     """int64 [n]."""
     indices: Tensor
@@ -45,7 +46,7 @@ class Batch(NamedTuple):
 
 class Sample(NamedTuple):
     image: Tensor
-    """uint8 [C, S, S]."""
+    """Of the same dtype, [C, S, S]."""
     label: int
     position: int
     """In the Examples."""
@@ -79,17 +80,24 @@ class ImageDataset(Dataset):
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
         skip_bad: bool = False,
+        intensity: Intensity = EIGHT_BITS,
     ) -> None:
         self.examples, self.transform, self.seed = examples, transform, seed
-        self.max_pixels, self.skip_bad = max_pixels, skip_bad
+        self.max_pixels, self.skip_bad, self.intensity = max_pixels, skip_bad, intensity
         self.shape = (channels, side, side)
         jpeg.why_no_reader()  # compiled here if need be, not by each worker
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one image of a Batch."""
+        return math.prod(self.shape) * self.intensity.dtype.itemsize
 
     def __getitem__(self, key: Key) -> Sample | UnreadableImage | BadImage:
         """An unreadable file is handed on as a value, so that it leaves a worker unchanged."""
         epoch, index = key
         try:
-            image = open_image(self.examples.paths[index], self.shape[0], self.max_pixels)
+            path = self.examples.paths[index]
+            image = open_image(path, self.shape[0], self.max_pixels, self.intensity)
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
                 torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
@@ -112,7 +120,7 @@ class ImageDataset(Dataset):
                 bad.append(sample)
             else:
                 read.append(sample)
-        images = _empty((len(read), *self.shape))
+        images = _empty((len(read), *self.shape), self.intensity.dtype)
         for row, sample in zip(images, read, strict=True):
             row.copy_(sample.image)
         return Batch(
@@ -123,9 +131,9 @@ class ImageDataset(Dataset):
         )
 
 
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """uint8; in a worker in shared memory, since the batch would be copied there otherwise."""
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """In a worker in shared memory, since the batch would be copied there otherwise."""
     if get_worker_info() is None or 0 in shape:
-        return torch.empty(shape, dtype=torch.uint8)
-    shared = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+        return torch.empty(shape, dtype=dtype)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(shared).view(shape)

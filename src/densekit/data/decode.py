@@ -1,6 +1,7 @@
-"""From a file, its bytes, or what a caller of `predict` holds to uint8 pixels.
+"""From a file, its bytes, or what a caller of `predict` holds to pixels.
 
-Shapes: C channels (1 or 3), H height, W width.
+uint8, or under a `data.intensity` other than 8bit float32 in 0..1. Shapes: C channels, H height,
+W width.
 """
 
 from __future__ import annotations
@@ -8,30 +9,31 @@ from __future__ import annotations
 import contextlib
 import io
 import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from densekit.config import UserError
 from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
+from densekit.data.intensity import Intensity
+from densekit.data.pixels import (
+    array_pixels,
+    image_pixels,
+    is_16_bit,
+    is_pils,
+    read_pixels,
+    turn_of,
+    upright,
+)
 
 MODES = {1: "L", 3: "RGB"}
-TURNS = {  # EXIF orientation -> what makes the image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+EIGHT_BITS = Intensity()
 
 
 class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong)
@@ -67,12 +69,12 @@ class ImageFile:
     """An image whose header has been read; its pixels are decoded when they are asked for."""
 
     def __init__(self, whole: Tensor, name: str = "") -> None:
-        """Pixels that are at hand, uint8 [C, H, W]."""
+        """Pixels that are at hand, [C, H, W]."""
         self.name, self.whole = name, whole
         self.height, self.width = whole.shape[1:]
 
     def pixels(self, box: Box | None = None) -> Tensor:
-        """uint8 [C, H, W], or [C, height, width] of `box`. Raises UnreadableImage."""
+        """[C, H, W], or [C, height, width] of `box`. Raises UnreadableImage."""
         if box is None:
             return self.whole
         top, left, height, width = box
@@ -100,13 +102,17 @@ class JpegFile(ImageFile):
 
 
 def open_image(
-    source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS
+    source: str | Path | bytes,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    intensity: Intensity = EIGHT_BITS,
 ) -> ImageFile:
     """The image in a file, or in a file's bytes. Raises UnreadableImage.
 
-    Decoded by PIL: JPEG bit for bit as torchvision, and most other formats too. EXIF orientation
-    is applied, as in cv2. Alpha is dropped, as in cv2, torchvision and PIL's convert. Of 16 bits
-    the high 8 are kept, as in cv2. Of several frames the first is taken.
+    Grey and colour of 8 bits are decoded by PIL: JPEG bit for bit as torchvision, and most other
+    formats too. EXIF orientation is applied, as in cv2. Alpha is dropped, as in cv2, torchvision
+    and PIL's convert. Of 16 bits the high 8 are kept, as in cv2. Of several frames the first is
+    taken. All else is read by `pixels.read_pixels`, without loss.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
     content = source if isinstance(source, bytes) else read_file(Path(source))
@@ -115,13 +121,16 @@ def open_image(
     try:
         with _damage_named(name):
             raise_pils_limit(max_pixels)
+            if not _in_eight_bits(channels, intensity) or not is_pils(content):
+                found = intensity.apply(read_pixels(content, max_pixels), channels)
+                return ImageFile(found, name)
             formats = (
                 ("JPEG",) if content.startswith(jpeg.START) else None
             )  # else PIL tries others first
             image = Image.open(io.BytesIO(content), formats=formats)
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError
-            if image.format == "JPEG" and image.mode in MODES.values() and _turn(image) is None:
+            if image.format == "JPEG" and image.mode in MODES.values() and turn_of(image) is None:
                 return JpegFile(content, image, channels, name)
             return ImageFile(_to_tensor(image, channels), name)
     except Image.DecompressionBombError as error:
@@ -132,9 +141,19 @@ def open_image(
         ) from error
 
 
-def decode(source: str | Path | bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The pixels of `open_image`, uint8 [C, H, W]. Raises UnreadableImage."""
-    return open_image(source, channels, max_pixels).pixels()
+def _in_eight_bits(channels: int, intensity: Intensity) -> bool:
+    """Whether what PIL makes of an image in 8 bits is taken, and not the file's own values."""
+    return intensity.rule == "8bit" and channels in MODES
+
+
+def decode(
+    source: str | Path | bytes,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    intensity: Intensity = EIGHT_BITS,
+) -> Tensor:
+    """The pixels of `open_image`, [C, H, W]. Raises UnreadableImage."""
+    return open_image(source, channels, max_pixels, intensity).pixels()
 
 
 @contextlib.contextmanager
@@ -180,24 +199,40 @@ def from_image(
     image: Image.Image | np.ndarray | bytes | str | Path,
     channels: int,
     max_pixels: int = MAX_PIXELS,
+    intensity: Intensity = EIGHT_BITS,
 ) -> Tensor:
-    """Whatever `predict` takes as an image -> uint8 [C, H, W].
+    """Whatever `predict` takes as an image -> [C, H, W], as `decode` gives it.
 
-    An array is uint8 [H, W], or [H, W, 1, 3 or 4] in RGB order (cv2's is BGR). Raises UserError.
+    An array is [H, W] or [H, W, C], in RGB order (cv2's is BGR); of uint8, where `intensity` does
+    not take more. Raises UserError.
     """
     if isinstance(image, (bytes, str, Path)):
-        return decode(image, channels, max_pixels)
+        return decode(image, channels, max_pixels, intensity)
+    plain = _in_eight_bits(channels, intensity)
     if isinstance(image, np.ndarray):
+        if not plain:
+            return _from_values(image, channels, max_pixels, intensity)
         image = _from_array(image)
     if not isinstance(image, Image.Image):
         raise UserError(
             f"expected a path, bytes, a PIL image or an array, got {type(image).__name__}"
         )
     try:
+        if not plain:
+            return intensity.apply(image_pixels(image), channels)
         return _to_tensor(image, channels)
     except (OSError, ValueError, SyntaxError) as error:  # PIL decodes as late as here
         name = getattr(image, "filename", "") or "PIL image"
         raise UnreadableImage(str(name), f"cannot be read as an image: {error}") from error
+
+
+def _from_values(array: np.ndarray, channels: int, max_pixels: int, intensity: Intensity) -> Tensor:
+    try:
+        return intensity.apply(array_pixels(array, max_pixels), channels)
+    except ValueError as error:
+        raise UserError(f"the array {error}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the array has more than {max_pixels:,} pixels") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -216,31 +251,16 @@ def _to_tensor(image: Image.Image, channels: int) -> Tensor:
     """uint8 [C, H, W], channels last in memory as PIL has it, which resizes fastest."""
     image.load()  # a TIFF is turned upright by its loader
     if is_16_bit(image):
-        image = _upright(image)
+        image = upright(image)
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no agreed range; save the file with 8 or 16 bits")
-    return _channels_first(np.array(_upright(image).convert(MODES[channels])))
+        raise ValueError(
+            "32-bit pixels have no agreed range; save the file with 8 or 16 bits, or train with "
+            "data.intensity=percentile or window"
+        )
+    return _channels_first(np.array(upright(image).convert(MODES[channels])))
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
     """[H, W] or [H, W, C] -> [C, H, W], the same memory."""
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
-
-
-def is_16_bit(image: Image.Image) -> bool:
-    """Whether its pixels are single 16-bit numbers."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _turn(image)
-    return image if turn is None else image.transpose(turn)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright; None where it is."""
-    try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return None  # EXIF is broken: viewers and cv2 show such an image unturned

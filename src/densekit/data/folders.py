@@ -17,6 +17,7 @@ from PIL import Image
 
 from densekit.config import UserError
 from densekit.data.listing import Examples, readable
+from densekit.data.pixels import SUFFIXES
 
 LEFT_OUT = 5  # suffixes in a message
 # What systems and archivers leave beside a user's files; hidden ones are left out, too.
@@ -115,10 +116,10 @@ def images_below(folder: Path) -> Found:
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """Of the formats that PIL can read here."""
+    """Of the formats that can be read here: PIL's, .npy and DICOM."""
     Image.init()
     formats = set(Image.OPEN) - NO_PIXELS
-    return frozenset(
+    return SUFFIXES | frozenset(
         s for s, format_ in Image.registered_extensions().items() if format_ in formats
     )
 

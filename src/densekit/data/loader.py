@@ -111,6 +111,7 @@ class TrainStream:
             self.seed,
             config.max_pixels,
             skip_bad=skip,
+            intensity=config.scaling,
         )
         largest = -(-config.batch_size // (self.accumulation * self.world))
         batches = read_batches(dataset, self._keys(start), largest, config.workers, self.pin_memory)
@@ -200,6 +201,7 @@ def eval_batches(
         preprocessing.channels,
         preprocessing.crop,
         max_pixels=max_pixels,
+        intensity=preprocessing.scaling,
     )
     return zip(
         numbers,

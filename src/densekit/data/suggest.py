@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,13 @@ from densekit.config import Tree, UserError, merge, parse_override
 from densekit.data.config import MAX_PIXELS
 from densekit.data.decode import UnreadableImage, decode, raise_pils_limit, read_file
 from densekit.data.listing import Examples, readable
+from densekit.data.pixels import (
+    TIFF,
+    is_16_bit,
+    is_pils,
+    is_plain_tiff,
+    read_pixels,
+)
 from densekit.data.splits import find_part, locate_images, open_examples
 
 T = TypeVar("T")
@@ -40,7 +47,8 @@ SMALL = 64  # pixels of the short side from which images are cropped as photogra
 CHARACTERS = 8  # so many classes of one character each are taken for characters
 COLOURLESS = 2  # of 255: how far apart the channels of a grey image in colour are on average
 GENTLE_CROP = [0.5, 1.0]
-GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I"}  # PIL's modes
+GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I", "F"}  # PIL's modes
+NO_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 STEPS = 6000  # optimizer steps to train for, within EPOCHS
 VAL_FRACTION = 0.2
 EPOCHS = (30, 200)
@@ -56,6 +64,10 @@ class Look:
     """Stored in one channel."""
     colourless: bool
     """Grey, in one channel or three alike."""
+    deep: bool = False
+    """Some hold more than 8 bits."""
+    channels: int = 3
+    """Of arrays and TIFF; 3 where other files are among them."""
 
     @property
     def short_side(self) -> int:
@@ -116,6 +128,7 @@ def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list
         _validation(has_val),
         _size(look),
         _channels(look),
+        _intensity(look),
         _augment(look, train),
         _length(
             len(train) if has_val else round((1 - VAL_FRACTION) * len(train)),
@@ -138,22 +151,43 @@ def _asked(key: str, options: Sequence[str], kind: type[T]) -> T | None:
 def look_at(examples: Examples, max_pixels: int = MAX_PIXELS) -> Look:
     """Opens a sample of the files. Raises UserError if none can be read."""
     raise_pils_limit(max_pixels)
-    sizes, modes, colourless = [], set(), True
+    seen: list[_Seen] = []
     for index in np.unique(np.linspace(0, len(examples) - 1, FILES_SAMPLED).astype(int)).tolist():
         # A file that is no image is named later, when the data is checked.
-        with (
-            contextlib.suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
-            Image.open(io.BytesIO(read_file(Path(examples.paths[index])))) as image,
-        ):
-            sizes.append(min(image.size))
-            modes.add(image.mode)
-            colourless = colourless and (image.mode in GREY or _colourless(image))
-    if not sizes:
+        with contextlib.suppress(*NO_IMAGE):
+            seen.append(_see(read_file(Path(examples.paths[index])), max_pixels))
+    if not seen:
         try:
             decode(examples.paths[0], 3, max_pixels)
         except UnreadableImage as error:
             raise error.at(examples.where(0)) from error
-    return Look(sizes, modes <= GREY, colourless)
+    channels = {each.channels for each in seen}
+    return Look(
+        [each.short_side for each in seen],
+        grey=channels == {1},
+        colourless=all(each.colourless for each in seen),
+        deep=any(each.deep for each in seen),
+        channels=channels.pop() if len(channels) == 1 else 3,
+    )
+
+
+class _Seen(NamedTuple):
+    """One file."""
+
+    short_side: int
+    channels: int
+    colourless: bool
+    deep: bool
+
+
+def _see(data: bytes, max_pixels: int) -> _Seen:
+    if not is_pils(data) or (data.startswith(TIFF) and not is_plain_tiff(data)):
+        values = read_pixels(data, max_pixels).values
+        side, channels = min(values.shape[:2]), values.shape[2]
+        return _Seen(side, channels, channels == 1, values.dtype != np.uint8)
+    with Image.open(io.BytesIO(data)) as image:
+        grey, deep = image.mode in GREY, is_16_bit(image) or image.mode in ("I", "F")
+        return _Seen(min(image.size), 1 if grey else 3, grey or _colourless(image), deep)
 
 
 def _colourless(image: Image.Image) -> bool:
@@ -201,12 +235,27 @@ def _size(look: Look) -> Pick:
 
 
 def _channels(look: Look) -> Pick:
+    if look.channels not in (1, 3):
+        several = {"channels": look.channels, "mean": [0.5], "std": [0.5]}
+        return {"data": several, "model": {"in_channels": look.channels}}, (
+            f"the files have {look.channels} channels: data.channels={look.channels}"
+        )
     if not look.grey:
         return {}, ""
     grey = {"channels": 1, "mean": [0.5], "std": [0.5]}
     return {"data": grey, "model": {"in_channels": 1}}, (
         "the files are grey: data.channels=1 (to start from weights for colour images, set "
         "data.channels=3 and model.in_channels=3)"
+    )
+
+
+def _intensity(look: Look) -> Pick:
+    if not look.deep:
+        return {}, ""
+    return {"data": {"intensity": "percentile"}}, (
+        "the files hold more than 8 bits: data.intensity=percentile scales each image by its own "
+        "values; data.intensity=full, or window with data.window=[CENTRE,WIDTH] (CT), keeps images "
+        "comparable with one another"
     )
 
 

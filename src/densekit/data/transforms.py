@@ -1,12 +1,12 @@
-"""From uint8 pixels to the square that a network sees, and from that to normalised floats.
+"""From pixels to the square that a network sees, and from that to normalised floats.
 
-Shapes: N images, C channels (1 or 3), H height, W width.
+A square is uint8; under a `data.intensity` other than 8bit it is float32 in 0..1.
+Shapes: N images, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,16 +19,25 @@ from densekit.data.config import (
     DataConfig,
     Interpolation,
     Rounding,
+    Span,
+    ValueWindow,
     check_agreement,
 )
 from densekit.data.decode import ImageFile
+from densekit.data.intensity import Intensity, Rule
 
 
 class Preprocessing(Section):
     """What evaluation and prediction do to an image; stored in every artifact."""
 
-    channels: Literal[1, 3] = 3
-    """3: RGB, 1: grey; images are converted to it."""
+    channels: int = Field(3, ge=1)
+    """3: RGB, 1: grey; images of 8 bits are converted to it, others need to fit."""
+    intensity: Rule = "8bit"
+    """How a file's values become pixels, see data.intensity."""
+    percentiles: Span[float] = (0.5, 99.5)
+    """Of intensity=percentile."""
+    window: ValueWindow = None
+    """Of intensity=window: centre and width; null: a DICOM file's own."""
     resize: int | None = Field(256, ge=1)
     """Pixels of the short side before the crop; null: no resize."""
     crop: int = Field(224, ge=1)
@@ -54,6 +63,9 @@ class Preprocessing(Section):
     def from_config(cls, config: DataConfig) -> Preprocessing:
         return cls(
             channels=config.channels,
+            intensity=config.intensity,
+            percentiles=config.percentiles,
+            window=config.window,
             resize=config.eval_resize,
             crop=config.image_size,
             interpolation=config.interpolation,
@@ -63,9 +75,14 @@ class Preprocessing(Section):
             std=config.std,
         )
 
+    @property
+    def scaling(self) -> Intensity:
+        """How files are decoded."""
+        return Intensity(self.intensity, self.percentiles, self.window)
+
     def __call__(self, image: Tensor) -> Tensor:
-        """uint8 [C, H, W] -> uint8 [C, crop, crop], as torchvision's Resize and CenterCrop do, or
-        PaddleClas' ResizeImage and CropImage."""
+        """[C, H, W] -> [C, crop, crop] of the same dtype, as torchvision's Resize and CenterCrop
+        do, or PaddleClas' ResizeImage and CropImage."""
         height, width = image.shape[1:]
         if self.resize is not None:
             size = [self.resize]
@@ -81,12 +98,15 @@ class Preprocessing(Section):
         return F.center_crop(image, [self.crop, self.crop])
 
     def square(self, image: ImageFile) -> Tensor:
-        """What a network sees of an image, uint8 [C, crop, crop]. Raises UnreadableImage."""
+        """What a network sees of an image, [C, crop, crop]. Raises UnreadableImage."""
         return self(image.pixels())
 
     def normalize(self, batch: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] -> float32, (x / 255 - mean) / std, same device and memory format."""
+        """Squares [N, C, H, W] -> float32, (x - mean) / std, same device and memory format; x is in
+        0..1, uint8 divided by 255."""
         mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
+        if batch.is_floating_point():
+            return batch.sub(mean).div_(std)
         return batch.div(255).sub_(mean).div_(std)
 
 

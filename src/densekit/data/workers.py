@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import math
 import re
 import shutil
 import signal
@@ -48,7 +47,7 @@ def read_batches(
     is too small or a worker was killed. Draws nothing from torch's global generator.
     """
     if workers:
-        _check_shared_memory(largest * math.prod(dataset.shape), workers)
+        _check_shared_memory(largest * dataset.image_bytes, workers)
     batches = _start(
         DataLoader(
             dataset,

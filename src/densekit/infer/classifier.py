@@ -27,7 +27,8 @@ from densekit.precision import Precision, resolve
 from densekit.progress import say
 
 Input = str | os.PathLike | bytes | Image.Image | np.ndarray
-"""A path, a file's bytes, a PIL image, or a uint8 array [H, W, C] in RGB order."""
+"""A path, a file's bytes, a PIL image, or an array [H, W, C] in RGB order: uint8, where the
+network's preprocessing takes no other."""
 
 
 class Classifier:
@@ -66,7 +67,8 @@ class Classifier:
         image at all, such as an array of floats.
         """
         if not isinstance(images, (str, os.PathLike)):
-            for note in dark_files([str(i) for i in images if isinstance(i, (str, os.PathLike))]):
+            files = [str(i) for i in images if isinstance(i, (str, os.PathLike))]
+            for note in dark_files(files, self.preprocess.scaling):
                 warnings.warn(note, stacklevel=2)
         return list(self.rows(images, topk, batch_size))
 
@@ -98,21 +100,23 @@ class Classifier:
                 yield chunk, list(squares)
 
     def read_square(self, image: Input) -> Tensor | UnreadableImage:
-        """What the network sees of an image, uint8 [C, crop, crop]; or why it cannot be read.
+        """What the network sees of an image, [C, crop, crop]; or why it cannot be read.
+
+        uint8, or float32 in 0..1 where its preprocessing has an intensity other than 8bit.
 
         Safe in threads.
         """
         source = Path(image) if isinstance(image, os.PathLike) else image
         try:
-            pixels = from_image(source, self.preprocess.channels, self.max_pixels)
-            return self.preprocess(pixels)
+            seen = self.preprocess
+            return seen(from_image(source, seen.channels, self.max_pixels, seen.scaling))
         except UnreadableImage as error:
             if isinstance(source, (str, Path)) and Path(source).is_dir():
                 return _of_folder(Path(source))
             return error
 
     def answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
-        """uint8 [n, C, crop, crop] -> each image's answers; none where they are not finite."""
+        """Squares [n, C, crop, crop] -> each image's answers; none where they are not finite."""
         return self.answers_of(self.logits(squares), topk)
 
     def answers_of(self, logits: Tensor, topk: int) -> list[list[Answer]]:

@@ -171,5 +171,8 @@ def _examples(opened: Opened, data: str | None) -> tuple[Examples, list[str]]:
         examples = match(open_val(section), outputs)
     else:
         raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
-    _, notes = check_examples(examples, len(opened.classes), 0, opened.preprocessing.channels)
-    return examples, [*notes, *dark_files(examples.paths)]
+    scaling = opened.preprocessing.scaling
+    _, notes = check_examples(
+        examples, len(opened.classes), 0, opened.preprocessing.channels, intensity=scaling
+    )
+    return examples, [*notes, *dark_files(examples.paths, scaling)]
