@@ -12,10 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from densekit.serve.limits import Refused
 from densekit.serve.measures import Measures
+from densekit.serve.page import PAGE_FILES
 from densekit.serve.service import LOG, log_error
 
 PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
-PAGE = ("/", "/page.css", "/page.js", "/icon.svg")
 QUIET = (*PROBES, "/metrics")  # asked every few seconds, so not in the log
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CLIENT_LEFT = 499  # nginx's number
@@ -95,7 +95,7 @@ class Guard:
                 "this server answers for localhost alone; a proxy before it sends Host: localhost, "
                 "or the server is started with --token",
             )
-        if self._token is None or path in PROBES or path in PAGE:
+        if self._token is None or path in PROBES or path in PAGE_FILES:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         same = hmac.compare_digest(given.strip().encode(), self._token.encode())

@@ -1,4 +1,4 @@
-"""The page at /: three small files of this package, and what a browser may do with them."""
+"""The page at /: a few small files of this package, and what a browser may do with them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from importlib import resources
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-FILES = {
+PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/maps.js": ("maps.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 POLICY = (
@@ -26,7 +27,7 @@ def page_routes() -> APIRouter:
     """Of the page's own files, read once."""
     router = APIRouter(include_in_schema=False)
     folder = resources.files("densekit.serve") / "page"
-    for path, (file, kind) in FILES.items():
+    for path, (file, kind) in PAGE_FILES.items():
         _add(router, path, (folder / file).read_bytes(), kind)
     return router
 

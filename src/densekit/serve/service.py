@@ -65,9 +65,15 @@ class Service:
 
     def warm_up(self) -> None:
         """The first passes, which are the slowest: a single image, and the largest batch."""
-        side, channels = self.classifier.preprocess.crop, self.classifier.preprocess.channels
+        seen = self.classifier.preprocess
+        grey = np.zeros((seen.crop, seen.crop), np.uint8)
+        square = self.classifier.read_square(grey)
+        assert isinstance(square, Tensor)
         for images in (1, self.limits.max_batch):
-            self.classifier.answers(torch.zeros(images, channels, side, side, dtype=torch.uint8), 1)
+            squares = square.expand(images, *square.shape).contiguous()
+            self.classifier.answers(squares, 1)
+        if self.no_maps is None:
+            class_maps(self.classifier, squares[:1], [0])
 
     async def open(self) -> None:
         """Starts the network's thread."""
