@@ -16,7 +16,7 @@ from runs import Runs, write_digits
 hypothesis.settings.register_profile(
     "densekit",
     deadline=None,
-    max_examples=50,
+    max_examples=50 if os.environ.get("TRITON_INTERPRET") != "1" else 10,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("densekit")
@@ -42,15 +42,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked gpu are neither run nor reported as skipped where there is no CUDA device.
+    """Tests marked gpu are neither run nor reported as skipped where there is no CUDA device, nor
+    are those marked interpreted without Triton's interpreter.
 
     Files that start runs come first: pytest-xdist deals files out in this order, and a long one at
     the end would leave the other processes idle.
     """
-    if not torch.cuda.is_available():
-        left_out = [item for item in items if item.get_closest_marker("gpu")]
+    can = {
+        "gpu": torch.cuda.is_available(),
+        "interpreted": os.environ.get("TRITON_INTERPRET") == "1",
+    }
+    for mark in (mark for mark, possible in can.items() if not possible):
+        left_out = [item for item in items if item.get_closest_marker(mark)]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        items[:] = [item for item in items if not item.get_closest_marker(mark)]
     starting = {item.path for item in items if "runs" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in starting)
 

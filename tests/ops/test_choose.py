@@ -82,7 +82,7 @@ def test_auto_takes_the_reference_in_formats_without_kernels(dtype: torch.dtype)
 def test_auto_takes_the_reference_on_other_devices() -> None:
     assert lean_of(network().to("meta"), images().to("meta")) == {}
     reason = choose.why_not_lean(torch.device("cuda"), FLOAT32)
-    assert reason == "lean has not been measured on cuda yet"
+    assert reason == "lean has not been measured on this GPU"
 
 
 def test_auto_takes_the_reference_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

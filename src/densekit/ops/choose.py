@@ -5,7 +5,7 @@
     lean        one buffer, shared statistics: the least memory, and the fastest where it is taken
     auto        lean in training on a CPU that has its C++ kernels, else reference
 
-auto's table follows benchmarks/results; on CUDA lean has not been measured yet.
+auto's table follows benchmarks/results.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | Non
 
 def why_not_lean(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why auto takes the reference in training; None where it takes lean."""
+    if device.type == "cuda":
+        return "lean has not been measured on this GPU"
     if device.type != "cpu":
-        return f"lean has not been measured on {device.type} yet"
+        return f"lean has no kernels for {device.type}"
     if dtype not in native.SUFFIX:
         return f"lean's C++ kernels are for float32 and bfloat16, not {dtype}"
     return native_reason()

@@ -11,9 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densekit.ops.lean.batch_norm import reduce_sums, refuse_second_derivative
+from densekit.ops.lean.batch_norm import (
+    reduce_sums,
+    refuse_second_derivative,
+    several_ranks,
+)
 from densekit.ops.lean.kernels import kernels_for
-from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad
+from densekit.ops.lean.kernels.plain import DeferredGrad, NormGrads, NormReluGrad
 from densekit.ops.lean.layout import apply_dropout_mask, as_maps, as_rows, contiguous_weight
 
 
@@ -74,9 +78,12 @@ class _Backward:
         self.d = as_rows(grad.contiguous(memory_format=torch.channels_last))
         self.d_is_ours = False  # until then it is the caller's, and must not be written to
         self.lines = torch.zeros_like(moments)
+        width = bottlenecks[0].shape[1] if bottlenecks else 0
+        self.inner_lines = moments.new_zeros(self.layers, 2, width)
         self.da = torch.empty_like(bottlenecks[0] if bottlenecks else self.d[:0])
         self.grads = [grad.new_empty(0) for _ in needs]
         self.kernels = kernels_for(self.buffer)
+        self.weights = self.kernels.prepare_weights(parameters[2::3], self.buffer)
 
     def wanted(self, half: int, of_half: int = 0) -> bool:
         """Whether a gradient is wanted of x, of anything before `half`, or of the first `of_half`
@@ -88,16 +95,17 @@ class _Backward:
         own = self._columns(slice(c, c + self.k))
         if mask is not None:
             dz = apply_dropout_mask(self._with_line(own), as_rows(mask), drop_rate)
-            own = DeferredGrad(dz, dz, torch.zeros_like(own.line))
+            own = DeferredGrad(dz, dz, own.mean, torch.zeros_like(own.line))
         behind: DeferredGrad | NormReluGrad = own
         if self.bottlenecks:
             y = self.bottlenecks[layer]
-            line = self._half(i + 1, behind, y, None, self.da)
-            behind = NormReluGrad(y, self.norms[i + 1], self.da, line.to(self.wide))
+            line = self.inner_lines[layer]
+            self._half(i + 1, behind, y, line, None, self.da)
+            behind = NormReluGrad(y, self.norms[i + 1], self.da, line)
         if self.wanted(i, of_half=3):
             to = self.d if self.d_is_ours else torch.empty_like(self.d)
             into = (self.d[:, :c], to[:, :c]) if self.wanted(i) else (None, None)
-            self.lines[:, :c] += self._half(i, behind, self.buffer[:, :c], *into)
+            self._half(i, behind, self.buffer[:, :c], self.lines[:, :c], *into)
             self.d, self.d_is_ours = to, True
 
     def _half(
@@ -105,38 +113,45 @@ class _Backward:
         i: int,
         behind: DeferredGrad | NormReluGrad,
         x: Tensor,
+        line: Tensor,
         d: Tensor | None,
         to: Tensor | None,
-    ) -> Tensor:
+    ) -> None:
         """Norm i, relu and convolution backward, from the gradient behind the convolution.
 
         Keeps the gradients of the parameters; what goes to `to`, if that is wanted, says
-        norm_relu_conv_backward. Returns the line that x's gradient lacks, [2, c].
+        norm_relu_conv_backward. Adds to `line` what x's gradient lacks, [2, c].
         """
-        norm, weight, place = self.norms[i], self.parameters[3 * i + 2], 1 + 3 * i
-        sums = self.lines.new_zeros(2, x.shape[1])
-        before, grad = self.wanted(i, of_half=2), None
+        place, norm = 1 + 3 * i, self.norms[i]
+        gamma, beta, weight = self.parameters[3 * i : 3 * i + 3]
+        grads = grad = None
+        reduces = self.training[i] and self.sync and several_ranks()
+        if self.wanted(i, of_half=2):
+            grads = NormGrads(
+                line.new_empty(line.shape),
+                torch.empty_like(gamma),
+                torch.empty_like(beta),
+                self.count,
+                line if self.training[i] and not reduces else None,
+            )
+            self.grads[place : place + 2] = grads.gamma, grads.beta
         if self.needs[place + 2]:
-            grad = self.grads[place + 2] = torch.zeros_like(
+            grad = self.grads[place + 2] = torch.empty_like(
                 contiguous_weight(weight), dtype=self.wide
             )
         self.kernels.norm_relu_conv_backward(
-            behind, x, norm, weight, (self.h, self.w), sums if before else None, grad, d, to
+            behind, x, norm, self.weights[i], (self.h, self.w), grads, grad, d, to
         )
-        line = torch.zeros_like(sums)
-        if before:
-            self.grads[place], self.grads[place + 1] = sums[1] * norm[3], sums[0]
-            if self.training[i]:
-                self.kernels.correction(norm, reduce_sums(sums, self.sync), self.count, line)
-        return line
+        if grads is not None and reduces:
+            self.kernels.correction(norm, reduce_sums(grads.sums, self.sync), self.count, line)
 
     def _columns(self, columns: slice) -> DeferredGrad:
-        line = torch.cat([self.moments[:1, columns], self.lines[:, columns]]).to(self.wide)
-        return DeferredGrad(self.d[:, columns], self.buffer[:, columns], line)
+        mean, line = self.moments[0, columns], self.lines[:, columns]
+        return DeferredGrad(self.d[:, columns], self.buffer[:, columns], mean, line)
 
     def _with_line(self, deferred: DeferredGrad) -> Tensor:
         out = torch.empty_like(deferred.d, memory_format=torch.contiguous_format)
-        self.kernels.add_line(*deferred, out)
+        self.kernels.add_line(deferred, out)
         return out
 
     def gradients(self, grad: Tensor) -> list[Tensor]:

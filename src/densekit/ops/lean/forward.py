@@ -150,10 +150,11 @@ class _Forward:
         self.buffer = x.new_empty(self.m, channels)
         self.moments = torch.zeros(2, channels, dtype=torch.float64, device=x.device)
         self.inner = self.moments.new_zeros(self.layers if bottleneck else 0, 2, bottleneck_width)
-        self.count = self.moments.new_tensor(float(self.m))
+        self.count, self.one = self.moments.new_full((), self.m), self.moments.new_ones(())
         self.norms: list[Tensor] = []
         self.bottlenecks: list[Tensor] = []
         self.kernels = kernels_for(self.buffer)
+        self.weights = self.kernels.prepare_weights(parameters[2::3], self.buffer)
         self.takes_statistics = any(training)
         self.gathers = sync and self.takes_statistics and several_ranks()
         self._copy_input(as_rows(x))
@@ -161,9 +162,9 @@ class _Forward:
     def _copy_input(self, rows: Tensor) -> None:
         own = self.buffer[:, : self.c0]
         if self.takes_statistics:
-            found = self.moments.new_zeros(2, self.c0)
+            found = self.moments[:, : self.c0]
             self.kernels.moments(rows, found, own)
-            self.moments[:, : self.c0] = self._over_ranks(found)
+            self._over_ranks(found)
         else:
             own[:] = rows
 
@@ -178,10 +179,10 @@ class _Forward:
         if self.bottleneck:
             y = x.new_empty(self.m, self.inner.shape[2])
             self._half(i, x, batch, y, self.inner[layer] if self.training[i + 1] else None)
-            self.inner[layer] = self._over_ranks(self.inner[layer])
+            self._over_ranks(self.inner[layer])
             self.bottlenecks.append(y)
             i, x, batch = i + 1, y, self.inner[layer]
-        found = self.moments.new_zeros(2, self.k)
+        found = self.moments[:, c : c + self.k]
         in_one_pass = self.takes_statistics and drop_rate == 0
         self._half(i, x, batch, z, found if in_one_pass else None)
         mask = z.new_empty(0)
@@ -192,25 +193,24 @@ class _Forward:
             z.copy_(apply_dropout_mask(z, as_rows(mask), drop_rate))
             if self.takes_statistics:
                 self.kernels.moments(z, found)
-        self.moments[:, c : c + self.k] = self._over_ranks(found)
+        self._over_ranks(found)
         return mask
 
     def _half(self, i: int, x: Tensor, batch: Tensor, z: Tensor, found: Tensor | None) -> None:
         """Norm i, relu and the convolution after it: x -> z; `found` becomes z's moments."""
-        gamma, beta, weight = self.parameters[3 * i : 3 * i + 3]
+        gamma, beta, _ = self.parameters[3 * i : 3 * i + 3]
         moments, count = batch, self.count
         if not self.training[i]:
-            moments, count = self.known[i], torch.ones_like(self.count)
+            moments, count = self.known[i], self.one
         norm = x.new_empty(4, gamma.shape[0], dtype=self.wide)
         self.kernels.normalisation(moments, count, gamma, beta, self.eps[i], norm)
-        self.kernels.norm_relu_conv(x, norm, weight, z, (self.h, self.w), found)
+        self.kernels.norm_relu_conv(x, norm, self.weights[i], z, (self.h, self.w), found)
         self.norms.append(norm)
 
-    def _over_ranks(self, found: Tensor) -> Tensor:
-        """The moments of all ranks' values where BatchNorm is synchronised."""
+    def _over_ranks(self, found: Tensor) -> None:
+        """Where BatchNorm is synchronised, `found` becomes the moments of all ranks' values."""
         if self.gathers:
-            found, self.count = gather_moments(found, self.m)
-        return found
+            found[:], self.count = gather_moments(found, self.m)
 
 
 def _draw_mask(like: Tensor, drop_rate: float) -> Tensor:

@@ -25,7 +25,7 @@ from densekit.ops.lean.batch_norm import (
     update_running,
 )
 from densekit.ops.lean.kernels import kernels_for
-from densekit.ops.lean.kernels.plain import Pool
+from densekit.ops.lean.kernels.plain import NormGrads, Pool
 from densekit.ops.lean.layout import as_maps, as_rows, in_compute_format
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
@@ -59,7 +59,7 @@ def _moments(x: Tensor, sync: bool) -> tuple[Tensor, Tensor]:
     kernels_for(rows).moments(rows, moments)
     if sync and several_ranks():
         return gather_moments(moments, len(rows))
-    return moments, moments.new_tensor(float(len(rows)))
+    return moments, moments.new_full((), len(rows))
 
 
 @_moments.register_fake
@@ -123,6 +123,7 @@ def _(
 def _norm_relu_backward(
     da: Tensor,
     x: Tensor,
+    gamma: Tensor,
     norm: Tensor,
     taken: Tensor,
     count: Tensor,
@@ -130,28 +131,31 @@ def _norm_relu_backward(
     pool: str,
     sync: bool,
     needs_x: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradient of x, empty if nobody asks, and the sums [2, c] that beta's and gamma's are."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, empty if nobody asks, of gamma, and of beta."""
     rows, (h, w) = as_rows(x), x.shape[2:]
     pooled = None if pool == "none" else Pool(h, w, taken if pool == "max" else None)
     kernels = kernels_for(rows)
     da = as_rows(da.contiguous(memory_format=torch.channels_last))
-    sums = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=x.device)
-    kernels.grad_sums(rows, norm, da, sums, pooled)
+    sums, line = torch.zeros(2, 2, rows.shape[1], dtype=torch.float64, device=x.device)
+    reduces = training and sync and several_ranks()
+    of_line = line if training and not reduces else None
+    grads = NormGrads(sums, torch.empty_like(gamma), torch.empty_like(gamma), count, of_line)
+    kernels.grad_sums(rows, norm, da, grads, pooled)
     if not needs_x:
-        return x.new_empty(0), sums
-    line = torch.zeros_like(sums)
-    if training:
+        return x.new_empty(0), grads.gamma, grads.beta
+    if reduces:
         kernels.correction(norm, reduce_sums(sums, sync), count, line)
     dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    kernels.norm_relu_grad(rows, norm, da, line.to(norm.dtype), dx, pooled)
-    return as_maps(dx, h, w), sums
+    kernels.norm_relu_grad(rows, norm, da, line, dx, pooled)
+    return as_maps(dx, h, w), grads.gamma, grads.beta
 
 
 @_norm_relu_backward.register_fake
 def _(
     da: Tensor,
     x: Tensor,
+    gamma: Tensor,
     norm: Tensor,
     taken: Tensor,
     count: Tensor,
@@ -159,27 +163,26 @@ def _(
     pool: str,
     sync: bool,
     needs_x: bool,
-) -> tuple[Tensor, Tensor]:
-    sums = x.new_empty(2, x.shape[1], dtype=torch.float64)
-    return torch.empty_like(x) if needs_x else x.new_empty(0), sums
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x) if needs_x else x.new_empty(0)
+    return dx, torch.empty_like(gamma), torch.empty_like(gamma)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, gamma, beta, _, count, _, *ctx.options = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, *output[1:], count)
-    ctx.dtypes = gamma.dtype, beta.dtype
+    ctx.save_for_backward(x, gamma, *output[1:], count)
+    ctx.beta_dtype = beta.dtype
 
 
 def _backward(ctx: Any, da: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    x, norm, taken, count = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    dx, sums = _norm_relu_backward(da, x, norm, taken, count, *ctx.options, needs[0])
+    dx, dgamma, dbeta = _norm_relu_backward(da, *ctx.saved_tensors, *ctx.options, needs[0])
     return (
         dx if needs[0] else None,
-        (sums[1] * norm[3]).to(ctx.dtypes[0]) if needs[1] else None,
-        sums[0].to(ctx.dtypes[1]) if needs[2] else None,
+        dgamma if needs[1] else None,
+        dbeta.to(ctx.beta_dtype) if needs[2] else None,
         *[None] * 6,
     )
 

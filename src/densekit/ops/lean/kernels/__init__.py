@@ -1,21 +1,23 @@
-"""The kernels of op lean in three implementations: C++ (CPU), torch.compile (CUDA), plain torch."""
+"""The kernels of op lean in three implementations: C++ (CPU), Triton (CUDA), plain torch."""
 
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
+import importlib.util
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from densekit.ops.lean.kernels import native, plain
-from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad, Pool, Size
+from densekit.ops.lean.kernels.plain import DeferredGrad, NormGrads, NormReluGrad, Pool, Size
 
 
 class Kernels(Protocol):
-    """The ten kernels; plain.py says what each computes."""
+    """The ten kernels, and the weights that they take; plain.py says what each computes."""
 
+    def prepare_weights(self, weights: Sequence[Tensor], x: Tensor) -> list[Tensor]: ...
     def normalisation(
         self,
         moments: Tensor,
@@ -45,13 +47,13 @@ class Kernels(Protocol):
         norm: Tensor,
         weight: Tensor,
         size: Size,
-        sums: Tensor | None,
+        grads: NormGrads | None,
         grad: Tensor | None,
         d: Tensor | None = None,
         to: Tensor | None = None,
     ) -> None: ...
     def grad_sums(
-        self, x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None
+        self, x: Tensor, norm: Tensor, da: Tensor, grads: NormGrads, pool: Pool | None = None
     ) -> None: ...
     def norm_relu_grad(
         self,
@@ -62,7 +64,7 @@ class Kernels(Protocol):
         out: Tensor,
         pool: Pool | None = None,
     ) -> None: ...
-    def add_line(self, d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None: ...
+    def add_line(self, behind: DeferredGrad, out: Tensor) -> None: ...
 
 
 KERNEL_NAMES = (
@@ -72,12 +74,13 @@ KERNEL_NAMES = (
 
 
 def implementation(device: torch.device, dtype: torch.dtype) -> str:
-    """Which kernels compute a tensor: native (C++), compiled (torch.compile, on CUDA) or plain.
+    """Which kernels compute a tensor: native (C++), triton or plain.
 
-    native needs a CPU, a C++ compiler, and float32 or bfloat16.
+    native needs a CPU, a C++ compiler, and float32 or bfloat16; triton a GPU of NVIDIA's, and the
+    package, which comes with torch on Linux. What they do not serve they leave to plain, too.
     """
-    if device.type == "cuda":
-        return "compiled"
+    if device.type == "cuda" and torch.version.cuda and _has_triton():
+        return "triton"
     if device.type == "cpu" and dtype in native.SUFFIX and native.reason() is None:
         return "native"
     return "plain"
@@ -86,10 +89,13 @@ def implementation(device: torch.device, dtype: torch.dtype) -> str:
 def kernels_for(x: Tensor) -> Kernels:
     """The kernels for tensors like `x`."""
     name = implementation(x.device, x.dtype)
-    return _compiled() if name == "compiled" else native if name == "native" else plain
+    if name == "triton":
+        from densekit.ops.lean.kernels import gpu  # imports triton
+
+        return gpu
+    return native if name == "native" else plain
 
 
 @functools.cache
-def _compiled() -> Kernels:
-    compiled = {name: torch.compile(getattr(plain, name), dynamic=True) for name in KERNEL_NAMES}
-    return SimpleNamespace(**compiled)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -12,13 +12,14 @@ import ctypes
 import functools
 import math
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from densekit.native_code import NativeCode, Unavailable
-from densekit.ops.lean.kernels.plain import DeferredGrad, NormReluGrad, Pool, Size
+from densekit.ops.lean.kernels.plain import DeferredGrad, NormGrads, NormReluGrad, Pool, Size
 from densekit.ops.lean.layout import contiguous_weight
 
 FOLDER = Path(__file__).parent
@@ -86,6 +87,10 @@ def _code() -> NativeCode:
 # Calling; plain.py says what each computes -----------------------------------------------------
 
 
+def prepare_weights(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    return [contiguous_weight(weight.float()) for weight in weights]
+
+
 def normalisation(
     moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, norm: Tensor
 ) -> None:
@@ -95,8 +100,18 @@ def normalisation(
 
 
 def correction(norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None:
-    of = (_whole(norm), _whole(sums), count.item(), _whole(line), norm.shape[1])
+    fresh, sums = torch.empty(line.shape, dtype=line.dtype), sums.contiguous()
+    of = (_whole(norm), _whole(sums), count.item(), _whole(fresh), norm.shape[1])
     _call("correction", norm, *of)
+    line += fresh
+
+
+def _finish_grads(norm: Tensor, grads: NormGrads, sums: Tensor) -> None:
+    grads.sums.copy_(sums)
+    grads.gamma.copy_(sums[1] * norm[3])
+    grads.beta.copy_(sums[0])
+    if grads.line is not None:
+        correction(norm, sums, grads.values, grads.line)
 
 
 def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
@@ -115,15 +130,20 @@ def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
 
 def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
     into = (None, 0) if copy is None else (_rows(copy), copy.stride(0))
-    _call("moments", z, _rows(z), z.stride(0), *into, _whole(found), *z.shape)
+    fresh = torch.empty(found.shape, dtype=found.dtype)
+    _call("moments", z, _rows(z), z.stride(0), *into, _whole(fresh), *z.shape)
+    found.copy_(fresh)
 
 
 def norm_relu_conv(
     x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None = None
 ) -> None:
-    weight = contiguous_weight(weight.float())
+    (weight,) = prepare_weights([weight], x)
+    fresh = None if found is None else torch.empty(found.shape, dtype=found.dtype)
     pixels = (_rows(x), x.stride(0), _whole(norm), *_weight_layout(weight), _rows(z), z.stride(0))
-    _call("norm_relu_conv", x, *pixels, _optional(found), *_maps(x, size))
+    _call("norm_relu_conv", x, *pixels, _optional(fresh), *_maps(x, size))
+    if found is not None and fresh is not None:
+        found.copy_(fresh)
 
 
 def norm_relu_conv_backward(
@@ -132,43 +152,56 @@ def norm_relu_conv_backward(
     norm: Tensor,
     weight: Tensor,
     size: Size,
-    sums: Tensor | None,
+    grads: NormGrads | None,
     grad: Tensor | None,
     d: Tensor | None = None,
     to: Tensor | None = None,
 ) -> None:
-    weight = contiguous_weight(weight.float())
+    (weight,) = prepare_weights([weight], x)
     assert grad is None or (grad.stride() == weight.stride() and grad.dtype == weight.dtype)
     assert d is None or (to is not None and d.stride(0) == to.stride(0))
     if isinstance(behind, DeferredGrad):
-        first, second, norm_y = behind.x, behind.d, None
+        first, second, norm_y, line = behind.x, behind.d, None, _with_mean(behind)
     else:
-        first, second, norm_y = behind.y, behind.da, behind.norm
+        first, second, norm_y, line = behind.y, behind.da, behind.norm, behind.line.float()
         assert first.is_contiguous()
         assert second.is_contiguous()
     dz = (_rows(first), first.stride(0), _rows(second), second.stride(0), _optional(norm_y))
     pixels = (_rows(x), x.stride(0), _whole(norm), *_weight_layout(weight))
     into = (_optional(d), _optional(to), 0 if to is None else to.stride(0))
-    found = (_optional(sums), *into, None if grad is None else grad.data_ptr())
-    line = _whole(behind.line)
-    _call("norm_relu_conv_backward", x, *dz, line, *pixels, *found, *_maps(x, size))
+    sums = None if grads is None else norm.new_zeros(grads.sums.shape, dtype=torch.float64)
+    found = (_optional(sums), *into, None if grad is None else grad.zero_().data_ptr())
+    _call("norm_relu_conv_backward", x, *dz, _whole(line), *pixels, *found, *_maps(x, size))
+    if grads is not None and sums is not None:
+        _finish_grads(norm, grads, sums)
 
 
-def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
+def grad_sums(
+    x: Tensor, norm: Tensor, da: Tensor, grads: NormGrads, pool: Pool | None = None
+) -> None:
+    sums = norm.new_zeros(grads.sums.shape, dtype=torch.float64)
     pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
     _call("grad_sums", x, *pixels, _whole(sums), *x.shape)
+    _finish_grads(norm, grads, sums)
 
 
 def norm_relu_grad(
     x: Tensor, norm: Tensor, da: Tensor, line: Tensor, out: Tensor, pool: Pool | None = None
 ) -> None:
     pixels = (_rows(x), x.stride(0), _whole(norm), _whole(da), *_pool(pool))
+    line = line.float()
     _call("norm_relu_grad", x, *pixels, _whole(line), _whole(out), *x.shape)
 
 
-def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
+def add_line(behind: DeferredGrad, out: Tensor) -> None:
+    d, x, line = behind.d, behind.x, _with_mean(behind)
     pixels = (_rows(d), d.stride(0), _rows(x), x.stride(0), _whole(line), _whole(out))
     _call("add_line", x, *pixels, *x.shape)
+
+
+def _with_mean(behind: DeferredGrad) -> Tensor:
+    """[3, c]: mean, shift, slope."""
+    return torch.cat([behind.mean.unsqueeze(0), behind.line]).float()
 
 
 def _call(name: str, x: Tensor, *arguments: float | None) -> None:

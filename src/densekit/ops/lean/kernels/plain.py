@@ -5,16 +5,17 @@ They define what the C++ kernels compute too. Tensors in them:
     x, y, z, d, da   [M, c], M = N*H*W pixels by channels: activations and their gradients
     norm             [4, c]: mean, scale = gamma * rstd, shift = beta, rstd; float32 or wider
     moments, found   [2, c], float64: mean, and the sum of squared distances from it
-    sums             [2, c], float64: of g and of g * (x - mean); a call adds to what is there
-    line             [2, c]: shift and slope of BatchNorm's backward, or [3, c] with the mean first
+    sums             [2, c], float64: of g and of g * (x - mean)
+    line             [2, c], float64: shift and slope of BatchNorm's backward
 
-The results are written to tensors that the caller gives. On a CPU each function works on a piece of
-the rows at a time, so that its float32 copies stay in the cache.
+Moments, sums and lines may be columns of wider ones. The results are written to tensors that the
+caller gives; only to a line a function adds. On a CPU each function works on a piece of the rows at
+a time, so that its float32 copies stay in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,10 +40,12 @@ class Pool(NamedTuple):
 
 
 class DeferredGrad(NamedTuple):
-    """The gradient of a convolution's output, not yet computed: add_line of these."""
+    """The gradient of a convolution's output x, not yet computed: add_line of these."""
 
     d: Tensor
     x: Tensor
+    mean: Tensor
+    """Of x's columns, [c], float64."""
     line: Tensor
 
 
@@ -58,6 +61,23 @@ class NormReluGrad(NamedTuple):
     line: Tensor
 
 
+class NormGrads(NamedTuple):
+    """Where the gradients of a norm go."""
+
+    sums: Tensor
+    gamma: Tensor
+    beta: Tensor
+    values: Tensor
+    """How many a channel has, float64."""
+    line: Tensor | None
+    """None: not wanted, in evaluation mode or before the ranks' sums are added up."""
+
+
+def prepare_weights(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """The weights of convolutions as norm_relu_conv and its backward pass take them, for x."""
+    return [_cast_weight(weight, x) for weight in weights]
+
+
 def normalisation(
     moments: Tensor, count: Tensor, gamma: Tensor, beta: Tensor, eps: float, norm: Tensor
 ) -> None:
@@ -67,9 +87,17 @@ def normalisation(
 
 
 def correction(norm: Tensor, sums: Tensor, count: Tensor, line: Tensor) -> None:
-    """Computes `line` from `sums`: what makes scale * g the gradient of BatchNorm's input."""
+    """line += what makes scale * g the gradient of BatchNorm's input, from `sums`."""
     scale, rstd = norm[1].double(), norm[3].double()
-    line.copy_(sums * torch.stack([scale, scale * rstd.square()]) / -count)
+    line -= sums * torch.stack([scale, scale * rstd.square()]) / count
+
+
+def finish_grads(norm: Tensor, grads: NormGrads) -> None:
+    """From `grads.sums` the rest."""
+    grads.gamma.copy_(grads.sums[1] * norm[3])
+    grads.beta.copy_(grads.sums[0])
+    if grads.line is not None:
+        correction(norm, grads.sums, grads.values, grads.line)
 
 
 def norm_relu(x: Tensor, norm: Tensor, out: Tensor) -> None:
@@ -139,58 +167,70 @@ def norm_relu_conv_backward(
     norm: Tensor,
     weight: Tensor,
     size: Size,
-    sums: Tensor | None,
+    grads: NormGrads | None,
     grad: Tensor | None,
     d: Tensor | None = None,
     to: Tensor | None = None,
 ) -> None:
     """The backward pass of norm_relu_conv, given the gradient of its output, `behind`.
 
-    Computes what is not None: `grad` += the gradient of weight; `sums` += as grad_sums; and, with g
-    as in grad_sums, `to` = d + g * scale, or `to` = g without d. `to` may be d itself.
+    Computes what is not None: `grad`, the weight's; `grads` as grad_sums does; and, with g as
+    there, `to` = d + g * scale, or `to` = g without d. `to` may be d itself.
     """
     cast, padding = _cast_weight(weight, x), [weight.shape[-1] // 2] * 2
+    for written in (grad, None if grads is None else grads.sums):
+        if written is not None:
+            written.zero_()
     for rows in _images(x, size):
         piece, dz = x[rows], _behind(behind, rows)
         a = torch.empty_like(piece, memory_format=torch.contiguous_format)
         norm_relu(piece, norm, a)
         da, dweight, _ = torch.ops.aten.convolution_backward(
             as_maps(dz, *size), as_maps(a, *size), cast, None, [1, 1], padding, [1, 1],
-            False, [0, 0], 1, [sums is not None, grad is not None, False],
+            False, [0, 0], 1, [grads is not None, grad is not None, False],
         )  # fmt: skip
         if grad is not None:
             grad += dweight
-        if sums is None:
+        if grads is None:
             continue
         g = _masked(piece, norm, as_rows(da))
-        sums += _sums(g, piece, norm)
+        grads.sums.add_(_sums(g, piece, norm))
         if d is not None and to is not None:
             to[rows] = _wide(d[rows]) + g * norm[1]
         elif to is not None:
             to[rows] = g
+    if grads is not None:
+        finish_grads(norm, grads)
 
 
-def grad_sums(x: Tensor, norm: Tensor, da: Tensor, sums: Tensor, pool: Pool | None = None) -> None:
-    """sums += those of g and of g * (x - mean), where g = da where relu was open, else 0."""
+def grad_sums(
+    x: Tensor, norm: Tensor, da: Tensor, grads: NormGrads, pool: Pool | None = None
+) -> None:
+    """grads.sums = those of g and of g * (x - mean), where g = da where relu was open, else 0; and
+    what follows from them.
+    """
     da = _unpooled(da, pool)
+    grads.sums.zero_()
     for rows in _pieces(x):
-        sums += _sums(_masked(x[rows], norm, da[rows]), x[rows], norm)
+        grads.sums.add_(_sums(_masked(x[rows], norm, da[rows]), x[rows], norm))
+    finish_grads(norm, grads)
 
 
 def norm_relu_grad(
     x: Tensor, norm: Tensor, da: Tensor, line: Tensor, out: Tensor, pool: Pool | None = None
 ) -> None:
-    """out = g * scale + shift + (x - mean) * slope; line is [2, c]: shift, slope. out may be da."""
+    """out = g * scale + shift + (x - mean) * slope. out may be da."""
     da = _unpooled(da, pool)
-    shift, slope = line
+    shift, slope = line.to(norm.dtype)
     for rows in _pieces(x):
         g = _masked(x[rows], norm, da[rows])
         out[rows] = g * norm[1] + (shift + _sloping(x[rows], norm[0], slope))
 
 
-def add_line(d: Tensor, x: Tensor, line: Tensor, out: Tensor) -> None:
-    """out = d + shift + (x - mean) * slope; line is [3, c]: mean, shift, slope."""
-    mean, shift, slope = line
+def add_line(behind: DeferredGrad, out: Tensor) -> None:
+    """out = d + shift + (x - mean) * slope."""
+    d, x, *vectors = behind
+    mean, (shift, slope) = (vector.to(_wide(x[:0]).dtype) for vector in vectors)
     for rows in _pieces(x):
         out[rows] = _wide(d[rows]) + shift + _sloping(x[rows], mean, slope)
 
@@ -239,7 +279,7 @@ def _behind(behind: DeferredGrad | NormReluGrad, rows: slice) -> Tensor:
     whole = behind.d if isinstance(behind, DeferredGrad) else behind.da
     dz = torch.empty_like(whole[rows], memory_format=torch.contiguous_format)
     if isinstance(behind, DeferredGrad):
-        add_line(behind.d[rows], behind.x[rows], behind.line, dz)
+        add_line(behind._replace(d=behind.d[rows], x=behind.x[rows]), dz)
     else:
         norm_relu_grad(behind.y[rows], behind.norm, behind.da[rows], behind.line, dz)
     return dz
