@@ -1,4 +1,4 @@
-"""What the kernels for NVIDIA GPUs do with a tile in registers, and how rows are dealt out to programs.
+"""What the kernels do with a tile in registers, and how rows are dealt out to programs.
 
 A tile is BM rows by BC channels, in float32. `rows`, `ch` are its indices, `mask` what of it is
 there. Rows of x stand s_x apart; a norm is [4, c] without gaps, float32.
