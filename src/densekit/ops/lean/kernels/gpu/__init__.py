@@ -24,11 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densekit.ops.lean.kernels import plain
-from densekit.ops.lean.kernels.gpu import conv1, conv3, rows, sums
+from densekit.ops.lean.kernels.gpu import rows, sums
+from densekit.ops.lean.kernels.gpu.conv1 import LARGEST_K, conv1_backward, conv1_forward
+from densekit.ops.lean.kernels.gpu.conv3 import conv3_backward, conv3_forward
 from densekit.ops.lean.kernels.plain import DeferredGrad, NormGrads, NormReluGrad, Pool, Size
 from densekit.ops.lean.layout import as_maps, as_rows, contiguous_weight
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def prepare_weights(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
@@ -89,9 +91,9 @@ def norm_relu_conv(
         return
     (weight,) = prepare_weights([weight], x)
     if weight.shape[-1] == 1:
-        conv1.forward(x, norm, weight, z, found)
+        conv1_forward(x, norm, weight, z, found)
     elif not _fast_in_cudnn(x, weight):
-        conv3.forward(x, norm, weight, z, size, found)
+        conv3_forward(x, norm, weight, z, size, found)
     else:
         a = x.new_empty(x.shape)
         rows.norm_relu(x, norm, a)
@@ -114,7 +116,7 @@ def norm_relu_conv_backward(
     d: Tensor | None = None,
     to: Tensor | None = None,
 ) -> None:
-    if not _served(x) or (weight.shape[-1] == 1 and weight.shape[0] > conv1.LARGEST_K):
+    if not _served(x) or (weight.shape[-1] == 1 and weight.shape[0] > LARGEST_K):
         plain.norm_relu_conv_backward(behind, x, norm, weight, size, grads, grad, d, to)
         return
     (weight,) = prepare_weights([weight], x)
@@ -124,9 +126,9 @@ def norm_relu_conv_backward(
     else:
         rows.norm_relu_grad(behind.y, behind.norm, behind.da, behind.line, dz)
     if weight.shape[-1] == 1:
-        conv1.backward(dz, x, norm, weight, grads, grad, d, to)
+        conv1_backward(dz, x, norm, weight, grads, grad, d, to)
     elif d is not None or not _fast_in_cudnn(x, weight):
-        conv3.backward(dz, x, norm, weight, size, grads, grad, d, to)
+        conv3_backward(dz, x, norm, weight, size, grads, grad, d, to)
     else:
         _cudnn_backward(dz, x, norm, weight, size, grads, grad, to)
 
@@ -172,4 +174,4 @@ def _fast_in_cudnn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _served(x: Tensor) -> bool:
-    return x.dtype in DTYPES and len(x) > 0
+    return x.dtype in KERNEL_DTYPES and len(x) > 0

@@ -7,14 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from densekit.ops.lean.kernels.gpu.sums import merge, merge_tile_moments, store_tile_moments
+from densekit.ops.lean.kernels.gpu.sums import merge_parts, merge_tile_moments, store_tile_moments
 from densekit.ops.lean.kernels.gpu.tiles import (
     at_least_16,
+    deal_out,
     load_rows,
     load_vector,
     normed,
     relu,
-    split,
     store_rows,
 )
 from densekit.ops.lean.kernels.plain import NormGrads
@@ -52,7 +52,7 @@ def conv1_kernel(
         store_tile_moments(out.to(tl.float32), good, count, part, tile, ks, K)
 
 
-def forward(x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, found: Tensor | None) -> None:
+def conv1_forward(x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, found: Tensor | None) -> None:
     (m, c), k, wide = x.shape, weight.shape[0], x.dtype == torch.float32
     bm, bc, warps, stages = (64, 32, 4, 2) if wide else (128, 64, 8, 3)
     bk, tiles = at_least_16(k, 128), triton.cdiv(m, bm)
@@ -115,7 +115,7 @@ def conv1_backward_kernel(
         tl.store(own + c, tl.sum(second, 0), mask=live)
 
 
-def backward(
+def conv1_backward(
     dz: Tensor,
     x: Tensor,
     norm: Tensor,
@@ -129,7 +129,7 @@ def backward(
     (m, c), k, wide = x.shape, weight.shape[0], x.dtype == torch.float32
     bm, bc, warps, stages = (32, 32, 4, 1) if wide else (64, 64, 8, 3)
     chunks = triton.cdiv(c, bc)
-    tiles, programs = split(x, bm, chunks, waves=2, least=4)
+    tiles, programs = deal_out(x, bm, chunks, waves=2, least=4)
     of_sums = None if grads is None else x.new_empty(programs, 2, c, dtype=torch.float32)
     of_weight = None if grad is None else x.new_empty(programs, 1, k, c, dtype=torch.float32)
     conv1_backward_kernel[(chunks, programs)](
@@ -139,4 +139,4 @@ def backward(
         BM=bm, BC=bc, BK=at_least_16(k, LARGEST_K), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     strides = (0, 0, 0) if grad is None else (grad.stride(1), grad.stride(0), 0)
-    merge(norm, of_sums, grads, of_weight, grad, strides)
+    merge_parts(norm, of_sums, grads, of_weight, grad, strides)

@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from densekit.ops.lean.kernels.gpu.sums import merge, merge_tile_moments, store_tile_moments
+from densekit.ops.lean.kernels.gpu.sums import merge_parts, merge_tile_moments, store_tile_moments
 from densekit.ops.lean.kernels.gpu.tiles import (
     at_least_16,
+    deal_out,
     load_rows,
     load_vector,
     normed,
     relu,
-    split,
     store_rows,
 )
 from densekit.ops.lean.kernels.plain import NormGrads, Size
@@ -71,7 +71,7 @@ def conv3_kernel(
         store_tile_moments(out.to(tl.float32), good, count, part, tile, ks, K)
 
 
-def forward(
+def conv3_forward(
     x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None
 ) -> None:
     """Not for float32, which is cuDNN's."""
@@ -171,7 +171,7 @@ def conv3_weight_kernel(
     store_rows(own + 2 * c * K, ch, ks, K, mask, right)
 
 
-def backward(
+def conv3_backward(
     dz: Tensor,
     x: Tensor,
     norm: Tensor,
@@ -186,7 +186,7 @@ def backward(
     of_sums = None if grads is None else _gradient(dz, x, norm, weight, size, d, to)
     of_weight = None if grad is None else _of_weight(dz, x, norm, size)
     strides = (0, 0, 0) if grad is None else _strides(grad)
-    merge(norm, of_sums, grads, of_weight, grad, strides)
+    merge_parts(norm, of_sums, grads, of_weight, grad, strides)
 
 
 def _gradient(
@@ -217,7 +217,7 @@ def _of_weight(dz: Tensor, x: Tensor, norm: Tensor, size: Size) -> Tensor:
     bm, most, warps, stages = (32, 64, 4, 1) if wide else (64, 128, 8, 3)
     bc, bk = at_least_16(c, most), at_least_16(k, 64)
     beside = triton.cdiv(c, bc) * triton.cdiv(k, bk)
-    tiles, programs = split(x, bm, 3 * beside, waves=2, least=8)
+    tiles, programs = deal_out(x, bm, 3 * beside, waves=2, least=8)
     of_weight = x.new_empty(programs, 9, c, k, dtype=torch.float32)
     conv3_weight_kernel[(programs, 3, beside)](
         dz, x, norm, of_weight, m, c, k, *size, x.stride(0), tiles,

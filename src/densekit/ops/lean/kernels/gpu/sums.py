@@ -15,10 +15,10 @@ from torch import Tensor
 from densekit.ops.lean.kernels.gpu.rows import pool_arguments
 from densekit.ops.lean.kernels.gpu.tiles import (
     before_pool,
+    deal_out,
     load_rows,
     load_vector,
     normed,
-    split,
     store_rows,
 )
 from densekit.ops.lean.kernels.plain import NormGrads, Pool
@@ -158,7 +158,7 @@ def merge_tile_moments(part: Tensor, found: Tensor, m: int, step: int) -> None:
 def moments(z: Tensor, found: Tensor, copy: Tensor | None = None) -> None:
     (m, c), bm = z.shape, 64
     bc = 64 if c > 32 else 32
-    tiles, programs = split(z, bm, triton.cdiv(c, bc), waves=8, least=1)
+    tiles, programs = deal_out(z, bm, triton.cdiv(c, bc), waves=8, least=1)
     part = torch.empty(programs, 2, c, dtype=torch.float64, device=z.device)
     moments_kernel[(programs, triton.cdiv(c, bc))](
         z, copy, part, m, c, z.stride(0), 0 if copy is None else copy.stride(0), tiles,
@@ -212,7 +212,7 @@ def merge_kernel(
                 add_correction(norm, first, second, count, line, c, s_line, ch, live)
 
 
-def merge(
+def merge_parts(
     norm: Tensor,
     of_sums: Tensor | None,
     grads: NormGrads | None,
@@ -277,11 +277,11 @@ def grad_sums(
     (m, c), bm = x.shape, 32
     bc = 64 if c > 32 else 32
     kind, taken, h, w = pool_arguments(pool)
-    tiles, programs = split(x, bm, triton.cdiv(c, bc), waves=8, least=1)
+    tiles, programs = deal_out(x, bm, triton.cdiv(c, bc), waves=8, least=1)
     part = torch.empty(programs, 2, c, dtype=torch.float32, device=x.device)
     grad_sums_kernel[(programs, triton.cdiv(c, bc))](
         x, norm, da, taken, to, part, m, c, x.stride(0), da.stride(0),
         0 if to is None else to.stride(0), h, w, tiles, POOL=kind, TO=to is not None,
         BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip
-    merge(norm, part, grads)
+    merge_parts(norm, part, grads)

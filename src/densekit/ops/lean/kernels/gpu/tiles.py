@@ -86,7 +86,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def split(x: Tensor, bm: int, beside: int, waves: int, least: int) -> tuple[int, int]:
+def deal_out(x: Tensor, bm: int, beside: int, waves: int, least: int) -> tuple[int, int]:
     """Tiles of bm rows that a program takes, at least `least`, and how many programs that makes:
     with `beside` times as many, about `waves` for each of the GPU's processors.
     """
