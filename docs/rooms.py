@@ -16,7 +16,7 @@ PURPOSES = {
     "config": "sections (the frozen base of all options), YAML, `-o` overrides, `UserError`",
     "data": "lists and folders, image transforms, augmentation, mixing, the loader",
     "distributed": "processes: start, stop, rank, sums; which one failed and why",
-    "explain": "what an answer rests on: class activation maps",
+    "explain": "what an answer rests on: maps over images, feature reuse",
     "files": "files that are whole or not there",
     "infer": "opens what commands take; evaluation, prediction, exact metrics",
     "models": "the DenseNet, which reads like the paper; the table of variants; the artifact",

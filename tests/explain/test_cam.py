@@ -8,59 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import TINY, tiny, tiny_artifact
 from torch import Tensor, nn
 
 from densekit.config import UserError
-from densekit.data.transforms import Preprocessing
 from densekit.explain.cam import answers_and_maps, class_maps, compact, maps_of
 from densekit.infer.classifier import Classifier, load
-from densekit.models.artifact import ArtifactConfig, Described, Task, write_artifact
-from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import resolve
-
-CONFIG = DenseNetConfig(
-    growth_rate=6, block_config=(2, 3), num_init_features=8, stem="cifar", num_classes=5
-)
-
-
-def network() -> DenseNet:
-    torch.manual_seed(0)
-    model = DenseNet(CONFIG, op="reference")
-    nn.init.normal_(model.classifier.bias)
-    for _ in range(3):  # running statistics that are not 0 and 1
-        model(torch.randn(8, 3, 20, 20) * 2 + 1)
-    return model.eval()
-
-
-def loaded(folder: Path, task: Task = "multiclass", device: str = "cpu") -> Classifier:
-    config = ArtifactConfig(
-        task=task,
-        model=Described(name="tiny", architecture=CONFIG),
-        preprocessing=Preprocessing(resize=None, crop=20),
-        classes=("a", "b", "c", "d", "e"),
-    )
-    write_artifact(folder, config, network().state_dict())
-    return load(folder, device)
-
-
-@pytest.fixture
-def classifier(tmp_path: Path) -> Classifier:
-    return loaded(tmp_path)
 
 
 @pytest.fixture(params=["multiclass", "multilabel"])
 def of_either_task(tmp_path: Path, request: pytest.FixtureRequest) -> Classifier:
-    return loaded(tmp_path, request.param)
-
-
-def images(n: int = 3) -> Tensor:
-    return torch.randint(0, 256, (n, 3, 20, 20), dtype=torch.uint8, generator=torch.manual_seed(1))
+    return load(tiny_artifact(tmp_path, request.param), "cpu")
 
 
 def test_a_maps_mean_plus_the_bias_is_the_logit() -> None:
     """In float64, where the two ways of adding up differ by rounding alone."""
-    model = network().double()
-    x = torch.randn(3, 3, 20, 20, dtype=torch.float64)
+    model = tiny().double()
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     with torch.inference_mode():
         features = model.forward_features(x)
         maps = maps_of(model, features, torch.arange(5).expand(3, 5))
@@ -70,80 +35,84 @@ def test_a_maps_mean_plus_the_bias_is_the_logit() -> None:
         assert torch.equal(model.forward_head(features), model(x))
 
 
-def test_the_identity_holds_of_what_is_returned(of_either_task: Classifier) -> None:
-    maps = class_maps(of_either_task, images(), range(5))
-    assert maps.shape == (3, 5, 10, 10)
+def test_the_identity_holds_of_what_is_returned(
+    of_either_task: Classifier, squares: Tensor
+) -> None:
+    maps = class_maps(of_either_task, squares, range(5))
+    assert maps.shape == (3, 5, 8, 8)
     assert maps.dtype == torch.float32
-    normal = of_either_task.preprocess.normalize(images()).double()
+    normal = of_either_task.preprocess.normalize(squares).double()
     with torch.inference_mode():
-        truth = network().double()(normal)
-    found = maps.double().mean((2, 3)) + network().classifier.bias.double()
+        truth = tiny().double()(normal)
+    found = maps.double().mean((2, 3)) + tiny().classifier.bias.double()
     assert torch.allclose(found, truth, rtol=1e-5, atol=1e-5)
 
 
-def test_answers_and_their_maps_in_one_pass(of_either_task: Classifier) -> None:
+def test_answers_and_their_maps_in_one_pass(of_either_task: Classifier, squares: Tensor) -> None:
     passes: list[int] = []
     of_either_task.model.features.register_forward_hook(lambda *_: passes.append(1))
-    answers, maps = answers_and_maps(of_either_task, images(), topk=2)
+    answers, maps = answers_and_maps(of_either_task, squares, topk=2)
     assert passes == [1]
-    assert answers == of_either_task.answers(images(), 2)
+    assert answers == of_either_task.answers(squares, 2)
     classes = torch.tensor([[a["class"] for a in row] for row in answers])
-    assert torch.equal(maps, class_maps(of_either_task, images(), classes))
-    _, everything = answers_and_maps(of_either_task, images(), topk=100)
-    assert everything.shape == (3, 5, 10, 10)
+    assert torch.equal(maps, class_maps(of_either_task, squares, classes))
+    _, everything = answers_and_maps(of_either_task, squares, topk=100)
+    assert everything.shape == (3, 5, 8, 8)
 
 
-def test_no_image(classifier: Classifier) -> None:
-    assert class_maps(classifier, images(0), [4]).shape == (0, 1, 10, 10)
-    answers, maps = answers_and_maps(classifier, images(0), topk=3)
+def test_no_image(classifier: Classifier, squares: Tensor) -> None:
+    assert class_maps(classifier, squares[:0], [4]).shape == (0, 1, 8, 8)
+    answers, maps = answers_and_maps(classifier, squares[:0], topk=3)
     assert answers == []
-    assert maps.shape == (0, 3, 10, 10)
+    assert maps.shape == (0, 3, 8, 8)
 
 
-def test_an_image_without_a_finite_answer_has_maps_of_zeros(classifier: Classifier) -> None:
+def test_an_image_without_a_finite_answer_has_maps_of_zeros(
+    classifier: Classifier, squares: Tensor
+) -> None:
     classifier.model.classifier.bias.data[1] = float("inf")
-    answers, maps = answers_and_maps(classifier, images(2), topk=2)
+    answers, maps = answers_and_maps(classifier, squares[:2], topk=2)
     assert answers == [[], []]
     assert not maps.any()
 
 
-def test_a_class_that_there_is_not(classifier: Classifier) -> None:
+def test_a_class_that_there_is_not(classifier: Classifier, squares: Tensor) -> None:
     for wrong in ([5], [-1], torch.tensor([[0], [9]])):
         with pytest.raises(UserError, match=r"class -?\d: this network has classes 0 to 4"):
-            class_maps(classifier, images(2), wrong)
+            class_maps(classifier, squares[:2], wrong)
 
 
-def test_another_head_is_refused(classifier: Classifier) -> None:
-    width = CONFIG.block_outputs[-1]
+def test_another_head_is_refused(classifier: Classifier, squares: Tensor) -> None:
+    width = TINY.block_outputs[-1]
     classifier.model.classifier = nn.Sequential(nn.Dropout(), nn.Linear(width, 5))
     with pytest.raises(UserError, match="one linear layer; this one's classifier is a Sequential"):
-        answers_and_maps(classifier, images(), 1)
+        answers_and_maps(classifier, squares, 1)
 
 
-def test_a_compact_map_is_the_map(classifier: Classifier) -> None:
-    class_map = class_maps(classifier, images(1), [3])[0, 0]
+def test_a_compact_map_is_the_map(classifier: Classifier, squares: Tensor) -> None:
+    class_map = class_maps(classifier, squares[:1], [3])[0, 0]
     sent = compact(class_map)
     steps = np.frombuffer(base64.b64decode(sent["data"]), np.int8)
     values = steps.reshape(sent["height"], sent["width"]) * sent["scale"] / 127
     assert np.abs(values - class_map.numpy()).max() <= sent["scale"] / 254 * 1.001
     assert np.abs(steps).max() == 127
-    assert len(sent["data"]) == 136
+    assert len(sent["data"]) == 88
     nothing = compact(torch.zeros(2, 3))
     assert (nothing["scale"], nothing["height"], nothing["width"]) == (0.0, 2, 3)
     assert base64.b64decode(nothing["data"]) == bytes(6)
 
 
-def test_in_bf16(classifier: Classifier) -> None:
+def test_in_bf16(classifier: Classifier, squares: Tensor) -> None:
     """The answers are those of the same precision; the maps differ as such logits do."""
-    exact = class_maps(classifier, images(), range(5))
+    exact = class_maps(classifier, squares, range(5))
     classifier.precision = resolve("cpu", "bf16")
-    rounded = class_maps(classifier, images(), range(5))
+    rounded = class_maps(classifier, squares, range(5))
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 @pytest.mark.gpu
-def test_a_gpu_maps_alike(classifier: Classifier, tmp_path: Path) -> None:
-    gpu = loaded(tmp_path / "gpu", device="cuda")
-    maps, others = (class_maps(c, images(), [0, 3]) for c in (gpu, classifier))
+def test_a_gpu_maps_alike(classifier: Classifier, tmp_path: Path, squares: Tensor) -> None:
+    gpu = load(tmp_path / "best", device="cuda")
+    maps, others = (class_maps(c, squares, [0, 3]) for c in (gpu, classifier))
     assert torch.allclose(maps, others, rtol=1e-3, atol=1e-3)

@@ -11,6 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from densekit.data.transforms import Preprocessing
+from densekit.models.artifact import ArtifactConfig, Described, Task, write_artifact
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.weights import keymaps
 from densekit.weights.keymaps import KeyMap
@@ -51,6 +53,18 @@ def tiny(**changes: object) -> DenseNet:
     model = shaken(DenseNet(TINY.model_copy(update=changes), op="reference"))
     assert isinstance(model, DenseNet)
     return model
+
+
+def tiny_artifact(folder: Path, task: Task = "multiclass", **changes: object) -> Path:
+    """tiny(), for RGB images of 32 x 32, with classes a, b, c, d, e."""
+    config = ArtifactConfig(
+        task=task,
+        model=Described(name="tiny", architecture=TINY.model_copy(update=changes)),
+        preprocessing=Preprocessing(resize=None, crop=32),
+        classes=("a", "b", "c", "d", "e"),
+    )
+    write_artifact(folder, config, tiny(**changes).state_dict())
+    return folder
 
 
 def densenet121(classes: int = 5, channels: int = 3) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import traceback
 
 import typer
 
-from densekit.cli import bench, catalog, convert, evaluate, predict, serve, train
+from densekit.cli import bench, catalog, convert, evaluate, explain, predict, serve, train
 
 app = typer.Typer(
     name="densekit",
@@ -29,6 +29,7 @@ for command in (
     train.train,
     evaluate.evaluate,
     predict.predict,
+    explain.explain,
     serve.serve,
     convert.translate,
     convert.convert,
@@ -80,10 +81,10 @@ def main() -> None:
             if sys.stdout is not None:  # which a shell may have closed
                 sys.stdout.flush()
     except Exception as error:
-        sys.exit(explain(error))
+        sys.exit(told(error))
 
 
-def explain(error: Exception) -> int:
+def told(error: Exception) -> int:
     """Prints a user's mistake as a sentence, a bug with its traceback; returns the exit code."""
     from densekit.config import UserError
     from densekit.distributed.failures import PeerFailed

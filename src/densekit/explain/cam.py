@@ -37,33 +37,39 @@ class CompactMap(TypedDict):
 def class_maps(classifier: Classifier, squares: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
     """What each part of an image adds to the logits of `classes`: float32 [n, k, h, w] on the CPU.
 
-    squares: uint8 [n, C, crop, crop], see Classifier.read_square. classes: k numbers for all
+    squares: [n, C, S, S], see Classifier.read_square. classes: k numbers for all
     images, or int64 [n, k]. A map's mean plus the class' bias is its logit. Raises UserError for
     a network that has no such maps and for a class that it does not have.
     """
-    network, places = densenet_of(classifier), _places(classifier, squares, classes)
-    features, _ = _forward(classifier, network, squares)
+    network, places = densenet_of(classifier), check_classes(classifier, squares, classes)
+    features, _ = features_and_logits(classifier, network, squares)
     return maps_of(network, features, places)
 
 
 def answers_and_maps(
-    classifier: Classifier, squares: Tensor, topk: int
+    classifier: Classifier, squares: Tensor, topk: int, classes: Sequence[int] | None = None
 ) -> tuple[list[list[Answer]], Tensor]:
-    """The classifier's answers and the maps of their classes, float32 [n, topk, h, w]; one pass.
+    """The classifier's answers, and maps [n, k, h, w] as of `class_maps`, in one pass.
 
-    An image without answers, since they are not finite, has maps of zeros. Raises UserError as
-    `class_maps` does.
+    The maps are those of `classes`, or else of each image's own answers. An image without
+    answers, since they are not finite, has maps of zeros. Raises UserError as `class_maps` does.
     """
     network = densenet_of(classifier)
-    features, logits = _forward(classifier, network, squares)
+    features, logits = features_and_logits(classifier, network, squares)
     answers = classifier.answers_of(logits, topk)
-    k = min(topk, len(classifier.classes))
-    places = torch.tensor(
-        [[a["class"] for a in row] or [0] * k for row in answers], dtype=torch.int64
-    )
-    maps = maps_of(network, features, places.view(-1, k))
+    if classes is None:
+        places = answered(answers, min(topk, len(classifier.classes)))
+    else:
+        places = check_classes(classifier, squares, classes)
     there = torch.tensor([bool(row) for row in answers], dtype=torch.bool)
+    maps = maps_of(network, features, places)
     return answers, torch.where(there[:, None, None, None], maps, 0.0)
+
+
+def answered(answers: list[list[Answer]], k: int) -> Tensor:
+    """The first k classes of each image's answers, int64 [n, k]; zeros where it has none."""
+    places = [[answer["class"] for answer in row[:k]] or [0] * k for row in answers]
+    return torch.tensor(places, dtype=torch.int64).view(-1, k)
 
 
 def densenet_of(classifier: Classifier) -> DenseNet:
@@ -86,7 +92,9 @@ def compact(class_map: Tensor) -> CompactMap:
     return {"height": height, "width": width, "scale": scale, "data": data}
 
 
-def _forward(classifier: Classifier, network: DenseNet, squares: Tensor) -> tuple[Tensor, Tensor]:
+def features_and_logits(
+    classifier: Classifier, network: DenseNet, squares: Tensor
+) -> tuple[Tensor, Tensor]:
     """The last map [n, C, h, w] on the network's device, and float32 logits [n, K] on the CPU."""
     precision = classifier.precision
     if next(network.parameters()).device.type != precision.device.type:  # the engine has a copy
@@ -110,8 +118,10 @@ def maps_of(network: DenseNet, features: Tensor, places: Tensor) -> Tensor:
         return torch.einsum("nkc,nchw->nkhw", chosen, features.to(wide)).cpu()
 
 
-def _places(classifier: Classifier, squares: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
-    """int64 [n, k]. Raises UserError for a class that there is not."""
+def check_classes(
+    classifier: Classifier, squares: Tensor, classes: Tensor | Sequence[int]
+) -> Tensor:
+    """The classes of each image, int64 [n, k]. Raises UserError for a class that there is not."""
     places = torch.as_tensor(classes, dtype=torch.int64)
     count = len(classifier.classes)
     wrong = places[(places < 0) | (places >= count)]

@@ -82,7 +82,7 @@ class Classifier:
             readable = [square for square in squares if isinstance(square, Tensor)]
             answers = iter(self.answers(torch.stack(readable), topk) if readable else [])
             for image, square in zip(chunk, squares, strict=True):
-                yield _row(image, next(answers) if isinstance(square, Tensor) else square)
+                yield as_row(image, next(answers) if isinstance(square, Tensor) else square)
 
     def read_batches(
         self, images: Sequence[Input], batch_size: int
@@ -144,7 +144,8 @@ def _of_folder(folder: Path) -> UnreadableImage:
     return UnreadableImage(str(folder), f"is a folder without images{others}")
 
 
-def _row(image: Input, result: list[Answer] | UnreadableImage) -> Row:
+def as_row(image: Input, result: list[Answer] | UnreadableImage) -> Row:
+    """An image's row, of its answers or of why it has none."""
     file = str(image) if isinstance(image, (str, os.PathLike)) else None
     if isinstance(result, UnreadableImage):
         return {"file": file, "topk": [], "error": result.reason}

@@ -1,0 +1,82 @@
+"""Maps by other methods than class activation maps, each by the library that is kept for it.
+
+Grad-CAM++ (Chattopadhay et al., 2018, https://arxiv.org/abs/1710.11063) by pytorch-grad-cam;
+occlusion (Zeiler & Fergus, 2014, https://arxiv.org/abs/1311.2901) by captum. Shapes as in cam.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densekit.config import UserError
+from densekit.explain.cam import densenet_of, features_and_logits
+from densekit.infer.classifier import Classifier
+
+CELLS = 14  # of a side, in an occlusion's map
+
+
+def gradcam_plus_plus(classifier: Classifier, squares: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM++ at the last map: float32 [n, k, h, w], each map from 0 to 1.
+
+    The library scales every map by itself, so that two maps' strengths cannot be compared.
+    squares: [n, C, S, S]; classes: int64 [n, k]. Raises UserError without the library,
+    and for a network without a linear classifier.
+    """
+    library = _library("pytorch_grad_cam", "grad-cam")
+    target = import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+    network = densenet_of(classifier)
+    features, _ = features_and_logits(classifier, network, squares)
+    with torch.inference_mode(False), torch.enable_grad():
+        features = features.float().clone().requires_grad_()
+        # All that follows the last map, with a classifier of its own: the library clears gradients.
+        alone = copy.deepcopy(network.classifier)
+        tail = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), alone)
+        method = library.GradCAMPlusPlus(tail, [tail[0]])
+        columns = [method(features, [target(place) for place in column]) for column in classes.T]
+    return torch.stack([torch.from_numpy(column) for column in columns], 1)
+
+
+def occlusion(
+    classifier: Classifier, square: Tensor, classes: Tensor, batch_size: int = 32
+) -> Tensor:
+    """What a logit loses where a window hides the image, in logits: float32 [k, 14, 14].
+
+    The window has the preprocessing's mean colour and moves by half its side, a fourteenth of the
+    image's. A pixel's value is the mean over all windows that hide it, a cell's the mean over its
+    pixels. square: [C, S, S], see Classifier.read_square; classes: int64 [k]; `batch_size` images
+    go in a pass. Takes answers alone, so any engine's network will do. Raises UserError without
+    the library.
+    """
+    library = _library("captum.attr", "captum")
+    channels, side = square.shape[0], square.shape[-1]
+    step = max(1, round(side / CELLS))
+    mean = torch.tensor(classifier.preprocess.mean).view(1, -1, 1, 1)
+    if not square.is_floating_point():
+        mean = mean.mul(255).round()
+
+    def logits(images: Tensor) -> Tensor:
+        return classifier.logits(images.to(square.dtype))[:, classes]
+
+    lost = library.Occlusion(logits).attribute(
+        square[None].float(),
+        sliding_window_shapes=(channels, 2 * step, 2 * step),
+        strides=(channels, step, step),
+        baselines=mean.expand(1, channels, side, side),
+        perturbations_per_eval=batch_size,
+    )  # [k, C, S, S]; all channels are hidden at once, and so are alike
+    return F.adaptive_avg_pool2d(lost[:, 0].float(), min(side, CELLS))
+
+
+def _library(module: str, package: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f'{package} is not installed, which makes these maps: pip install "densekit[explain]"'
+        ) from error
