@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from densekit import distributed, precision, progress
@@ -246,9 +247,18 @@ def training_step(recipe: Recipe) -> TrainingStep:
     formats = precision.resolve(loop.device, loop.precision, loop.memory_format)
     num_classes = variants.architecture(recipe.model).num_classes
     model = {"num_classes": num_classes, "pretrained": None}  # nor on what the weights are
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
+    balanced = loop.class_weights == "balanced"
+    weights = (1.0,) * num_classes if balanced else loop.class_weights
+    recipe = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update=model),
+            "loop": loop.model_copy(update={"class_weights": weights}),
+        }
+    )
     learner, _ = create_learner(recipe, formats)
     images, labels = random_batch(data.batch_size, data.channels, data.train_side, num_classes)
+    if recipe.model.task != "multiclass":
+        labels = F.one_hot(labels, num_classes).to(torch.int8)
     return TrainingStep(learner, recipe, images, labels)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -22,7 +22,28 @@ from densekit.cli.options import (
 )
 from densekit.cli.output import new_table, number, show, show_json, show_notes
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 CLASSES_SHOWN = 20
+ONE = {
+    "Top1": "top1",
+    "Top5": "top5",
+    "Loss": "loss",
+    "ECE": "ece",
+    "Balanced": "balanced_accuracy",
+    "AUROC": "auroc",
+}
+SEVERAL = {
+    "AUROC": "auroc",
+    "AP": "average_precision",
+    "Balanced": "balanced_accuracy",
+    "F1": "f1",
+    "Sens@": "sensitivity_at_specificity",
+    "ECE": "ece",
+    "Loss": "loss",
+}
+"""Columns of the results line, and what stands in them: of one class an image, and of several."""
 
 
 def evaluate(
@@ -41,9 +62,17 @@ def evaluate(
     precision: PrecisionOption = "fp32",
     engine: Engine = "auto",
     max_pixels: MaxPixels = None,
+    specificity: Annotated[
+        float,
+        typer.Option("--specificity", min=0, max=1, help="At which sensitivity is given."),
+    ] = 0.9,
+    bootstrap: Annotated[
+        int,
+        typer.Option("--bootstrap", min=0, help="Resamples for the 95 % intervals; 0: none."),
+    ] = 1000,
     json: AsJson = False,
 ) -> None:
-    """Evaluate a network: top-1, top-5, loss, calibration, confusion, per class.
+    """Evaluate a network: accuracy, loss, AUROC, calibration, confusion, per class, 95 % intervals.
 
     [bold]Examples[/]
 
@@ -53,6 +82,7 @@ def evaluate(
     """
     from densekit import distributed
     from densekit.cli.inputs import ask
+    from densekit.infer.bootstrap import Resampling
     from densekit.infer.evaluate import evaluate_source
     from densekit.precision import FLAG, keep_freed_memory, resolve
 
@@ -67,8 +97,9 @@ def evaluate(
         show_notes([*asked.notes, *opened.notes])
         loaders = "auto" if workers is None else workers
         found = evaluate_source(
-            opened, formats, data, batch_size, loaders, max_pixels, engine=engine
-        )
+            opened, formats, data, batch_size, loaders, max_pixels, engine=engine,
+            specificity=specificity, resampling=Resampling(bootstrap) if bootstrap else None,
+        )  # fmt: skip
         print_evaluation(found, as_json=json)
 
 
@@ -77,20 +108,24 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(found)
         return
-    columns = ("Images", "Top1", "Top5", "Loss", "ECE", "Balanced", "AUROC", "ips")
-    table = new_table(*columns, right=columns)
-    measured = (found[key] for key in ("top1", "top5", "loss", "ece", "balanced_accuracy", "auroc"))
-    table.add_row(f"{found['count']:,}", *map(number, measured), f"{found['ips']:.0f}")
+    several = found["task"] != "multiclass"
+    columns = SEVERAL if several else ONE
+    table = new_table("Images", *columns, "ips", right=("Images", *columns, "ips"))
+    measured = (number(found[key]) for key in columns.values())
+    table.add_row(f"{found['count']:,}", *measured, f"{found['ips']:.0f}")
+    ends = found.get("intervals", {})
+    if ends:
+        table.add_row("95 %", *(interval(ends.get(key)) for key in columns.values()), "")
     show(table)
-    rows = [row for row in found["per_class"] if row["count"]]
+    rows = [row for row in found["per_class"] if several or row["count"]]
     if len(rows) <= CLASSES_SHOWN:
-        numbers = ("Images", "Precision", "Recall")
-        table = new_table("Class", *numbers, right=numbers)
-        for row in rows:
-            cells = map(number, (row["precision"], row["recall"]))
-            table.add_row(row["label"], f"{row['count']:,}", *cells)
         show("")
-        show(table)
+        show(table_of_several(rows) if several else table_of_classes(rows))
+    if several:
+        show(
+            f"\nSens, Spec, F1 at the threshold; Sens@: highest sensitivity at a specificity of "
+            f"{found['specificity']:g}"
+        )
     steps = found["preprocessing"]
     resized = "" if steps["resize"] is None else f"short side to {steps['resize']}, "
     show(
@@ -99,3 +134,31 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
         f"rounding as {steps['rounding']}'s; "
         f"precision {found['precision']}; all of it with --json"
     )
+
+
+def table_of_classes(rows: list[dict[str, Any]]) -> Table:
+    """Of one class an image."""
+    numbers = ("Images", "Precision", "Recall", "F1", "AUROC")
+    table = new_table("Class", *numbers, right=numbers)
+    for row in rows:
+        cells = (number(row[key]) for key in ("precision", "recall", "f1", "auroc"))
+        table.add_row(row["label"], f"{row['count']:,}", *cells)
+    return table
+
+
+def table_of_several(rows: list[dict[str, Any]]) -> Table:
+    """Of classes that are there or not."""
+    keys = ("average_precision", "f1", "sensitivity", "specificity", "sensitivity_at_specificity")
+    numbers = ("There", "Not", "AUROC", "95 %", "AP", "F1", "Sens", "Spec", "Sens@", "Threshold")
+    table = new_table("Class", *numbers, right=numbers)
+    for row in rows:
+        auroc = number(row["auroc"]), interval(row.get("intervals", {}).get("auroc"))
+        cells = (number(row[key]) for key in keys)
+        counts = (f"{row[key]:,}" for key in ("positives", "negatives"))
+        table.add_row(row["label"], *counts, *auroc, *cells, number(row["threshold"]))
+    return table
+
+
+def interval(ends: list[float] | None) -> str:
+    """`0.8123-0.8410`, or a dash."""
+    return "-" if ends is None else f"{ends[0]:.4f}-{ends[1]:.4f}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from densekit.cli.options import AsJson, Config, Options, OwnFolder, ShortModel
-from densekit.cli.output import new_table, show, show_json, show_notes
+from densekit.cli.output import new_table, number, show, show_json, show_notes
 
 if TYPE_CHECKING:
     from densekit.training.loop import Outcome, Rehearsal
@@ -97,21 +97,18 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
         return
     if outcome.already_finished:
         show(f"{outcome.folder} is finished: nothing to train")
-    columns = ("Model", "Device", "Top1", "Top5", "ips")
-    table = new_table(*columns, right=columns[2:])
+    one = plan.recipe.model.task == "multiclass"
+    columns = {"Top1": "top1", "Top5": "top5"} if one else {"AUROC": "auroc", "F1": "f1"}
+    table = new_table("Model", "Device", *columns, "ips", right=(*columns, "ips"))
     best = progress.best or progress.last
-    table.add_row(
-        variants.label(plan.recipe.model),
-        device,
-        f"{best['top1']:.4f}",
-        f"{best['top5']:.4f}",
-        f"{outcome.ips:.0f}",
-    )
+    measured = (number(best[key]) for key in columns.values())
+    table.add_row(variants.label(plan.recipe.model), device, *measured, f"{outcome.ips:.0f}")
     show(table)
     if progress.last:
+        name, key = ("top-1", "top1") if one else ("AUROC", "auroc")
         show(
             f"best: epoch {best['epoch']} of {plan.recipe.loop.epochs}, in {outcome.folder}/best; "
-            f"last epoch: top-1 {progress.last['top1']:.4f}"
+            f"last epoch: {name} {number(progress.last[key])}"
         )
 
 

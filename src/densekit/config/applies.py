@@ -6,8 +6,9 @@ A field says so where it is declared; `build_effective` refuses what a user set 
     gamma: Annotated[float, when(schedule="step", values=OFF)] = 0.1
     momentum: Annotated[float, when(name=("sgd", "rmsprop"))] = 0.9
 
-A name is of a field of the same section, or, dotted, of a section below it. All that one `when`
-names must hold; of several `when` on one field, one.
+A name is of a field of the same section, or, dotted, of a section below it, or, after a slash
+(`/model.task`), of the whole recipe. All that one `when` names must hold; of several `when` on one
+field, one.
 """
 
 from __future__ import annotations
@@ -42,17 +43,18 @@ class When:
 
     wanted: dict[str, Switch | tuple[Any, ...]]
 
-    def unmet(self, section: Section) -> list[str]:
+    def unmet(self, section: Section, whole: Section) -> list[str]:
         """The neighbours whose values make the field idle."""
         return [
             name
             for name, values in self.wanted.items()
-            if not _fits(attrgetter(name)(section), values)
+            if not _fits(_value(name, section, whole), values)
         ]
 
     def describe(self, prefix: str) -> str:
         """`optim.schedule=step and no optim.values`."""
-        return " and ".join(_wanted(prefix + name, values) for name, values in self.wanted.items())
+        named = self.wanted.items()
+        return " and ".join(_wanted(_dotted(name, prefix), values) for name, values in named)
 
 
 def when(**neighbours: Any) -> When:
@@ -76,25 +78,28 @@ class Idle:
     why: str
 
 
-def idle_options(section: Section, path: tuple[str, ...] = ()) -> Iterator[Idle]:
-    """Of `section` and those below it."""
+def idle_options(
+    section: Section, path: tuple[str, ...] = (), whole: Section | None = None
+) -> Iterator[Idle]:
+    """Of `section`, which stands at `path` in `whole`, and those below it."""
+    whole = section if whole is None else whole
     prefix = "".join(f"{key}." for key in path)
     for name, field in type(section).model_fields.items():
         value, default = getattr(section, name), field.get_default(call_default_factory=True)
         if isinstance(value, Section):
-            yield from idle_options(value, (*path, name))
+            yield from idle_options(value, (*path, name), whole)
         alternatives = marks(type(section), name)
-        unmet = [mark.unmet(section) for mark in alternatives]
+        unmet = [mark.unmet(section, whole) for mark in alternatives]
         if alternatives and all(unmet) and value != default:
             switches = tuple(dict.fromkeys(key for keys in unmet for key in keys))
             now = " and ".join(
-                f"{prefix}{key}={to_flow(attrgetter(key)(section))}" for key in switches
+                f"{_dotted(key, prefix)}={to_flow(_value(key, section, whole))}" for key in switches
             )
             needs = ", or ".join(mark.describe(prefix) for mark in alternatives)
             yield Idle(
                 (*path, name),
                 default,
-                tuple((*path, *key.split(".")) for key in switches),
+                tuple(tuple(_dotted(key, prefix).split(".")) for key in switches),
                 f"has no effect with {now}; it needs {needs}",
             )
 
@@ -151,6 +156,15 @@ def _layer(source: ConfigSource, file: Tree, path: tuple[PathKey, ...]) -> int:
             return 0
         node = node[str(key)]
     return 1
+
+
+def _value(name: str, section: Section, whole: Section) -> Any:
+    return attrgetter(name.removeprefix("/"))(whole if name.startswith("/") else section)
+
+
+def _dotted(name: str, prefix: str) -> str:
+    """From the top."""
+    return name[1:] if name.startswith("/") else prefix + name
 
 
 def _fits(value: Any, wanted: Switch | tuple[Any, ...]) -> bool:

@@ -66,13 +66,20 @@ def check_examples(
     may_skip: int = 0,
     intensity: Intensity = EIGHT_BITS,
 ) -> tuple[np.ndarray, list[str]]:
-    """Looks for what would stop or spoil a run later -> images per class, warnings.
+    """Looks for what would stop or spoil a run later -> images per class, int64 [K], warnings.
 
     `files` are their `real_files`, where these are known. Raises UserError, with file and line,
     for a label that is no class, a file with two labels, and files among `sample` of them, spread
     over all, that cannot be read.
     """
-    outside = np.flatnonzero(examples.labels >= num_classes)
+    if examples.labels.ndim == 2 and examples.num_classes > num_classes:
+        raise UserError(
+            f"{examples.origin}: has {examples.num_classes} classes, but "
+            f"model.num_classes={num_classes}; leave model.num_classes out, or choose some of the "
+            f"classes with data.classes"
+        )
+    several = examples.labels.ndim == 2
+    outside = np.flatnonzero(examples.labels >= num_classes) if not several else np.empty(0, int)
     if len(outside):
         worst = int(examples.labels.max())
         raise UserError(
@@ -83,12 +90,31 @@ def check_examples(
     warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
     warnings += _check_files(examples, sample, channels, max_pixels, may_skip, intensity)
     warnings += dark_files(examples.paths, intensity, sample)
+    if several:
+        return (examples.labels == 1).sum(0), [*warnings, *_one_sided(examples)]
     counts = np.bincount(examples.labels, minlength=num_classes)
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:
         shown = named_labels(examples, empty)
         warnings.append(f"{len(empty)} of {num_classes} classes have no images: {shown}")
     return counts, [*warnings, *_uneven(examples, counts)]
+
+
+def _one_sided(examples: Examples) -> list[str]:
+    """Of images with several classes: those of which nothing can be learned or counted."""
+    there, absent = (examples.labels == 1).sum(0), (examples.labels == 0).sum(0)
+    found = []
+    for what, counts in (("there", there), ("not there", absent)):
+        none = np.flatnonzero(counts == 0).tolist()
+        if none:
+            shown = named_labels(examples, none)
+            found.append(f"{len(none)} of {len(there)} classes are {what} in no image: {shown}")
+    unknown = np.flatnonzero((examples.labels < 0).any(0)).tolist()
+    if unknown:
+        share = (examples.labels < 0).mean()
+        shown = named_labels(examples, unknown)
+        found.append(f"{share:.1%} of the labels are unknown and left out, of: {shown}")
+    return found
 
 
 def are_uneven(counts: np.ndarray) -> bool:
@@ -147,17 +173,23 @@ def _repeats(examples: Examples, files: Sequence[str]) -> list[str]:
     again = [index for index, file in enumerate(files) if first.setdefault(file, index) != index]
     for index in again:
         before = first[files[index]]
-        if examples.labels[before] != examples.labels[index]:
-            labels = [named_labels(examples, [int(examples.labels[i])]) for i in (index, before)]
+        if not np.array_equal(examples.labels[before], examples.labels[index]):
+            labels = [_labels_of(examples, i) for i in (index, before)]
             raise UserError(
                 f"{examples.where(index)}: {readable(examples.paths[index])} has label "
-                f"{labels[0]}, and at {examples.where(before)} label {labels[1]}; an image has one "
-                f"class: correct the list, or the links"
+                f"{labels[0]}, and at {examples.where(before)} label {labels[1]}; a file has one "
+                f"answer: correct the list, or the links"
             )
     return [
         f"{readable(examples.origin)}: {len(again)} of {len(files)} images are listed more than "
         f"once, such as {readable(examples.paths[again[0]])}, and count as often"
     ]
+
+
+def _labels_of(examples: Examples, index: int) -> str:
+    own = examples.labels[index]
+    labels = [int(own)] if own.ndim == 0 else np.flatnonzero(own == 1).tolist()
+    return named_labels(examples, labels) or "none"
 
 
 def named_labels(examples: Examples, labels: Sequence[int]) -> str:

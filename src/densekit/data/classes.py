@@ -90,15 +90,15 @@ def _by_name(examples: Examples, target: Numbering) -> tuple[dict[int, int], lis
     own, new, foreign = examples.classes, {}, []
     theirs: dict[str, list[int]] = {}
     for label, name in target.names.items():
-        theirs.setdefault(_key(name), []).append(label)
+        theirs.setdefault(spelling(name), []).append(label)
     for label in _present(examples):
-        places = theirs.get(_key(own[label]), []) if label in own else []
+        places = theirs.get(spelling(own[label]), []) if label in own else []
         if label in places or len(places) == 1:
             new[label] = label if label in places else places[0]
         elif places:
             raise UserError(
                 f"{examples.origin}: {target.owner} has {len(places)} classes that are called "
-                f"{own[label]!r}, labels {_listed(map(str, places))}; give a list file whose "
+                f"{own[label]!r}, labels {listed(map(str, places))}; give a list file whose "
                 f"classes.txt numbers the classes as there"
             )
         else:
@@ -123,7 +123,7 @@ def _by_number(examples: Examples, target: Numbering) -> tuple[dict[int, int], l
     labels, names = _present(examples), target.names
     numbers = {int(name): label for label, name in names.items() if is_label(name)}
     if not len(numbers) == len(names) == target.count:
-        shown = _listed(f"{label} is {name!r}" for label, name in sorted(names.items()))
+        shown = listed(f"{label} is {name!r}" for label, name in sorted(names.items()))
         return {label: label for label in labels}, [
             f"{examples.origin}: names no classes, so its labels are taken as those of "
             f"{target.owner}: {shown}"
@@ -156,7 +156,7 @@ def _folders_by_number(examples: Examples, target: Numbering) -> Examples:
             f"class folders are taken as labels 0 to {len(own) - 1} in sorted order"
         )))  # fmt: skip
     raise UserError(
-        f"{examples.origin}: its class folders are {_listed(own.values())}, and the "
+        f"{examples.origin}: its class folders are {listed(own.values())}, and the "
         f"{target.count} classes of {target.owner} have no names, only numbers from 0 to "
         f"{target.count - 1}, so which is which is not known; name the folders by these numbers, "
         f"or give a list file"
@@ -184,7 +184,7 @@ def _foreign(examples: Examples, label: int, target: Numbering) -> UserError:
     )
     return UserError(
         f"{examples.origin}: its class {name} is none of the classes of {target.owner}: it has "
-        f"{_listed(have)}; {target.owner} has {_listed(target.names.values())}; {remedy}"
+        f"{listed(have)}; {target.owner} has {listed(target.names.values())}; {remedy}"
     )
 
 
@@ -196,12 +196,13 @@ def _is_folder(examples: Examples) -> bool:
     return examples.lines is None
 
 
-def _key(name: str) -> str:
+def spelling(name: str) -> str:
     """The same for the two ways in which Unicode may spell an accent; file systems differ."""
     return unicodedata.normalize("NFC", name)
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first of them, and how many there are."""
     names = list(names)
     more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

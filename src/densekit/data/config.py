@@ -12,6 +12,8 @@ from densekit.data.intensity import Intensity, Rule
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Rounding = Literal["torchvision", "paddle"]
+Task = Literal["multiclass", "multilabel", "binary"]
+"""What a network's outputs answer."""
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -43,6 +45,7 @@ ValueWindow = tuple[float, Annotated[float, Field(gt=0)]] | None
 PerChannel = Annotated[tuple[float, ...], AfterValidator(_of_pixels_to_one)]
 RESIZED = when(crop="random_resized")
 EVAL_RESIZED = when(**{"evaluate.resize": ON})
+YES_OR_NO = when(**{"/model.task": ("multilabel", "binary")})
 TRAIN_RESIZED = when(**{"augment.crop": "random_resized"})
 
 
@@ -176,7 +179,10 @@ class DataConfig(Section):
     delimiter: str | None = Field(None, min_length=1)
     """What separates path and label in list files; null: a comma, semicolon or bar if the first
     line has one before its label, else the last run of whitespace."""
-    relabel: bool = False
+    classes: Annotated[tuple[str, ...] | None, YES_OR_NO] = None
+    """Names of classes of a CSV file, or of a list with a classes.txt, to take in this order; null:
+    all. Of a binary task the one that is there or not, a folder's name too."""
+    relabel: Annotated[bool, when(**{"/model.task": "multiclass"})] = False
     """Renumber the training list's labels 0, 1, ... in ascending order, in both lists."""
 
     channels: int = Field(3, ge=1)
@@ -203,6 +209,10 @@ class DataConfig(Section):
     std: PerChannel = (0.229, 0.224, 0.225)
     """Per channel, of pixels in 0..1."""
 
+    balance: float = Field(0.0, ge=0, le=1)
+    """How far an epoch evens out the classes, without changing its length: a class of n images is
+    drawn in proportion to n ** (1 - balance). 0: every image once; 1: every class as often; 0.5:
+    by square roots. Of images with several classes each counts for its rarest."""
     batch_size: int = Field(256, ge=1)
     """Images per optimizer step over all ranks and micro-batches."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(

@@ -17,7 +17,8 @@ from densekit.data.decode import EIGHT_BITS, ImageFile, UnreadableImage, open_im
 from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples
 
-ORDER, SAMPLE = 1, 2  # tell the two uses of a seed apart, so that their draws are independent
+# which tell the uses of a seed apart, so that their draws are independent
+ORDER, SAMPLE, BALANCED = 1, 2, 3
 Key = tuple[int, int]
 """(epoch, index in the Examples)."""
 
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8, or by data.intensity float32 in 0..1, [n, C, S, S]."""
     labels: Tensor
-    """int64 [n]."""
+    """int64 [n], or int8 [n, K], as the Examples have them."""
     indices: Tensor
     """int64 [n], positions in the Examples."""
     bad: tuple[BadImage, ...] = ()
@@ -47,7 +48,6 @@ class Batch(NamedTuple):
 class Sample(NamedTuple):
     image: Tensor
     """Of the same dtype, [C, S, S]."""
-    label: int
     position: int
     """In the Examples."""
 
@@ -105,7 +105,7 @@ class ImageDataset(Dataset):
         except UnreadableImage as error:
             error = error.at(self.examples.where(index))
             return BadImage(index, str(error)) if self.skip_bad else error
-        return Sample(square, int(self.examples.labels[index]), index)
+        return Sample(square, index)
 
     def collate(
         self, samples: list[Sample | UnreadableImage | BadImage]
@@ -123,12 +123,9 @@ class ImageDataset(Dataset):
         images = _empty((len(read), *self.shape), self.intensity.dtype)
         for row, sample in zip(images, read, strict=True):
             row.copy_(sample.image)
-        return Batch(
-            images,
-            torch.tensor([sample.label for sample in read], dtype=torch.int64),
-            torch.tensor([sample.position for sample in read], dtype=torch.int64),
-            tuple(bad),
-        )
+        positions = np.array([sample.position for sample in read], dtype=np.int64)
+        labels = torch.from_numpy(self.examples.labels[positions])
+        return Batch(images, labels, torch.from_numpy(positions), tuple(bad))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """Examples, the images of one list or folder with their labels; and the reader of lists.
 
 A list file holds `relative/path label` lines, as PaddleClas has them; a `classes.txt` beside it
-holds `label name` lines.
+holds `label name` lines. Lists of images with several classes are in `multilabel`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ class Examples:
     paths: list[str]
     """Where each image is: `root` and the path in the list, joined."""
     labels: np.ndarray
-    """int64 [n]."""
+    """int64 [n]; of images with several classes int8 [n, K]: 1 there, 0 not there, -1 unknown."""
     classes: dict[int, str]
     """Names of the labels that have one."""
     root: str
@@ -36,13 +36,19 @@ class Examples:
     """The line of each image in the list file; None for a folder."""
     notes: tuple[str, ...] = ()
     """What a person should know of how they were read."""
+    unlisted: int = 0
+    """Of several classes: what the label of one is that the list does not know, 0 or -1."""
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The other columns of a CSV file, by their heads: text [n]."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label or named label."""
+        """One more than the largest label or named label; of several classes, their number."""
+        if self.labels.ndim == 2:
+            return self.labels.shape[1]
         return max(int(self.labels.max(initial=-1)), *self.classes, -1) + 1
 
     def where(self, index: int) -> str:
@@ -50,6 +56,12 @@ class Examples:
         if self.lines is None:
             return readable(self.paths[index])
         return f"{readable(self.origin)}:{self.lines[index]}"
+
+    @property
+    def strata(self) -> np.ndarray:
+        """A class for each image, int64 [n], to split and draw by: its own; of several, the one
+        that the fewest images have; and K for an image of which none is known to be there."""
+        return strata_of(self.labels)
 
     def relative(self, index: int) -> str:
         """The path below `root`, with forward slashes: the same wherever the data lies."""
@@ -70,6 +82,7 @@ class Examples:
             paths=[self.paths[i] for i in indices],
             labels=self.labels[np.asarray(indices, dtype=np.int64)],
             lines=None if self.lines is None else [self.lines[i] for i in indices],
+            columns={name: column[indices] for name, column in self.columns.items()},
         )
 
     def relabelled(self, new: Mapping[int, int]) -> Examples:
@@ -90,6 +103,16 @@ class Examples:
         )
 
 
+def strata_of(labels: np.ndarray) -> np.ndarray:
+    """`Examples.strata` of labels alone."""
+    if labels.ndim == 1:
+        return labels
+    there = labels == 1
+    rarest_first = np.argsort(there.sum(0), kind="stable")
+    rarest = rarest_first[there[:, rarest_first].argmax(1)]
+    return np.where(there.any(1), rarest, labels.shape[1]).astype(np.int64)
+
+
 # List files ---------------------------------------------------------------------------------
 
 
@@ -104,7 +127,7 @@ def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
     labels: list[int] = []
     lines: list[int] = []
     notes: tuple[str, ...] = ()
-    for number, line in _lines(file):
+    for number, line in text_lines(file):
         if not paths and delimiter is None and (found := re.search(r"[,;|](?=\s*\d+$)", line)):
             delimiter = found[0]
             notes = (f"{file}: the labels stand after a {delimiter!r}, as in {line!r}",)
@@ -123,7 +146,7 @@ def read_class_names(file: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     if not file.is_file():
         return names
-    for number, line in _lines(file):
+    for number, line in text_lines(file):
         label, *name = line.split(maxsplit=1)
         if not name or not is_label(label):
             raise UserError(f"{file}:{number}: expected `label name`, such as `0 cat`: {line!r}")
@@ -152,8 +175,8 @@ def is_label(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of every line that is not blank; no BOM, no CR."""
+def text_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of every line that is not blank; no BOM, no CR. Raises UserError."""
     try:
         content = file.read_bytes()
     except OSError as error:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.augment import train_transform
+from densekit.data.balance import balanced_order
 from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.data.dataset import BadImage, Batch, ImageDataset, Key, epoch_order
 from densekit.data.decode import UnreadableImage
@@ -167,12 +170,17 @@ class TrainStream:
             self.images(step), self.config.batch_size, self.accumulation, self.rank, self.world
         )
 
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self.config.balance:
+            return epoch_order(self.seed, epoch, len(self.examples))
+        return balanced_order(self.seed, epoch, self.examples.strata, self.config.balance)
+
     def _keys(self, start: int) -> Iterator[list[Key]]:
         """For each share of each step from `start` on: the (epoch, index) of its images."""
         for step in range(start, self.steps):
             epoch, in_epoch = divmod(step, self.steps_per_epoch)
             if step == start or in_epoch == 0:
-                order = epoch_order(self.seed, epoch, len(self.examples))
+                order = self._order(epoch)
             images = order[in_epoch * self.config.batch_size :]
             for share in self._shares(step):
                 yield [(epoch, index) for index in images[share].tolist()]

@@ -5,6 +5,7 @@ n images, C channels, S side, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -16,15 +17,15 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def mixing(config: DataConfig, num_classes: int) -> Mix:
-    """float [n, C, S, S] and int64 labels [n] -> the same, or mixed images and float [n, K].
+    """float [n, C, S, S] and labels -> the same and their targets, or mixed ones, float [n, K].
 
-    One mixture for all images of a micro-batch, each with its neighbour. Rows of labels sum to 1
-    and go into the cross entropy as they are. Draws from torch's global CPU generator, which a
-    step seeds by (seed, step, micro-batch, rank).
+    One mixture for all images of a micro-batch, each with its neighbour. Of int64 labels [n] mixed
+    rows sum to 1; of int8 [n, K] a mixture with an unknown one is unknown. Draws from torch's
+    global CPU generator, which a step seeds by (seed, step, micro-batch, rank).
     """
     augment = config.augment
     if not augment.mixes:
-        return lambda images, labels: (images, labels)
+        return lambda images, labels: (images, as_targets(labels))
     choice = v2.RandomChoice(
         [
             v2.MixUp(alpha=augment.mixup_alpha, num_classes=num_classes),
@@ -35,6 +36,12 @@ def mixing(config: DataConfig, num_classes: int) -> Mix:
     )
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return choice(images, labels) if len(images) else (images, labels)
+        targets = as_targets(labels)
+        return choice(images, targets) if len(images) else (images, targets)
 
     return mix
+
+
+def as_targets(labels: Tensor) -> Tensor:
+    """int64 [n] as they are; int8 [n, K] -> float32, with a NaN where it is unknown."""
+    return labels if labels.ndim == 1 else labels.float().masked_fill(labels < 0, math.nan)

@@ -17,9 +17,10 @@ from densekit.config import UserError, nearest
 from densekit.data import builtin
 from densekit.data.checks import named_labels
 from densekit.data.classes import Numbering, match
-from densekit.data.config import DataConfig
-from densekit.data.folders import class_folders, read_folder
-from densekit.data.listing import Examples, read_list
+from densekit.data.config import DataConfig, Task
+from densekit.data.folders import class_folders
+from densekit.data.listing import Examples
+from densekit.data.multilabel import ONE_CLASS, Labelling, match_multilabel, widen
 
 Split = Literal["train", "val"]
 SUBFOLDERS: dict[Split, tuple[str, ...]] = {
@@ -32,7 +33,7 @@ SUBFOLDERS: dict[Split, tuple[str, ...]] = {
 def open_examples(
     spec: str,
     root: str | None = None,
-    delimiter: str | None = None,
+    labelling: Labelling = ONE_CLASS,
     split: Split = "val",
     numbering: Numbering | None = None,
 ) -> Examples:
@@ -42,12 +43,21 @@ def open_examples(
     that `spec` names start from `root`, else from the file's folder. With a `numbering` labels are
     brought to it, by name. Raises UserError.
     """
-    examples = _open(locate_images(spec, root), root, delimiter, split)
-    return examples if numbering is None else match(examples, numbering)
+    examples = _open(locate_images(spec, root), root, labelling, split)
+    return examples if numbering is None else match_labels(examples, numbering)
 
 
-def open_split(config: DataConfig) -> tuple[Examples, Examples]:
-    """Training and validation examples. Raises UserError."""
+def match_labels(examples: Examples, target: Numbering) -> Examples:
+    """`examples` with the labels of `target`. Raises UserError."""
+    return (match if examples.labels.ndim == 1 else match_multilabel)(examples, target)
+
+
+def open_split(
+    config: DataConfig, task: Task = "multiclass", num_classes: int | None = None
+) -> tuple[Examples, Examples]:
+    """Training and validation examples. Of several classes both have `num_classes`, or as many as
+    the one that has more. Raises UserError."""
+    labelling = Labelling.of(config, task)
     if config.train is not None:
         place = locate_images(config.train, config.root)
     elif config.root is not None:
@@ -58,7 +68,7 @@ def open_split(config: DataConfig) -> tuple[Examples, Examples]:
             "class, or builtin:mnist5k; or data.root to a folder with train_list.txt and "
             "val_list.txt or with train/ and val/"
         )
-    train = _open(place, config.root, config.delimiter, "train")
+    train = _open(place, config.root, labelling, "train")
     own_val = find_part(place, "val") if place.is_dir() else None
     if config.val_fraction and (config.val is not None or own_val is not None):
         has = f"data.val={config.val}" if config.val is not None else f"{own_val}"
@@ -73,21 +83,23 @@ def open_split(config: DataConfig) -> tuple[Examples, Examples]:
     elif config.val_fraction and config.relabel:
         raise UserError("data.relabel=true needs a validation list: set data.val")
     elif config.val_fraction:
-        return hold_out(train, config.val_fraction)
+        return hold_out(widen(train, num_classes or 0), config.val_fraction)
     else:
         raise UserError(
             f"no validation images for {train.origin}: set data.val, or hold some out with "
             f"data.val_fraction=0.1"
         )
-    val = _open(where, config.root, config.delimiter, "val")
-    val = match(val, Numbering.of_examples(train))
+    val = _open(where, config.root, labelling, "val")
+    if train.labels.ndim == 1 or train.classes:
+        val = match_labels(val, Numbering.of_examples(train))
     if config.relabel:
         new = {old: label for label, old in enumerate(np.unique(train.labels).tolist())}
         return train.relabelled(new), val.relabelled(new)
-    return train, val
+    count = num_classes or max(train.num_classes, val.num_classes)
+    return widen(train, count), widen(val, count)
 
 
-def open_val(config: DataConfig) -> Examples:
+def open_val(config: DataConfig, task: Task = "multiclass") -> Examples:
     """The validation examples of `open_split`, where the training images may not be there.
 
     A list of its own that is not relabelled needs nothing of theirs. Raises UserError.
@@ -95,8 +107,8 @@ def open_val(config: DataConfig) -> Examples:
     if config.val is not None and not config.relabel:
         place = locate_images(config.val, config.root)
         if place.is_file():
-            return _open(place, config.root, config.delimiter, "val")
-    return open_split(config)[1]
+            return _open(place, config.root, Labelling.of(config, task), "val")
+    return open_split(config, task)[1]
 
 
 def locate_images(spec: str, root: str | None = None) -> Path:
@@ -152,10 +164,10 @@ def find_part(folder: Path, split: Split) -> Path | None:
     return None
 
 
-def _open(place: Path, root: str | None, delimiter: str | None, split: Split) -> Examples:
+def _open(place: Path, root: str | None, labelling: Labelling, split: Split) -> Examples:
     if place.is_file():
         start = Path(root).expanduser() if root is not None else place.parent
-        return read_list(place, start, delimiter)
+        return labelling.read_file(place, start)
     part = find_part(place, split)
     other = find_part(place, "val" if split == "train" else "train")
     if part is None and other is not None:
@@ -164,10 +176,10 @@ def _open(place: Path, root: str | None, delimiter: str | None, split: Split) ->
             f"folders; add one, or name the list file or folder itself"
         )
     if part is None:
-        return read_folder(place)
+        return labelling.read_folders(place)
     if part.is_file():
-        return read_list(part, place, delimiter)
-    examples = read_folder(part)
+        return labelling.read_file(part, place)
+    examples = labelling.read_folders(part)
     if other is None or split != "val":
         return examples
     return replace(examples, notes=(*examples.notes, *_beside(place, part, other)))
@@ -187,13 +199,16 @@ def _beside(place: Path, val: Path, train: Path) -> list[str]:
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
     """Splits off `fraction` of each class, -> (the rest, the share). Raises UserError.
 
+    Of images with several classes each counts for its rarest (`Examples.strata`).
+
     Which files go is decided by a hash of their relative paths: neither the order of the list nor
     the place of the data changes it, and all lines of one file go the same way. A class of two
     files or more keeps and gives at least one.
     """
     by_class: dict[int, set[str]] = {}
+    classes = examples.num_classes
     names = [examples.relative(i) for i in range(len(examples))]
-    for name, label in zip(names, examples.labels.tolist(), strict=True):
+    for name, label in zip(names, examples.strata.tolist(), strict=True):
         by_class.setdefault(label, set()).add(name)
     held: set[str] = set()
     for files in by_class.values():
@@ -206,7 +221,7 @@ def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
             f"so none can be held out; add images or set data.val"
         )
     rest, share = (examples.subset(np.flatnonzero(part)) for part in (~is_held, is_held))
-    single = sorted(label for label, files in by_class.items() if len(files) == 1)
+    single = sorted(k for k, files in by_class.items() if len(files) == 1 and k in range(classes))
     if single:
         shown = named_labels(examples, single)
         note = (

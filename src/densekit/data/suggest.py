@@ -23,15 +23,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
 
 from densekit.config import Tree, UserError, merge, parse_override
-from densekit.data.config import MAX_PIXELS
+from densekit.data.config import MAX_PIXELS, Task
 from densekit.data.decode import UnreadableImage, decode, raise_pils_limit, read_file
 from densekit.data.listing import Examples, readable
+from densekit.data.multilabel import ONE_CLASS, Labelling
 from densekit.data.pixels import (
     TIFF,
     is_16_bit,
@@ -78,32 +79,34 @@ class Look:
         return len(set(self.short_sides)) == 1
 
 
-def own_images(folder: str | Path) -> tuple[Tree, list[str]]:
+def own_images(folder: str | Path, labelling: Labelling = ONE_CLASS) -> tuple[Tree, list[str]]:
     """What `--data FOLDER` puts in the place of a recipe's own images, and a sentence that says so.
 
     Raises UserError where there is nothing to train on.
     """
-    spec, _, train, has_val = _open_own(folder)
+    spec, _, train, has_val = _open_own(folder, labelling)
     fraction = 0.0 if has_val else VAL_FRACTION
     tree: Tree = {
         "data": {"root": None, "train": spec, "val": None, "val_fraction": fraction},
         "model": {"num_classes": None},
     }
     held = "" if has_val else f"; data.val_fraction={fraction} of each class is held out"
-    classes = len(np.unique(train.labels))
+    classes = _classes(train)
     return tree, [
         f"--data {folder}: {len(train)} images of {classes} classes in the place of the recipe's "
         f"own{held}"
     ]
 
 
-def _open_own(folder: str | Path, delimiter: str | None = None) -> tuple[str, Path, Examples, bool]:
+def _open_own(
+    folder: str | Path, labelling: Labelling = ONE_CLASS
+) -> tuple[str, Path, Examples, bool]:
     """What data.train becomes, the place, its training images, and whether it has others."""
     builtin = str(folder).startswith("builtin:")
     spec = str(folder) if builtin else str(Path(folder).expanduser().absolute())
     place = locate_images(spec)
-    train = open_examples(str(place), delimiter=delimiter, split="train")
-    if len(np.unique(train.labels)) < 2:
+    train = open_examples(str(place), labelling=labelling, split="train")
+    if train.labels.ndim == 1 and len(np.unique(train.labels)) < 2:
         raise UserError(
             f"{train.origin}: all images are of one class; give a folder with one folder per class"
         )
@@ -116,8 +119,8 @@ def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list
     `folder` is anything that data.train may be; `options` are the -o of the command, whose epochs
     the warm-up is fitted to. Raises UserError where there is nothing to train on.
     """
-    spec, place, train, has_val = _open_own(folder, _asked("data.delimiter", options, str))
-    classes = len(np.unique(train.labels))
+    spec, place, train, has_val = _open_own(folder, labelling_asked(options))
+    classes = _classes(train)
     look = look_at(train, _asked("data.max_pixels", options, int) or MAX_PIXELS)
     name = readable(place.name if place.is_dir() else place.stem) or "run"
     picks = [
@@ -139,6 +142,25 @@ def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list
     for settings, _ in picks:
         tree = merge(tree, settings)
     return tree, [sentence for _, sentence in picks if sentence]
+
+
+def labelling_asked(options: Sequence[str], file: Tree | None = None) -> Labelling:
+    """How the user's labels are written, by the options and the recipe's `file`."""
+    section = (file or {}).get("model")
+    stored = section.get("task") if isinstance(section, dict) else None
+    named = _asked("model.task", options, str) or stored
+    # another name is refused with the recipe
+    task: Task = next((each for each in get_args(Task) if each == named), "multiclass")
+    classes = _asked("data.classes", options, list)
+    return Labelling(
+        task=task,
+        delimiter=_asked("data.delimiter", options, str),
+        classes=None if classes is None else tuple(map(str, classes)),
+    )
+
+
+def _classes(train: Examples) -> int:
+    return len(np.unique(train.labels)) if train.labels.ndim == 1 else train.num_classes
 
 
 def _asked(key: str, options: Sequence[str], kind: type[T]) -> T | None:

@@ -1,14 +1,16 @@
 """How right a network is: one count over every image, whoever computes the logits.
 
-n images, K classes. Evaluation is split by whole batches: batch b is rank b mod N's, and the
+What is counted is the task's: `metrics`, or `multilabel_metrics`. n images, K classes. Evaluation
+is split by whole batches: batch b is rank b mod N's, and the
 batches' float64 sums come together in batch order, so no number depends on N.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from densekit import distributed
 from densekit.config import ConfigSource, Tree, UserError, build, rename
 from densekit.data.bit_depth import dark_files
 from densekit.data.checks import check_examples
-from densekit.data.classes import Numbering, match
-from densekit.data.config import DataConfig
+from densekit.data.classes import Numbering
+from densekit.data.config import DataConfig, Task
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
-from densekit.data.splits import open_examples, open_val
-from densekit.infer import metrics
+from densekit.data.multilabel import Labelling, widen
+from densekit.data.splits import match_labels, open_examples, open_val
+from densekit.infer import metrics, multilabel_metrics
+from densekit.infer.bootstrap import Resampling
 from densekit.infer.engines import Logits, logits_of, open_engine, resolve_engine
 from densekit.infer.model import Opened
 from densekit.precision import Precision
@@ -33,6 +37,9 @@ from densekit.progress import bar, say
 __all__ = ["Evaluation", "evaluate", "evaluate_source", "logits_of"]
 
 BATCH_SIZE = 64  # where neither the user nor the training has chosen one
+DEFAULT_THRESHOLD = 0.5  # of a network whose training has chosen none
+Report = Callable[[Tensor, Tensor], dict[str, Any]]
+"""Every image's logits [n, K] and labels -> what they come to."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,9 @@ class Evaluation:
     """What the images' answers come to, on every rank."""
 
     summary: dict[str, Any]
-    """count, top1, top5, loss: see metrics.summary."""
+    """count and loss, of one class an image top1 and top5: see the task's summary."""
     report: dict[str, Any]
-    """ece, balanced_accuracy, per_class, confusion, auroc: see metrics.report; {} if not asked."""
+    """What the report that was asked for says; {} if none was."""
     ips: float
     """Images of all ranks per second, from the first file read to the last logit."""
 
@@ -58,38 +65,56 @@ class Answers:
 
 
 def evaluate(
-    logits: Logits, batches: Iterable[tuple[int, Batch]], num_classes: int | None = None
+    logits: Logits,
+    batches: Iterable[tuple[int, Batch]],
+    task: Task = "multiclass",
+    report: Report | None = None,
 ) -> Evaluation:
     """Counts this rank's `batches`, (number, images and labels), with those of all ranks.
 
-    `num_classes` asks for the full report, for which rank 0 holds every logit. Raises UserError,
-    alike on all ranks, for an image that cannot be read.
+    For a `report` rank 0 holds every logit. Raises UserError, alike on all ranks, for an image
+    that cannot be read.
     """
-    began, full = time.perf_counter(), num_classes is not None
-    mine = distributed.on_every_rank(lambda: [_answer(logits, *b, full) for b in batches])
+    counts = metrics if task == "multiclass" else multilabel_metrics
+    began, full = time.perf_counter(), report is not None
+
+    def answer(number: int, batch: Batch) -> Answers:
+        found = logits(batch.images)
+        sums = counts.batch_sums(found, batch.labels)
+        return Answers(number, sums, *((found, batch.labels) if full else (None, None)))
+
+    mine = distributed.on_every_rank(lambda: [answer(*batch) for batch in batches])
     shares = distributed.gather_objects(mine)
     seconds = time.perf_counter() - began
     whole = None
     if shares is not None:
         answers = sorted((a for share in shares for a in share), key=lambda a: a.batch)
-        summary = metrics.summary(torch.stack([a.sums for a in answers]))
-        report = _report(answers, num_classes) if num_classes is not None else {}
-        whole = Evaluation(summary, report, ips=summary["count"] / seconds)
+        summary = counts.summary(torch.stack([a.sums for a in answers]))
+        of_all = {} if report is None else report(*_together(answers))
+        whole = Evaluation(summary, of_all, ips=summary["count"] / seconds)
     whole = distributed.broadcast_object(whole)
     assert whole is not None
     return whole
 
 
-def _answer(logits: Logits, number: int, batch: Batch, keep: bool) -> Answers:
-    answer = logits(batch.images)
-    sums = metrics.batch_sums(answer, batch.labels)
-    return Answers(number, sums, *((answer, batch.labels) if keep else (None, None)))
-
-
-def _report(answers: list[Answers], num_classes: int) -> dict[str, Any]:
+def _together(answers: list[Answers]) -> tuple[Tensor, Tensor]:
     logits = torch.cat([a.logits for a in answers if a.logits is not None])
     labels = torch.cat([a.labels for a in answers if a.labels is not None])
-    return metrics.report(logits, labels, num_classes)
+    return logits, labels
+
+
+def report_of(opened: Opened, specificity: float, resampling: Resampling | None) -> Report:
+    """The full report of a network's logits and the labels."""
+    outputs = len(opened.classes)
+    if opened.task == "multiclass":
+        return partial(metrics.report, num_classes=outputs, resampling=resampling)
+    thresholds = opened.thresholds or [DEFAULT_THRESHOLD] * outputs
+    return partial(
+        multilabel_metrics.report,
+        thresholds=thresholds,
+        specificity=specificity,
+        resampling=resampling,
+    )
 
 
 # `densekit evaluate` ------------------------------------------------------------------------
@@ -103,15 +128,16 @@ def evaluate_source(
     workers: int | str = "auto",
     max_pixels: int | None = None,
     engine: str = "auto",
+    specificity: float = multilabel_metrics.SPECIFICITY,
+    resampling: Resampling | None = None,
 ) -> dict[str, Any]:
     """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
 
     `data` is a list file, a folder or builtin:NAME, None for the validation images that the
     network was trained with; `batch_size` is a rank's and `max_pixels` an image's limit,
-    None for the training's own. Raises UserError, alike on all ranks.
+    None for the training's own. `resampling` is how intervals are found. Raises UserError, alike
+    on all ranks.
     """
-    if opened.task != "multiclass":
-        raise UserError(f"evaluate counts one class an image, but this network is {opened.task}")
     examples, notes = distributed.on_every_rank(lambda: _examples(opened, data))
     for note in notes:
         say(note)
@@ -125,7 +151,7 @@ def evaluate_source(
     own = len(range(distributed.rank(), -(-len(examples) // batch_size), world))
     shown = bar(batches, own, "evaluating")
     logits = distributed.on_every_rank(lambda: open_engine(opened, precision, engine))
-    found = evaluate(logits, shown, num_classes=len(opened.classes))
+    found = evaluate(logits, shown, opened.task, report_of(opened, specificity, resampling))
     per_class = [
         {"class": label, "label": name, **row}
         for label, (name, row) in enumerate(
@@ -137,6 +163,7 @@ def evaluate_source(
         **found.report,
         "per_class": per_class,
         "ips": found.ips,
+        "task": opened.task,
         "preprocessing": opened.preprocessing.model_dump(mode="json"),
         "precision": precision.name,
         "engine": resolve_engine(opened, engine),
@@ -155,6 +182,11 @@ def _check_there(data: DataConfig) -> None:
                 )
 
 
+def _positive(opened: Opened) -> tuple[str, ...] | None:
+    """Of a binary network the name of the class that is there or not, to know its folder by."""
+    return tuple(opened.classes) if opened.task == "binary" and opened.named else None
+
+
 def _stored_batch_size(data: Tree) -> int | None:
     """What an artifact's data section says, which may have an earlier version's names."""
     return rename(DataConfig, ConfigSource(data)).tree.get("evaluate", {}).get("batch_size")
@@ -164,13 +196,15 @@ def _examples(opened: Opened, data: str | None) -> tuple[Examples, list[str]]:
     """The images to count, with the network's labels; and what a person should know of them."""
     outputs = Numbering.of_network(opened.classes, opened.named)
     if data is not None:
-        examples = open_examples(data, numbering=outputs)
+        labelling = Labelling(opened.task, classes=_positive(opened))
+        examples = open_examples(data, labelling=labelling, numbering=outputs)
     elif opened.data:
         section = build(DataConfig, ConfigSource(opened.data))
         _check_there(section)
-        examples = match(open_val(section), outputs)
+        examples = match_labels(open_val(section, opened.task), outputs)
     else:
         raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
+    examples = widen(examples, len(opened.classes))
     scaling = opened.preprocessing.scaling
     _, notes = check_examples(
         examples, len(opened.classes), 0, opened.preprocessing.channels, intensity=scaling

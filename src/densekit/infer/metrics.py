@@ -3,21 +3,28 @@
 n images, K classes, B batches. A row of logits with a NaN in it is a wrong answer. Among equal
 logits the class with the smaller index comes first.
 
-All of it is bincount and sort. torchmetrics' functions, with which the tests compare these, return
-float32 whatever they are given, call the AUROC of a class without images 0, and give a confidence
-of exactly 1, which a softmax often reaches, a bin of its own in the calibration error.
+All of it is bincount and sort. torchmetrics' functions, with which the tests compare these (and
+with scikit-learn's), return float32 whatever they are given, call the AUROC of a class without
+images 0, and give a confidence of exactly 1, which a softmax often reaches, a bin of its own in
+the calibration error.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densekit.infer.bootstrap import Resampling, known, pair
+from densekit.infer.ranking import Ranking, mean_of_known, ratio
+
 COLUMNS = ("count", "top1", "top5", "loss")
+RANKED = 100  # classes up to which AUROC and average precision are resampled, which takes long
 BINS = 15  # of the expected calibration error (Guo et al., 2017)
 
 
@@ -50,18 +57,26 @@ def summary(rows: Tensor) -> dict[str, Any]:
     return {"count": int(count), "top1": top1 / count, "top5": top5 / count, "loss": loss / count}
 
 
-def report(logits: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
+def report(
+    logits: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    resampling: Resampling | None = None,
+    groups: np.ndarray | None = None,
+) -> dict[str, Any]:
     """[n, K], [n] -> what a table of counts cannot say, in float64.
 
     ece: expected calibration error of the first answer, in 15 bins of equal width.
-    balanced_accuracy: mean recall. auroc: mean over the classes of one class against the rest.
-    per_class: precision, recall and count (of labels) of each class. confusion: counts, a row for
-    each label, a column for each answer.
+    balanced_accuracy: mean recall. auroc and average_precision: mean over the classes of one class
+    against the rest. f1: mean over the classes. per_class: precision, recall, f1, auroc,
+    average_precision and count (of labels) of each class. confusion: counts, a row for each label,
+    a column for each answer. With a `resampling`, intervals: [low, high] of top1,
+    balanced_accuracy, f1, and up to RANKED classes of auroc and average_precision.
 
     What is not defined is None: the recall of a class without images, the precision of a class
     that is never answered, the auroc of a class with no images or with all of them; means are over
     the other classes. An image with a NaN in its logits is a miss in recall and in no column of
-    confusion; ece and auroc are then None.
+    confusion; ece, auroc and average_precision are then None.
     """
     sound = ~logits.isnan().any(1)
     answers, true = logits[sound].argmax(1), labels[sound]
@@ -69,49 +84,82 @@ def report(logits: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
     confusion = pairs.reshape(num_classes, num_classes)
     counts = labels.bincount(minlength=num_classes)
     hits, answered = confusion.diag(), confusion.sum(0)
-    recalls = _ratios(hits, counts)
-    per_class = [
-        {"precision": precision, "recall": recall, "count": count}
-        for precision, recall, count in zip(
-            _ratios(hits, answered), recalls, counts.tolist(), strict=True
-        )
-    ]
+    recalls, f1 = _ratios(hits, counts), _ratios(2 * hits, counts + answered)
     probabilities = logits.double().softmax(1)
     finite = not probabilities.isnan().any()
-    return {
-        "ece": _calibration_error(probabilities, labels) if finite else None,
-        "balanced_accuracy": _mean(recalls),
+    ranked = _ranked(probabilities, labels) if finite else [(None, None)] * num_classes
+    columns = (_ratios(hits, answered), recalls, f1, *zip(*ranked, strict=True), counts.tolist())
+    per_class = [dict(zip(PER_CLASS, row, strict=True)) for row in zip(*columns, strict=True)]
+    found: dict[str, Any] = {
+        "ece": calibration_error(*_first_answers(probabilities, labels)) if finite else None,
+        "balanced_accuracy": known_mean(recalls),
+        "f1": known_mean(f1),
         "per_class": per_class,
         "confusion": confusion.tolist(),
-        "auroc": _mean(_aurocs(probabilities, labels)) if finite else None,
+        "auroc": known_mean([row["auroc"] for row in per_class]),
+        "average_precision": known_mean([row["average_precision"] for row in per_class]),
     }
+    if resampling is not None and finite:
+        resamples = _Resamples(probabilities.numpy(), labels.numpy())
+        ends = resampling.intervals(resamples.statistics, labels.numpy(), groups)
+        found["intervals"] = {name: pair(low_high) for name, low_high in ends.items()}
+    return found
 
 
-def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """The sum over bins of |correct answers - summed confidence|, over n."""
+PER_CLASS = ("precision", "recall", "f1", "auroc", "average_precision", "count")
+
+
+def _first_answers(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The first answers' confidence, and whether they are right."""
     confidence, answers = probabilities.max(1)
-    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=labels.device)[1:-1]
-    gaps = torch.bucketize(confidence, edges).bincount((answers == labels).double() - confidence)
-    return (gaps.abs().sum() / len(labels)).item()
+    return confidence, answers == labels
 
 
-def _aurocs(probabilities: Tensor, labels: Tensor) -> list[float | None]:
-    """Each class' probability that one of its images scores higher than another's, ties as half.
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """The sum over bins of |right answers - summed confidence|, over n; float64 and bool [n]."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=right.device)[1:-1]
+    gaps = torch.bucketize(confidence, edges).bincount(right.double() - confidence)
+    return (gaps.abs().sum() / len(right)).item()
 
-    Counted from ranks (Mann and Whitney), exact.
-    """
-    areas: list[float | None] = []
-    for index, scores in enumerate(probabilities.T):
-        own = labels == index
-        inside, outside = int(own.sum()), int((~own).sum())
-        if not inside or not outside:
-            areas.append(None)
-            continue
-        _, place, sizes = scores.unique(return_inverse=True, return_counts=True)
-        twice_rank = 2 * sizes.cumsum(0) - sizes + 1  # of each distinct score, the mean over ties
-        twice_wins = int(twice_rank[place[own]].sum()) - inside * (inside + 1)
-        areas.append(twice_wins / (2 * inside * outside))
-    return areas
+
+def _ranked(probabilities: Tensor, labels: Tensor) -> list[tuple[float | None, float | None]]:
+    """Each class' auroc and average precision against the rest."""
+    scores, own, images = probabilities.numpy(), labels.numpy(), np.arange(len(labels))
+    found = []
+    for k in range(scores.shape[1]):
+        counts = Ranking.of(scores[:, k], own == k, images).counts()
+        found.append((known(counts.auroc()), known(counts.average_precision())))
+    return found
+
+
+class _Resamples:
+    """The numbers that have an interval, of resampled images."""
+
+    def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
+        num_classes = probabilities.shape[1]
+        classes, images = np.arange(num_classes), np.arange(len(labels))
+        answers = probabilities.argmax(1)
+        self.labels = (labels[:, None] == classes).astype(np.float64)
+        self.answers = (answers[:, None] == classes).astype(np.float64)
+        self.right = (answers == labels).astype(np.float64)
+        ranked = classes if num_classes <= RANKED else classes[:0]
+        self.rankings = [Ranking.of(probabilities[:, k], labels == k, images) for k in ranked]
+
+    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """int64 [b, n] -> [b] of each number."""
+        hits = weights @ (self.labels * self.right[:, None])
+        counts, answered = weights @ self.labels, weights @ self.answers
+        found = {
+            "top1": ratio(hits.sum(1), counts.sum(1)),
+            "balanced_accuracy": mean_of_known(ratio(hits, counts)),
+            "f1": mean_of_known(ratio(2 * hits, counts + answered)),
+        }
+        if self.rankings:
+            ranked = [ranking.counts(weights) for ranking in self.rankings]
+            precisions = [each.average_precision() for each in ranked]
+            found["auroc"] = mean_of_known(np.stack([each.auroc() for each in ranked], -1))
+            found["average_precision"] = mean_of_known(np.stack(precisions, -1))
+        return found
 
 
 def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:
@@ -119,6 +167,7 @@ def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:
     return [part / whole if whole else None for part, whole in pairs]
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """Of the numbers that exist; None where none does."""
+    numbers = [value for value in values if value is not None]
+    return math.fsum(numbers) / len(numbers) if numbers else None

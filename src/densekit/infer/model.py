@@ -11,7 +11,7 @@ from densekit.data.classes import names_by_output
 from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.infer.exported import Exported, is_exported, read_exported
 from densekit.models import artifact
-from densekit.models.artifact import Preprocessing, Task
+from densekit.models.artifact import ArtifactConfig, Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig, architecture
 from densekit.weights.pretrained import FoundWeights, Place, find_weights, load_into, split_key
@@ -31,6 +31,8 @@ class Opened:
     preprocessing: Preprocessing
     classes: list[str]
     task: Task = "multiclass"
+    thresholds: list[float | None] | None = None
+    """Of each class, from which probability on it is taken for there; None: nobody chose any."""
     data: dict[str, Any] = field(default_factory=dict)
     """The data section it was trained with, where that is known."""
     notes: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = 
         network=network,
         preprocessing=Preprocessing.from_config(data),
         classes=stored or _names(classes, config),
+        task=model.task,
         data=data.model_dump(mode="json"),
         named=bool(stored or classes),
         notes=notes,
@@ -127,6 +130,7 @@ def _open_folder(folder: Path) -> Opened:
         preprocessing=config.preprocessing,
         classes=list(config.classes),
         task=config.task,
+        thresholds=_thresholds(config),
         data=config.data,
         notes=() if place == folder else (f"{folder}: a run's folder; taking {place}",),
     )
@@ -141,8 +145,13 @@ def _open_exported(folder: Path) -> Opened:
         preprocessing=config.preprocessing,
         classes=list(config.classes),
         task=config.task,
+        thresholds=_thresholds(config),
         data=config.data,
     )
+
+
+def _thresholds(config: ArtifactConfig) -> list[float | None] | None:
+    return None if config.thresholds is None else list(config.thresholds.values)
 
 
 def _open_file(place: Place, name: str, classes: str | None) -> Opened:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 import densekit
 from densekit.config import ConfigSource, Section, UserError, build
+from densekit.data.config import Task
 from densekit.data.transforms import Preprocessing
 from densekit.files import make_folder, write_atomically
 from densekit.models.densenet import DenseNetConfig
@@ -43,11 +44,9 @@ CHECKSUM_KEY = "sha256"  # there too, of `checksum`; artifacts before it have no
 CHANGED_BY = {
     "classes": "densekit convert {folder} NEW --classes FILE",
     "preprocessing": "densekit convert {folder} NEW --preprocessing FILE",
-    "task": "densekit convert {folder} NEW --task multiclass|multilabel",
+    "task": "densekit convert {folder} NEW --task multiclass|multilabel|binary",
 }
 """How what may be changed in an artifact is changed, by config.json's keys."""
-
-Task = Literal["multiclass", "multilabel"]
 
 
 class Described(Section):
@@ -57,6 +56,15 @@ class Described(Section):
     """The variant it was made from."""
     architecture: DenseNetConfig
     """What it is, whole: nothing is looked up by the name."""
+
+
+class Thresholds(Section):
+    """From which probability on a class of a multilabel or binary network is taken for there."""
+
+    rule: str
+    """How they were chosen on the validation images: loop.threshold."""
+    values: tuple[float | None, ...]
+    """For each output; null where validation had images of one kind alone."""
 
 
 class Provenance(Section):
@@ -76,11 +84,14 @@ class ArtifactConfig(Section):
 
     format: Literal[1] = FORMAT
     task: Task = "multiclass"
-    """multiclass: one class an image, softmax; multilabel: any number of them, sigmoid."""
+    """multiclass: one class an image, softmax; multilabel: any number of them, sigmoid; binary: the
+    same with one output, and so one name in classes, that of what is there or not."""
     model: Described
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     """A name for each output."""
+    thresholds: Thresholds | None = None
+    """Of a multilabel or binary network; null: nobody has chosen any."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """What evaluating it on its validation data gave."""
     data: dict[str, Any] = Field(default_factory=dict)
@@ -96,12 +107,24 @@ class ArtifactConfig(Section):
             raise ValueError(
                 f"{len(self.classes)} names in classes for {architecture.num_classes} outputs"
             )
+        self._check_task()
         if channels != architecture.in_channels:
             raise ValueError(
                 f"preprocessing gives {channels} channels, the model takes "
                 f"{architecture.in_channels}"
             )
         return self
+
+    def _check_task(self) -> None:
+        outputs = self.model.architecture.num_classes
+        if self.task == "binary" and outputs != 1:
+            raise ValueError(f"a binary network has one output, this one has {outputs}")
+        if self.thresholds is None:
+            return
+        if self.task == "multiclass":
+            raise ValueError("thresholds are for classes that are there or not, not for multiclass")
+        if len(self.thresholds.values) != outputs:
+            raise ValueError(f"{len(self.thresholds.values)} thresholds for {outputs} outputs")
 
 
 ConfigKind = TypeVar("ConfigKind", bound=ArtifactConfig)

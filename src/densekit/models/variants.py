@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from densekit.config import ConfigSource, PathKey, PathText, Section, UserError, build, nearest
+from densekit.data.config import Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 
 
@@ -19,8 +20,11 @@ class ModelConfig(Section):
 
     name: str = "densenet121"
     """A name that `densekit models` lists, or one by its pattern: densenet_bc_L_k, densenet_L_k."""
+    task: Task = "multiclass"
+    """multiclass: one class an image; multilabel: any number of them, each there, not there or
+    unknown; binary: one class, there or not, so one output. See docs/tasks.md."""
     num_classes: int | None = Field(None, ge=1)
-    """Classes of the head; null takes the data's."""
+    """Outputs of the head; null takes the data's classes."""
     in_channels: int = Field(3, ge=1)
     """Channels of the input image; equals data.channels."""
     drop_rate: float = Field(0.0, ge=0, lt=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from densekit import distributed
 from densekit.config import Layers, Tree, assemble, merge, rename
-from densekit.data.suggest import own_images, suggest
+from densekit.data.suggest import labelling_asked, own_images, suggest
 from densekit.paddleclas import flags, translate
 from densekit.paddleclas.infer import Infer
 from densekit.paddleclas.translate import Use
@@ -42,9 +42,9 @@ def open_recipe(
     """
     own: Tree = {}
     notes: list[str] = []
-    if folder is not None and config is not None:
-        own, notes = own_images(folder)
     if config is not None and translate.recognises(config):
+        if folder is not None:
+            own, notes = own_images(folder)
         found = translate.translate_file(config, options, distributed.world_size(), use)
         translate.check_device(found)
         made, renamed = assemble(Recipe, _over(found.layers, own))
@@ -54,6 +54,8 @@ def open_recipe(
     source, defaults = recipe.read_recipe(config)
     if folder is not None and config is None:
         defaults, notes = suggest(folder, options)
+    elif folder is not None:
+        own, notes = own_images(folder, labelling_asked(options, source.tree))
     made, renamed = assemble(Recipe, _over(Layers(defaults, source, options), own))
     return OpenedRecipe(made, [*renamed, *notes])
 

@@ -14,11 +14,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from densekit.files import write_atomically
 
+NAMES = {"top1": "top-1", "auroc": "AUROC"}
+TITLES = {"top1": "Top-1 error, %", "auroc": "1 - AUROC, %"}
 TRAIN, EVAL, QUIET = "#8fb3d9", "#d1495b", "#666666"
 
 
 def draw(lines: Iterable[dict[str, Any]], title: str, file: Path) -> None:
-    """Loss, top-1 and learning rate over epochs, one panel each; written whole or not at all."""
+    """Loss, error (of top-1, else of the AUROC) and learning rate over epochs, one panel each;
+    written whole or not at all."""
     by_kind: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "event": []}
     for line in lines:
         by_kind[line["kind"]].append(line)
@@ -26,11 +29,13 @@ def draw(lines: Iterable[dict[str, Any]], title: str, file: Path) -> None:
     FigureCanvasAgg(figure)
     loss, error, rate = figure.subplots(1, 3)
     _curves(loss, by_kind, "loss", "Loss")
+    of_top1 = any("top1" in each for each in by_kind["eval"]) or not by_kind["eval"]
+    name = "top1" if of_top1 else "auroc"
     for each in by_kind["train"] + by_kind["eval"]:
-        if "top1" in each:  # not under mixing
-            each["error"] = 100 * (1 - each["top1"]) or None  # a log axis has no zero
-    _curves(error, by_kind, "error", "Top-1 error, %")
-    _mark_best(error, by_kind["eval"])
+        if each.get(name) is not None:  # there is no top1 under mixing
+            each["error"] = 100 * (1 - each[name]) or None  # a log axis has no zero
+    _curves(error, by_kind, "error", TITLES[name])
+    _mark_best(error, by_kind["eval"], name)
     train = by_kind["train"]
     rate.plot([t["epoch"] for t in train], [t["lr"] for t in train], color=QUIET)
     _dress(rate, "Learning rate")
@@ -62,12 +67,13 @@ def _curves(axes: Axes, by_kind: dict[str, list[dict[str, Any]]], key: str, titl
     _dress(axes, title)
 
 
-def _mark_best(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
-    best = max(evaluations, key=lambda line: line["top1"], default=None)
+def _mark_best(axes: Axes, evaluations: list[dict[str, Any]], name: str) -> None:
+    counted = [line for line in evaluations if line.get(name) is not None]
+    best = max(counted, key=lambda line: line[name], default=None)
     if best and best["error"]:
         axes.axhline(best["error"], color=EVAL, linewidth=0.8, linestyle=":")
         axes.annotate(
-            f"best top-1 {best['top1']:.4f}",
+            f"best {NAMES[name]} {best[name]:.4f}",
             (axes.get_xlim()[0], best["error"]),
             (4, 4),
             textcoords="offset points",

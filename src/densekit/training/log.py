@@ -157,7 +157,8 @@ class RunLog:
         recipe, per_epoch = self.plan.recipe, self.plan.steps_per_epoch
         left = (self.plan.steps - done) * recipe.data.batch_size
         line = self.window.line(done, done / per_epoch, rate, left)
-        if recipe.data.mixes:  # of mixed images no answer is right
+        # of mixed images, and of classes that are there or not, no answer is the right one
+        if recipe.data.mixes or recipe.model.task != "multiclass":
             del line["top1"], line["top5"]
         self.write(line)
         if recipe.loop.log_format == "paddleclas":

@@ -20,9 +20,10 @@ from densekit.precision import keep_freed_memory
 from densekit.progress import waiting
 from densekit.training import curves, nonfinite
 from densekit.training.log import Reading, RunLog, Window, read_later
+from densekit.training.monitor import epoch_report, evaluated, score
 from densekit.training.nonfinite import NonFinite
 from densekit.training.progress import EpochBars
-from densekit.training.recipe import LoopConfig, Recipe
+from densekit.training.recipe import Recipe
 from densekit.training.run_folder import RunFolder
 from densekit.training.setup import Plan, make_plan
 from densekit.training.state import STATE_FORMAT, Progress, State
@@ -72,6 +73,13 @@ class Run:
     """When, by time.monotonic()."""
     drawn_at: float = -math.inf
 
+    @property
+    def over(self) -> bool:
+        """Whether the last epoch is done, or loop.patience evaluations were no better."""
+        loop, progress = self.plan.recipe.loop, self.progress
+        patient = loop.patience is None or progress.stale < loop.patience
+        return progress.epochs == loop.epochs or not patient
+
 
 def train(recipe: Recipe) -> Outcome:
     """Trains by `recipe`, from the start or from where its folder's newest state stands.
@@ -95,12 +103,12 @@ def train(recipe: Recipe) -> Outcome:
                 run.log.write({"kind": "event", "step": 0, "event": "start", "notes": notes,
                                **plan.environment})  # fmt: skip
                 save(run)
-            if run.progress.epochs == plan.recipe.loop.epochs:
+            if run.over:
                 return Outcome(folder.path, plan, run.progress, already_finished=True)
 
             # Epochs -----------------------------------------------------------------------------
             with bars:
-                while run.progress.epochs < plan.recipe.loop.epochs:
+                while not run.over:
                     try:
                         if train_epoch(run):
                             save(run)
@@ -167,37 +175,29 @@ def finish_epoch(run: Run) -> None:
         progress.last = {"epoch": progress.epochs + 1, **metrics}
         rate = plan.schedule.rate(run.learner.optimizer, progress.step - 1)
         run.log.write({"kind": "eval", "step": progress.step, **progress.last, "lr": rate})
+        progress.stale += 1
         if math.isfinite(metrics["loss"]) and score(metrics, loop) > score(progress.best, loop):
-            progress.best = progress.last
+            progress.best, progress.stale = progress.last, 0
             keep(run, run.folder.best)
         keep(run, run.folder.last)
-        best = "  (best)" if progress.best == progress.last else ""
-        text = f"val loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.4f}"
-        if "balanced_accuracy" in metrics:
-            text += f"  balanced {metrics['balanced_accuracy']:.4f}"
-        text += best
+        text = evaluated(metrics) + ("" if progress.stale else "  (best)")
     progress.epochs += 1
     run.log.bars.finish(progress.epochs - 1, text)
     save(run)
-    finished = progress.epochs == loop.epochs
-    if distributed.is_main() and (finished or time.monotonic() - run.drawn_at > CURVES_EVERY):
+    if run.over and progress.epochs < loop.epochs:
+        run.log.bars.say(
+            f"loop.patience={loop.patience}: no better {loop.monitor} since epoch "
+            f"{progress.best.get('epoch', 0)}, so the run ends after epoch {progress.epochs}"
+        )
+    if distributed.is_main() and (run.over or time.monotonic() - run.drawn_at > CURVES_EVERY):
         title = f"{plan.recipe.name}: {plan.recipe.model.name}"
         curves.draw(run.folder.lines(), title, run.folder.path / "curves.png")
         run.drawn_at = time.monotonic()
 
 
-def score(metrics: dict[str, Any], loop: LoopConfig) -> float:
-    """What loop.monitor says of an evaluation, the more the better; of none, less than anything."""
-    value = metrics.get(loop.monitor)
-    if value is None:
-        return -math.inf
-    return -value if loop.monitor == "loss" else value
-
-
 def evaluate_epoch(plan: Plan, learner: Learner) -> dict[str, Any]:
-    """count, top1, top5 and loss of the evaluated network over the validation images; and
-    balanced_accuracy, where loop.monitor is that.
-    """
+    """Of the evaluated network over the validation images: the task's summary (count, loss, top1
+    and top5), and what the epoch's report says."""
     data, precision, model = plan.recipe.data, plan.eval_precision, learner.evaluated
     distributed.broadcast_buffers(model)
     preprocessing = Preprocessing.from_config(data)
@@ -211,19 +211,15 @@ def evaluate_epoch(plan: Plan, learner: Learner) -> dict[str, Any]:
         data.max_pixels,
     )
     logits = logits_of(model, preprocessing, precision)
-    if plan.recipe.loop.monitor != "balanced_accuracy":
-        return evaluate(logits, batches).summary
-    found = evaluate(logits, batches, num_classes=plan.architecture.num_classes)
-    return {**found.summary, "balanced_accuracy": found.report["balanced_accuracy"]}
+    found = evaluate(logits, batches, plan.recipe.model.task, epoch_report(plan.recipe))
+    return {**found.summary, **found.report}
 
 
 def keep(run: Run, folder: Path) -> None:
     """Writes an artifact of the evaluated network, with the last evaluation's metrics."""
     if distributed.is_main():
-        metrics = {key: run.progress.last[key] for key in run.progress.last if key != "epoch"}
-        artifact.write_artifact(
-            folder, run.plan.artifact(metrics), run.learner.evaluated.state_dict()
-        )
+        config = run.plan.artifact(run.progress.last)
+        artifact.write_artifact(folder, config, run.learner.evaluated.state_dict())
 
 
 # States -------------------------------------------------------------------------------------
@@ -336,7 +332,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     count = max(2, min(share, REHEARSED[plan.precision.device.type]))
     side = recipe.data.train_side
     images = torch.full((count, recipe.data.channels, side, side), 128, dtype=torch.uint8)
-    shares = [(images, torch.zeros(count, dtype=torch.int64))]
+    shares = [(images, torch.from_numpy(plan.train.labels[:1]).repeat_interleave(count, 0))]
     with waiting("one step, to see how long the run will take"):
         for step in range(2):  # of which the first one pays for what happens once
             began = time.perf_counter()

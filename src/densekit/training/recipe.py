@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from densekit.config import (
     NO_NUMBER,
@@ -31,6 +31,12 @@ from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
 
 
+def _focal(gamma: float) -> float:
+    if gamma and gamma < 1:
+        raise ValueError(f"expected 0, or 1 and more, where the gradient is finite; got {gamma}")
+    return gamma
+
+
 class LoopConfig(Section):
     """How long, how exactly, on what, and what is kept."""
 
@@ -39,7 +45,15 @@ class LoopConfig(Section):
     accumulation: int = Field(1, ge=1)
     """Micro-batches per optimizer step: less memory, the same batch (BatchNorm sees the parts)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread evenly over all classes."""
+    """Share of the target spread evenly over all classes; of a multilabel or binary task, over
+    there and not there."""
+    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Factors of the loss, a number for each class: of its images, or, of a multilabel or binary
+    task, of those in which it is there. balanced: images / (classes * images of the class), or
+    those in which it is not there / those in which it is."""
+    focal_gamma: Annotated[float, AfterValidator(_focal)] = 0.0
+    """Exponent of the focal loss (Lin et al., 2017), which gives answers that are right already
+    less weight; 0: cross entropy as it is."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of the weights' exponential moving average; > 0: it is evaluated and kept as best."""
     seed: int = Field(0, ge=0)
@@ -71,11 +85,22 @@ class LoopConfig(Section):
     """paddleclas: each such line on the terminal, too, as PaddleClas writes it."""
     eval_every: int = Field(1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
-    monitor: Literal["auto", "top1", "balanced_accuracy", "loss"] = Field(
+    monitor: Literal["auto", "top1", "balanced_accuracy", "loss", "auroc", "f1"] = Field(
         "auto", json_schema_extra=NO_NUMBER
     )
     """By which metric the best epoch is chosen; auto: balanced_accuracy (mean recall) where the
-    classes of the training images are uneven, else top1."""
+    classes of the training images are uneven, else top1; of a multilabel or binary task, which
+    has no top1, auroc."""
+    patience: int | None = Field(None, ge=1, json_schema_extra=NO_NUMBER)
+    """Evaluations in a row that are no better than the best, after which the run ends; null: it
+    goes on to its last epoch."""
+    threshold: Annotated[
+        Literal["youden", "f1"] | Annotated[float, Field(ge=0, le=1)],
+        when(**{"/model.task": ("multilabel", "binary")}),
+    ] = Field("youden", json_schema_extra=NO_NUMBER)
+    """From which probability on a class is taken for there, for each class at every evaluation and
+    kept in the artifact. youden: where sensitivity + specificity is highest on the validation
+    images; f1: where F1 is; or a number for all."""
     eval_from: int = Field(1, ge=1)
     """The first epoch that is evaluated."""
     accept_data_change: bool = Field(False, json_schema_extra=NO_NUMBER)
@@ -195,6 +220,20 @@ def load_recipe(name: str | None = None, options: Iterable[str] = ()) -> Recipe:
 def check(recipe: Recipe, world_size: int) -> None:
     """The checks that span sections. Raises UserError."""
     model, data, loop = recipe.model, recipe.data, recipe.loop
+    if model.task != "multiclass" and loop.monitor == "top1":
+        raise UserError(
+            f"loop.monitor=top1 is for one class an image, and model.task={model.task}; choose "
+            f"auroc, f1, balanced_accuracy or loss"
+        )
+    if data.balance and loop.class_weights == "balanced":
+        raise UserError(
+            f"data.balance={data.balance:g} and loop.class_weights=balanced both make rare classes "
+            f"count more, together twice; set one of them"
+        )
+    if model.task == "binary" and model.num_classes not in (None, 1):
+        raise UserError(
+            f"model.num_classes={model.num_classes}: model.task=binary has one output; leave it out"
+        )
     if model.in_channels != data.channels:
         raise UserError(
             f"model.in_channels={model.in_channels} but data.channels={data.channels}; "

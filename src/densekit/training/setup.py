@@ -11,17 +11,19 @@ import numpy as np
 import torch
 
 from densekit import distributed, precision
-from densekit.data.checks import are_uneven, check_split
+from densekit.data.checks import check_split
 from densekit.data.listing import Examples
 from densekit.data.loader import resolve_workers, steps_per_epoch
 from densekit.data.splits import anchored, open_split
 from densekit.data.transforms import Preprocessing
-from densekit.models.artifact import ArtifactConfig, Described, provenance
+from densekit.models.artifact import ArtifactConfig, Described, Thresholds, provenance
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import architecture
 from densekit.ops.choose import why_not_lean
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
+from densekit.training.loss import imbalance_notes
+from densekit.training.monitor import for_images
 from densekit.training.optim import Schedule, scaling_notes
 from densekit.training.recipe import Recipe, check, check_batches
 
@@ -65,10 +67,15 @@ class Plan:
         """Of both lists: a run is resumed with the images it began with. Seconds for a million."""
         return f"{self.train.digest()}-{self.val.digest()}"
 
-    def artifact(self, metrics: dict[str, Any]) -> ArtifactConfig:
-        """What the run's artifacts say of their weights."""
+    def artifact(self, evaluation: dict[str, Any]) -> ArtifactConfig:
+        """What the run's artifacts say of their weights, by their last evaluation."""
         recipe = self.recipe
+        metrics = {k: v for k, v in evaluation.items() if k not in ("epoch", "thresholds")}
+        chosen = evaluation.get("thresholds")
+        rule = str(recipe.loop.threshold)
         return ArtifactConfig(
+            task=recipe.model.task,
+            thresholds=None if chosen is None else Thresholds(rule=rule, values=chosen),
             model=Described(name=recipe.model.name, architecture=self.architecture),
             preprocessing=Preprocessing.from_config(recipe.data),
             classes=tuple(self.classes),
@@ -113,13 +120,16 @@ def make_plan(recipe: Recipe) -> Plan:
     )
     distributed.start(formats.device, loop.rank_timeout)
     threads = distributed.set_threads(loop.threads)
-    train, val = distributed.on_every_rank(lambda: open_split(recipe.data))
+    train, val = distributed.on_every_rank(
+        lambda: open_split(recipe.data, recipe.model.task, recipe.model.num_classes)
+    )
     num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
     counts, warnings = distributed.from_main(
         lambda: check_split(train, val, num_classes, recipe.data)
     )
     op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
-    resolved = _resolve(recipe, formats, num_classes, op, are_uneven(counts))
+    chosen = for_images(loop, recipe.model.task, train, counts)
+    resolved = _resolve(recipe, formats, num_classes, op, chosen)
     check_batches(resolved, len(train), distributed.world_size())
     data = resolved.data
     return Plan(
@@ -130,7 +140,12 @@ def make_plan(recipe: Recipe) -> Plan:
         train=train,
         val=val,
         counts=counts,
-        warnings=[*warnings, *why, *scaling_notes(resolved.optim, data.batch_size)],
+        warnings=[
+            *warnings,
+            *why,
+            *scaling_notes(resolved.optim, data.batch_size),
+            *imbalance_notes(resolved, train),
+        ],
         precision=formats,
         eval_precision=precision.resolve(
             formats.device.type, loop.eval_precision, local_rank=distributed.local_rank()
@@ -150,11 +165,12 @@ def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
     return "reference", [f"model.op=auto takes the reference: {reason}"]
 
 
-def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str, uneven: bool) -> Recipe:
+def _resolve(
+    recipe: Recipe, formats: Precision, num_classes: int, op: str, chosen: dict[str, Any]
+) -> Recipe:
     """`recipe` with every `auto` and every null that the data or the machine decides filled in."""
     model, data, loop = recipe.model, recipe.data, recipe.loop
     workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
-    chosen = "balanced_accuracy" if uneven else "top1"
     updates: dict[str, Any] = {
         "model": model.model_copy(update={"num_classes": num_classes, "op": op}),
         "data": data.resolved(workers),
@@ -163,7 +179,7 @@ def _resolve(recipe: Recipe, formats: Precision, num_classes: int, op: str, unev
                 "device": formats.device.type,
                 "precision": formats.name,
                 "memory_format": formats.memory_format_name,
-                "monitor": chosen if loop.monitor == "auto" else loop.monitor,
+                **chosen,
             }
         ),
     }

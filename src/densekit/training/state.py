@@ -36,6 +36,8 @@ class Progress:
     """Epochs that are trained and evaluated."""
     last: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    stale: int = 0
+    """Evaluations since the best."""
     skipped: list[int] = field(default_factory=list)
     """Steps without an update: their loss or gradient was not finite."""
     bad_images: dict[int, str] = field(default_factory=dict)

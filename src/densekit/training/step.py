@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
@@ -21,6 +20,7 @@ from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.precision import Precision
 from densekit.training import optim
+from densekit.training.loss import Loss, make_loss
 from densekit.training.recipe import LoopConfig, Recipe
 from densekit.training.state import State
 from densekit.weights.pretrained import start_from
@@ -44,7 +44,8 @@ class Learner:
     prepare: Callable[[Tensor], Tensor]
     """uint8 images [n, C, H, W] -> normalised floats on the device."""
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    """Such images and labels [n] -> the same, or mixed ones and their soft labels [n, K]."""
+    """Such images and labels -> the same and their targets, or mixed ones."""
+    loss: Loss
 
     @property
     def evaluated(self) -> DenseNet:
@@ -87,6 +88,7 @@ def create_learner(recipe: Recipe, precision: Precision) -> tuple[Learner, list[
         precision=precision,
         prepare=prepare,
         mix=mixing(recipe.data, model.config.num_classes),
+        loss=make_loss(recipe.loop, recipe.model.task, precision.device),
     ), notes
 
 
@@ -118,12 +120,11 @@ def train_step(
             with learner.precision.autocast():
                 logits = learner.forward(inputs)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = F.cross_entropy(
-                logits, targets, label_smoothing=config.label_smoothing, reduction="sum"
-            )
+            loss = learner.loss(logits, targets)
             learner.scaler.scale(loss / count).backward()
         sums[0] += loss.detach()
-        sums[1:3] += correct(logits.detach(), labels)
+        if labels.ndim == 1:  # one class an image
+            sums[1:3] += correct(logits.detach(), labels)
         sums[3] += len(images)
     for place, asked in enumerate(asks, start=4):  # numbers, not a tensor: a copy would wait
         sums[place] += asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torchvision
@@ -129,11 +129,13 @@ def _to_artifact(
     target: Path, model: DenseNet, origin: Origin, options: ConvertOptions, new_head: bool
 ) -> str:
     preprocessing, task = _use(origin, options)
-    known, kept = origin.known, {}
+    known = origin.known
+    kept: dict[str, Any] = {}
     if known is not None and not new_head:
         kept["data"] = known.data
         if (preprocessing, options.task or task) == (known.preprocessing, known.task):
             kept["metrics"] = known.metrics  # of the same answers to the same images
+            kept["thresholds"] = known.thresholds
     config = ArtifactConfig(
         task=cast(Task, options.task or task),
         model=Described(name=origin.name, architecture=model.config),

@@ -1,0 +1,202 @@
+"""Labels of images with several classes, each there, not there or unknown; and of one such class.
+
+A list file holds `relative/path 0,2,5` lines, and `relative/path -` for an image with none of the
+classes; or the labels stand in a CSV file (`label_table`). A binary task is the same with one
+class: from such a CSV file, or from class folders or a list of labels 0 and 1. K classes; labels
+are int8 [n, K]: 1 there, 0 not there, -1 unknown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from densekit.config import UserError
+from densekit.data.classes import Numbering, listed, spelling
+from densekit.data.config import DataConfig, Task
+from densekit.data.folders import read_folder
+from densekit.data.label_table import TABLES, read_table, unknown_class
+from densekit.data.listing import Examples, is_label, read_class_names, read_list, text_lines
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What the labels of a list or folder say."""
+
+    task: Task = "multiclass"
+    delimiter: str | None = None
+    classes: tuple[str, ...] | None = None
+    """Those to take, in that order; see data.classes."""
+
+    @classmethod
+    def of(cls, config: DataConfig, task: Task) -> Labelling:
+        return cls(task, config.delimiter, config.classes)
+
+    def read_file(self, file: Path, root: Path) -> Examples:
+        """A list or CSV file, whose paths start from `root`. Raises UserError."""
+        if self.task == "multiclass":
+            return read_list(file, root, self.delimiter)
+        if file.suffix.lower() in TABLES:
+            return self._one_if_binary(read_table(file, root, self.delimiter, self.classes))
+        if self.task == "binary":
+            return as_binary(read_list(file, root, self.delimiter), self.classes)
+        examples = _read_sets(file, root, self.delimiter)
+        return examples if self.classes is None else _selected(examples, self.classes)
+
+    def read_folders(self, folder: Path) -> Examples:
+        """Class folders. Raises UserError."""
+        if self.task == "multilabel":
+            raise UserError(
+                f"{folder}: class folders say one class an image; model.task=multilabel takes a "
+                f"list of `path 0,2,5` lines or a CSV file: name it with data.train or --data"
+            )
+        examples = read_folder(folder)
+        return as_binary(examples, self.classes) if self.task == "binary" else examples
+
+    def _one_if_binary(self, examples: Examples) -> Examples:
+        if self.task == "multilabel" or examples.num_classes == 1:
+            return examples
+        raise UserError(
+            f"{examples.origin}: model.task=binary is for one class that is there or not, and here "
+            f"are {listed(examples.classes.values())}; name one with data.classes=[NAME]"
+        )
+
+
+ONE_CLASS = Labelling()
+
+
+def as_binary(examples: Examples, classes: Sequence[str] | None) -> Examples:
+    """Images of two classes, as a list or class folders have them, with a single class that is
+    there or not: the one that `classes` names, else the second. Raises UserError.
+    """
+    if examples.num_classes > 2:
+        raise UserError(
+            f"{examples.origin}: model.task=binary is for two classes, labels 0 and 1, but there "
+            f"are {examples.num_classes}"
+        )
+    names = {label: examples.classes.get(label, str(label)) for label in (0, 1)}
+    there = 1
+    if classes is not None:
+        found = [label for label, name in names.items() if [name] == list(classes)]
+        if not found:
+            raise unknown_class(examples.origin, classes[0], list(names.values()))
+        there = found[0]
+    said = (
+        f"{examples.origin}: what is there or not is {names[there]!r}; no is {names[1 - there]!r}"
+    )
+    if len(examples.classes) == 2 and classes is None:
+        said += f"; if it is the other way round, set data.classes=[{names[0]}]"
+    return replace(
+        examples,
+        labels=(examples.labels == there).astype(np.int8)[:, None],
+        classes={0: names[there]},
+        notes=(*examples.notes, said),
+    )
+
+
+def match_multilabel(examples: Examples, target: Numbering) -> Examples:
+    """`examples` with the classes of `target`, by name where both sides have names.
+
+    A class that `target` lacks is left out, one that a CSV file lacks is unknown of all its
+    images; both are said in a note. Raises UserError where no name is the same, and for a list
+    without names with a label that `target` lacks.
+    """
+    if not target.names or not examples.classes:
+        if examples.num_classes > target.count:
+            place = int(np.argmax(examples.labels[:, -1] >= 0))
+            raise UserError(
+                f"{examples.where(place)}: {examples.origin} has {examples.num_classes} classes, "
+                f"{target.owner} {target.count}"
+            )
+        return _widened(examples, target.count, dict(target.names) or dict(examples.classes))
+    own = {spelling(name): label for label, name in examples.classes.items()}
+    theirs = [target.names.get(label, str(label)) for label in range(target.count)]
+    places = [own.get(spelling(name)) for name in theirs]
+    if all(place is None for place in places):
+        raise UserError(
+            f"{examples.origin}: none of its classes is one of {target.owner}: it has "
+            f"{listed(examples.classes.values())}; {target.owner} has {listed(theirs)}"
+        )
+    labels = np.full((len(examples), target.count), examples.unlisted, np.int8)
+    for place, column in enumerate(places):
+        if column is not None:
+            labels[:, place] = examples.labels[:, column]
+    missing = [name for name, place in zip(theirs, places, strict=True) if place is None]
+    extra = [name for label, name in examples.classes.items() if label not in places]
+    notes = [f"{examples.origin}: left out, being no classes of {target.owner}: {listed(extra)}"]
+    notes = notes if extra else []
+    if missing:
+        what = "unknown" if examples.unlisted else "not there"
+        notes.append(f"{examples.origin}: does not name {listed(missing)}: taken as {what}")
+    names = dict(enumerate(theirs))
+    return replace(examples, labels=labels, classes=names, notes=(*examples.notes, *notes))
+
+
+def widen(examples: Examples, num_classes: int) -> Examples:
+    """With `num_classes` classes, of which those that a list does not name are not there.
+
+    Others than images with several classes, and those with as many, stay as they are.
+    """
+    if examples.labels.ndim == 1 or examples.num_classes >= num_classes:
+        return examples
+    return _widened(examples, num_classes, dict(examples.classes))
+
+
+def _widened(examples: Examples, num_classes: int, names: dict[int, str]) -> Examples:
+    more = ((0, 0), (0, num_classes - examples.num_classes))
+    labels = np.pad(examples.labels, more, constant_values=examples.unlisted)
+    return replace(examples, labels=labels, classes=names)
+
+
+# List files ---------------------------------------------------------------------------------
+
+
+def _read_sets(file: Path, root: Path, delimiter: str | None) -> Examples:
+    """`relative/path 0,2,5` lines; the labels are what stands after the last `delimiter`."""
+    paths: list[str] = []
+    found: list[list[int]] = []
+    lines: list[int] = []
+    for number, line in text_lines(file):
+        path, *rest = line.rsplit(delimiter, 1)
+        text = rest[0].strip() if rest else ""
+        labels = [] if text == "-" else [part.strip() for part in text.split(",")]
+        if not path.strip() or not all(map(is_label, labels)) or not text:
+            raise UserError(
+                f"{file}:{number}: expected a path and its labels, such as `chest/1.png 0,2,5`, or "
+                f"`chest/1.png -` for none, got {line!r}"
+            )
+        if len(set(labels)) < len(labels):
+            raise UserError(
+                f"{file}:{number}: a label is named twice in {text!r}; name each class that is "
+                f"there once (a 0 or 1 for each class goes into a CSV file with a head)"
+            )
+        paths.append(os.path.join(root, path.strip()))  # noqa: PTH118 (a million of them)
+        found.append([int(label) for label in labels])
+        lines.append(number)
+    if not paths:
+        raise UserError(f"{file}: lists no images; expected lines such as `chest/1.png 0,2,5`")
+    names = read_class_names(file.with_name("classes.txt"))
+    count = max([*names, *(label for each in found for label in each)], default=-1) + 1
+    if not count:
+        raise UserError(
+            f"{file}: no image has a class; name the classes in a classes.txt beside it"
+        )
+    labels_of = np.zeros((len(paths), count), np.int8)
+    for row, each in zip(labels_of, found, strict=True):
+        row[each] = 1
+    return Examples(paths, labels_of, names, str(root), str(file), lines)
+
+
+def _selected(examples: Examples, classes: Sequence[str]) -> Examples:
+    """With these classes alone, in this order."""
+    own = {spelling(name): label for label, name in examples.classes.items()}
+    for name in classes:
+        if spelling(name) not in own:
+            raise unknown_class(examples.origin, name, list(examples.classes.values()))
+    columns = [own[spelling(name)] for name in classes]
+    names = dict(enumerate(classes))
+    return replace(examples, labels=examples.labels[:, columns], classes=names)
