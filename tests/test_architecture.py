@@ -102,7 +102,16 @@ def top_names(file: Path) -> set[str]:
 
 
 # A function that each kernel library has; what a command, the API and the loop do alike.
-SAME_MEANING = {"dense_block", "norm_relu", "train", "evaluate", "convert"}
+SAME_MEANING = {
+    "dense_block",
+    "norm_relu",
+    "train",
+    "evaluate",
+    "convert",
+    "batch_sums",
+    "summary",
+    "report",
+}
 KERNELS = ROOT / "ops/lean/kernels"  # the same functions several times
 
 

@@ -29,6 +29,7 @@ from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision
+from densekit.training.loss import make_loss
 from densekit.training.recipe import LoopConfig
 from densekit.training.step import SUMS, Learner, train_step
 from runs import Runs
@@ -72,6 +73,7 @@ def make_learner(dtype: torch.dtype) -> Learner:
         precision=precision,
         prepare=prepare,
         mix=lambda images, labels: (images, labels),
+        loss=make_loss(LoopConfig(), "multiclass", torch.device("cpu")),
     )
 
 

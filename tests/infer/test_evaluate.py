@@ -133,8 +133,9 @@ def test_it_is_numpys_count(
     assert found["per_class"][3]["label"] == "digit 3"
     assert [row["count"] for row in found["per_class"]] == np.bincount(labels).tolist()
     assert list(found) == [
-        "count", "top1", "top5", "loss", "ece", "balanced_accuracy", "per_class", "confusion",
-        "auroc", "ips", "preprocessing", "precision", "engine",
+        "count", "top1", "top5", "loss", "ece", "balanced_accuracy", "f1", "per_class",
+        "confusion", "auroc", "average_precision", "ips", "task", "preprocessing", "precision",
+        "engine",
     ]  # fmt: skip
     assert found["precision"] == "fp32"
     assert found["preprocessing"] == PREPROCESSING.model_dump(mode="json")
@@ -228,10 +229,7 @@ def test_an_unreadable_image_is_named(opened: Opened, digits: Path, fp32: Precis
         evaluate_source(opened, fp32, str(digits / "bad.txt"), workers=0)
 
 
-def test_multilabel_and_missing_data_are_refused(opened: Opened, fp32: Precision) -> None:
-    multilabel = Opened("tiny", opened.model, PREPROCESSING, opened.classes, "multilabel")
-    with pytest.raises(UserError, match="multilabel"):
-        evaluate_source(multilabel, fp32)
+def test_missing_data_are_refused(opened: Opened, fp32: Precision) -> None:
     bare = Opened("tiny", opened.model, PREPROCESSING, opened.classes)
     with pytest.raises(UserError, match="--data"):
         evaluate_source(bare, fp32)

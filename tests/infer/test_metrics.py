@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
@@ -16,6 +17,7 @@ from torchmetrics.functional.classification import (
 )
 
 from densekit.infer import metrics
+from densekit.infer.bootstrap import Resampling
 
 
 def answers(n: int, num_classes: int, signal: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -171,10 +173,40 @@ def test_classes_without_images_are_left_out_of_the_means() -> None:
     found = metrics.report(logits, torch.tensor([0, 1, 1]), 4)
     assert found["balanced_accuracy"] == 0.75
     assert found["auroc"] == (1.0 + 0.5) / 2
-    assert found["per_class"] == [
-        {"precision": 1.0, "recall": 1.0, "count": 1},
-        {"precision": 1.0, "recall": 0.5, "count": 2},
-        {"precision": 0.0, "recall": None, "count": 0},
-        {"precision": None, "recall": None, "count": 0},
-    ]
+    rows = [(row["precision"], row["recall"], row["count"]) for row in found["per_class"]]
+    assert rows == [(1.0, 1.0, 1), (1.0, 0.5, 2), (0.0, None, 0), (None, None, 0)]
+    assert [row["auroc"] for row in found["per_class"]] == [1.0, 0.5, None, None]
+    assert [row["f1"] for row in found["per_class"]] == [1.0, 2 / 3, 0.0, None]
     assert metrics.report(logits[:1], torch.tensor([0]), 4)["auroc"] is None
+
+
+@pytest.mark.parametrize(("num_classes", "signal"), [(10, 2.0), (3, 0.2)])
+def test_report_is_scikit_learns(num_classes: int, signal: float) -> None:
+    logits, labels = answers(503, num_classes, signal, seed=3)
+    scores, true = numpy_softmax(logits), labels.numpy()
+    found = metrics.report(logits, labels, num_classes)
+    close = {"rel": 1e-12}
+    theirs = sklearn.metrics.roc_auc_score(true, scores, multi_class="ovr", average="macro")
+    assert found["auroc"] == pytest.approx(theirs, **close)
+    theirs = sklearn.metrics.average_precision_score(true, scores, average="macro")
+    assert found["average_precision"] == pytest.approx(theirs, **close)
+    theirs = sklearn.metrics.f1_score(true, scores.argmax(1), average="macro")
+    assert found["f1"] == pytest.approx(theirs, **close)
+    theirs = sklearn.metrics.balanced_accuracy_score(true, scores.argmax(1))
+    assert found["balanced_accuracy"] == pytest.approx(theirs, **close)
+
+
+def test_intervals_hold_the_numbers() -> None:
+    logits, labels = answers(400, 4, 1.0, seed=4)
+    found = metrics.report(logits, labels, 4, Resampling(rounds=300))
+    again = metrics.report(logits, labels, 4, Resampling(rounds=300))
+    assert found == again
+    top1 = float((logits.argmax(1) == labels).double().mean())
+    for name, value in {**found, "top1": top1}.items():
+        if name in found["intervals"]:
+            low, high = found["intervals"][name]
+            assert low < value < high
+            assert 0.02 < high - low < 0.15
+    assert set(found["intervals"]) == {
+        "top1", "balanced_accuracy", "f1", "auroc", "average_precision",
+    }  # fmt: skip

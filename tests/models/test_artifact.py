@@ -64,7 +64,8 @@ def test_the_files_are_plain(tmp_path: Path) -> None:
     artifact.write_artifact(tmp_path, config(metrics={"top1": 0.5}), weights())
     tree = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert list(tree) == [
-        "format", "task", "model", "preprocessing", "classes", "metrics", "data", "provenance",
+        "format", "task", "model", "preprocessing", "classes", "thresholds", "metrics", "data",
+        "provenance",
     ]  # fmt: skip
     assert tree["format"] == 1
     assert tree["task"] == "multiclass"

@@ -170,6 +170,7 @@ def test_what_changes_no_number_is_this_and_no_more() -> None:
         "data.root", "data.train", "data.val", "data.workers", "data.check_files",
         "data.on_bad_image", "data.max_bad_images", "data.max_pixels", "loop.output_dir",
         "loop.resume", "loop.save_every", "loop.keep", "loop.log_every", "loop.log_format",
-        "loop.monitor", "loop.accept_data_change", "loop.rank_timeout", "loop.on_nonfinite",
+        "loop.monitor", "loop.patience", "loop.threshold",
+        "loop.accept_data_change", "loop.rank_timeout", "loop.on_nonfinite",
         "loop.max_skips",
     ]  # fmt: skip

@@ -134,8 +134,8 @@ def test_a_state_holds_what_the_steps_change_and_nothing_per_rank(runs: Runs) ->
     assert (one["environment"]["world_size"], two["environment"]["world_size"]) == (1, 2)
     progress = one["progress"]
     assert set(progress) == {
-        "step", "epochs", "last", "best", "skipped", "bad_images", "images", "seconds", "window",
-        "lines",
+        "step", "epochs", "last", "best", "stale", "skipped", "bad_images", "images", "seconds",
+        "window", "lines",
     }  # fmt: skip
     assert (progress["step"], progress["epochs"], progress["skipped"]) == (STEPS, 2, [])
     assert set(progress["best"]) == {"epoch", "count", "top1", "top5", "loss"}

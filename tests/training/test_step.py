@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision
+from densekit.training.loss import make_loss
 from densekit.training.recipe import LoopConfig
 from densekit.training.step import SUMS, Learner, moving_average, train_step
 
@@ -21,7 +22,9 @@ CPU = torch.device("cpu")
 Share = tuple[Tensor, Tensor]
 
 
-def learner(drop_rate: float = 0.0, ema: float = 0.0, lr: float = 0.1) -> Learner:
+def learner(
+    drop_rate: float = 0.0, ema: float = 0.0, lr: float = 0.1, loop: LoopConfig | None = None
+) -> Learner:
     torch.manual_seed(0)
     config = DenseNetConfig(
         growth_rate=4, block_config=(2, 2), num_init_features=8, in_channels=1, num_classes=K,
@@ -38,6 +41,7 @@ def learner(drop_rate: float = 0.0, ema: float = 0.0, lr: float = 0.1) -> Learne
         precision=precision,
         prepare=lambda images: images / 255,
         mix=lambda images, labels: (images, labels),
+        loss=make_loss(loop or LoopConfig(), "multiclass", CPU),
     )
 
 
@@ -102,9 +106,10 @@ def test_what_a_rank_asks_for_travels_with_the_sums(asks: tuple[bool, bool]) -> 
 
 
 def test_label_smoothing_is_torchs() -> None:
-    own, (images, labels) = learner(), share()
+    config = LoopConfig(label_smoothing=0.2)
+    own, (images, labels) = learner(loop=config), share()
     logits = copy.deepcopy(own.model)(images / 255).detach()
-    found = step(own, [(images, labels)], LoopConfig(label_smoothing=0.2))
+    found = step(own, [(images, labels)], config)
     truth = F.cross_entropy(logits, labels, label_smoothing=0.2, reduction="sum")
     assert found["loss"] == pytest.approx(truth.item(), rel=1e-6)
 

@@ -10,7 +10,7 @@ import numpy as np
 from densekit.data.dataset import BALANCED
 from densekit.data.listing import Examples
 
-LISTED = 8  # classes in a note
+SAID = 8  # classes in a note
 
 
 def balanced_order(seed: int, epoch: int, strata: np.ndarray, balance: float) -> np.ndarray:
@@ -46,9 +46,9 @@ def describe_balance(examples: Examples, balance: float) -> str:
     )
     shown = [
         f"{names.get(label, label)} {draws:,} times (of {count:,} images)"
-        for count, draws, label in rows[:LISTED]
+        for count, draws, label in rows[:SAID]
     ]
-    more = f", and {len(rows) - LISTED} larger classes" if len(rows) > LISTED else ""
+    more = f", and {len(rows) - SAID} larger classes" if len(rows) > SAID else ""
     return (
         f"data.balance={balance:g}: an epoch of {len(examples):,} images draws "
         f"{', '.join(shown)}{more}"

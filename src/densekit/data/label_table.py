@@ -21,14 +21,14 @@ from densekit.data.classes import listed
 from densekit.data.listing import Examples, text_lines
 
 TABLES = (".csv", ".tsv")
-PATHS = frozenset(
+IMAGE_HEADS = frozenset(
     ("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imageindex",
      "imageid", "imagename", "img", "imgpath")
 )  # fmt: skip
 """Heads of the column that holds the images, without case, blanks and signs."""
-NAMES = frozenset(("findinglabels", "labels", "classes", "tags"))
+NAME_LISTS = frozenset(("findinglabels", "labels", "classes", "tags"))
 """Heads of a column of class names, likewise."""
-NONE = frozenset(("no finding", "none", "-"))
+NO_CLASS = frozenset(("no finding", "none", "-"))
 """What such a column holds for an image without any of the classes."""
 VALUES = {"": -1, "nan": -1, "-1": -1, "-1.0": -1, "0": 0, "0.0": 0, "false": 0, "1": 1,
           "1.0": 1, "true": 1}  # fmt: skip
@@ -47,13 +47,13 @@ class Table:
     def paths(self) -> str:
         """The head of the column that holds the images."""
         return next(
-            (head for head in self.columns if _plain(head) in PATHS), next(iter(self.columns))
+            (head for head in self.columns if _plain(head) in IMAGE_HEADS), next(iter(self.columns))
         )
 
     @property
     def names(self) -> str | None:
         """The head of the column that holds names of classes."""
-        return next((head for head in self.columns if _plain(head) in NAMES), None)
+        return next((head for head in self.columns if _plain(head) in NAME_LISTS), None)
 
 
 def read_table(
@@ -154,7 +154,7 @@ def _from_names(table: Table, classes: Sequence[str] | None) -> tuple[list[str],
                 f"{table.file}:{number}: {head} is empty; write `No Finding` where there is none"
             )
         names = {name.strip() for name in cell.split("|")}
-        named.append({name for name in names if name.lower() not in NONE})
+        named.append({name for name in names if name.lower() not in NO_CLASS})
     known = sorted(set().union(*named))
     for name in classes or ():
         if name not in known:

@@ -38,7 +38,7 @@ __all__ = ["Evaluation", "evaluate", "evaluate_source", "logits_of"]
 
 BATCH_SIZE = 64  # where neither the user nor the training has chosen one
 DEFAULT_THRESHOLD = 0.5  # of a network whose training has chosen none
-Report = Callable[[Tensor, Tensor], dict[str, Any]]
+ReportOf = Callable[[Tensor, Tensor], dict[str, Any]]
 """Every image's logits [n, K] and labels -> what they come to."""
 
 
@@ -68,7 +68,7 @@ def evaluate(
     logits: Logits,
     batches: Iterable[tuple[int, Batch]],
     task: Task = "multiclass",
-    report: Report | None = None,
+    report: ReportOf | None = None,
 ) -> Evaluation:
     """Counts this rank's `batches`, (number, images and labels), with those of all ranks.
 
@@ -103,7 +103,7 @@ def _together(answers: list[Answers]) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def report_of(opened: Opened, specificity: float, resampling: Resampling | None) -> Report:
+def report_of(opened: Opened, specificity: float, resampling: Resampling | None) -> ReportOf:
     """The full report of a network's logits and the labels."""
     outputs = len(opened.classes)
     if opened.task == "multiclass":

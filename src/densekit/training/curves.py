@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from densekit.files import write_atomically
 
-NAMES = {"top1": "top-1", "auroc": "AUROC"}
+SPOKEN = {"top1": "top-1", "auroc": "AUROC"}
 TITLES = {"top1": "Top-1 error, %", "auroc": "1 - AUROC, %"}
 TRAIN, EVAL, QUIET = "#8fb3d9", "#d1495b", "#666666"
 
@@ -73,7 +73,7 @@ def _mark_best(axes: Axes, evaluations: list[dict[str, Any]], name: str) -> None
     if best and best["error"]:
         axes.axhline(best["error"], color=EVAL, linewidth=0.8, linestyle=":")
         axes.annotate(
-            f"best {NAMES[name]} {best[name]:.4f}",
+            f"best {SPOKEN[name]} {best[name]:.4f}",
             (axes.get_xlim()[0], best["error"]),
             (4, 4),
             textcoords="offset points",

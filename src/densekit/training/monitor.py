@@ -14,13 +14,13 @@ from densekit.data.checks import are_uneven
 from densekit.data.config import Task
 from densekit.data.listing import Examples
 from densekit.infer import metrics, multilabel_metrics
-from densekit.infer.evaluate import Report
+from densekit.infer.evaluate import ReportOf
 from densekit.training.loss import balanced_weights
 from densekit.training.recipe import LoopConfig, Recipe
 
 WHOLE = ("auroc", "average_precision", "f1", "balanced_accuracy")
 """What takes every image's logits."""
-SHOWN = {"top1": "top-1", "auroc": "auroc", "balanced_accuracy": "balanced", "f1": "f1"}
+ON_A_LINE = {"top1": "top-1", "auroc": "auroc", "balanced_accuracy": "balanced", "f1": "f1"}
 """Metrics on the line of an epoch, and what they are called there."""
 
 
@@ -43,7 +43,7 @@ def for_images(loop: LoopConfig, task: Task, train: Examples, counts: np.ndarray
     return {"monitor": monitor, "class_weights": weights}
 
 
-def epoch_report(recipe: Recipe) -> Report | None:
+def epoch_report(recipe: Recipe) -> ReportOf | None:
     """The report that the task or loop.monitor needs: WHOLE, and thresholds. None: top-k and the
     loss are enough."""
     if recipe.model.task != "multiclass":
@@ -73,6 +73,6 @@ def score(evaluation: dict[str, Any], loop: LoopConfig) -> float:
 
 def evaluated(evaluation: dict[str, Any]) -> str:
     """The line of an epoch."""
-    values = {name: evaluation.get(name) for name in SHOWN}
-    shown = [f"{SHOWN[k]} {v:.4f}" for k, v in values.items() if v is not None]
+    values = {name: evaluation.get(name) for name in ON_A_LINE}
+    shown = [f"{ON_A_LINE[k]} {v:.4f}" for k, v in values.items() if v is not None]
     return "  ".join([f"val loss {evaluation['loss']:.4f}", *shown])
