@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process for each core, a thread in each; a file's tests stay together, as they share runs.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all test-oldest fuzz check format bench parity docs clean
+.PHONY: quickstart test test-all test-oldest fuzz check format bench gpu parity docs clean
 
 quickstart: .venv/quickstart  ## train on 5,000 real digits, evaluate, predict: 2 to 4 minutes on 2 cores
 	@$(BIN)/densekit train -c quickstart && $(BIN)/densekit evaluate runs/quickstart/best && $(BIN)/densekit predict runs/quickstart/best data/mnist5k/val/[0-4]/*00.png
@@ -29,6 +29,9 @@ format: .venv/test  ## what `make check` asks for
 
 bench: .venv/test  ## speed against torchvision: adds rows to benchmarks/results
 	$(BIN)/python benchmarks/run.py
+
+gpu: .venv/test  ## what only a GPU can prove, in 8 minutes: tests, rows, a run
+	$(BIN)/python benchmarks/gpu.py
 
 parity: .venv/test  ## every converter against its library, from the registry: writes docs/weights.md
 	$(BIN)/python parity/run.py && $(BIN)/python parity/recipe.py

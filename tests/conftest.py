@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,15 @@ from runs import Runs, write_digits
 hypothesis.settings.register_profile(
     "densekit",
     deadline=None,
-    max_examples=50 if os.environ.get("TRITON_INTERPRET") != "1" else 10,
+    max_examples=50,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile(  # of kernels that are slow, or compiled for each
+    "few", hypothesis.settings.get_profile("densekit"), max_examples=10
+)
 hypothesis.settings.load_profile("densekit")
+
+GPU_SECONDS = 30  # that a test on a GPU may take
 
 SKIPPED: list[tuple[str, str]] = []
 
@@ -58,6 +64,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker(mark)]
     starting = {item.path for item in items if "runs" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in starting)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test on a GPU has a time limit of its own: time on one is short."""
+    if item.get_closest_marker("gpu") is None:
+        return (yield)
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done after {GPU_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(GPU_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

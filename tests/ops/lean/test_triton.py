@@ -48,8 +48,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.slow
 def test_interpreted() -> None:
     """The tests of all kernels, and what is marked interpreted below."""
+    options = ["-m", "interpreted", "-p", "no:cacheprovider", "--hypothesis-profile=few"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "interpreted", "-p", "no:cacheprovider", str(HERE)],
+        [sys.executable, "-m", "pytest", *options, str(HERE)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parents[2],
         capture_output=True,
