@@ -46,7 +46,7 @@ def pair() -> tuple[DenseNet, nn.Module]:
 )
 def test_same_seed_gives_torchvisions_weights_and_logits(name: str) -> None:
     torch.manual_seed(5)
-    ours = DenseNet(VARIANTS[name])
+    ours = DenseNet(VARIANTS[name], "reference")
     drawn = torch.rand(())
     torch.manual_seed(5)
     theirs = torchvision.models.get_model(name)

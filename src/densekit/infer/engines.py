@@ -90,15 +90,16 @@ def _check_formats(exported: Exported, precision: Precision, engine: str) -> Non
 
 
 def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precision) -> Logits:
-    """torch's engine: `model` in eval mode by the reference op, normalisation on its device.
+    """torch's engine: `model` in eval mode by op `auto`, normalisation on its device.
 
-    A network in training is copied, so that its mode, op and memory format stay as they are.
+    Whatever a network was trained with, so that an evaluation while it trains is that of its
+    artifact. Such a network is copied: its mode, op and memory format stay as they are.
     """
-    other = isinstance(model, DenseNet) and model.op not in ("auto", "reference")
+    other = isinstance(model, DenseNet) and model.op != "auto"
     if model.training or other:
         model = copy.deepcopy(model).eval()
     if isinstance(model, DenseNet) and other:
-        model.set_op("reference")
+        model.set_op("auto")
     model = precision.place(model)
 
     def logits(images: Tensor) -> Tensor:

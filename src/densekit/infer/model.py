@@ -27,7 +27,7 @@ class Opened:
     name: str
     """The variant."""
     network: DenseNet | Exported
-    """In eval mode, float32, on the CPU, with the reference op; or a file for an engine."""
+    """In eval mode, float32, on the CPU; or a file for an engine."""
     preprocessing: Preprocessing
     classes: list[str]
     task: Task = "multiclass"
@@ -182,7 +182,7 @@ def _loaded(
     config: DenseNetConfig, found: FoundWeights, origin: str
 ) -> tuple[DenseNet, tuple[str, ...]]:
     """The network, and what a person should know of how its weights were read."""
-    model = DenseNet(config, op="reference")
+    model = DenseNet(config)
     try:
         loaded = load_into(model, found.tensors)
     except UserError as error:

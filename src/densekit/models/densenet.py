@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from densekit.config import Section, UserError, nearest
+from densekit.models.one_call import forget_one_call, one_call
 from densekit.ops.choose import DENSE_BLOCKS, check_name, choose
 from densekit.ops.lean.norm_relu import norm_relu
 from densekit.ops.relu import ReLU
@@ -274,7 +275,15 @@ class DenseNet(nn.Module):
     # Forward --------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, num_classes], or [N, C] without a classifier."""
+        """[N, in_channels, H, W] -> [N, num_classes], or [N, C] without a classifier.
+
+        In evaluation without gradients `auto` may compute all of it at once; the result is then
+        float32, under autocast too.
+        """
+        if self._op == "auto":
+            network = one_call(self, x, DenseNet)
+            if network is not None:
+                return network(x)
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -353,6 +362,7 @@ class DenseNet(nn.Module):
         return [module for stage in frozen for module in stage]
 
     def train(self, mode: bool = True) -> DenseNet:
+        forget_one_call(self)
         super().train(mode)
         for module in self._frozen():
             module.eval()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from densekit.config import UserError, nearest
 from densekit.ops import recompute, reference
 from densekit.ops.lean import forward as lean
-from densekit.ops.lean.kernels import native
+from densekit.ops.lean.kernels import inference, native
 from densekit.ops.refusals import Parts, refusal
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
@@ -54,6 +54,21 @@ def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | Non
     if name == "auto":
         return "reference"
     raise UserError(f"model.op=lean cannot compute this network: {reason}; use model.op=reference")
+
+
+def why_not_inference(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why auto takes the reference in evaluation; None where the network is one call.
+
+    Any batch, by benchmarks/results/inference.json. With AMX torch's own bf16 products may be
+    faster than these kernels can be; it has not been measured.
+    """
+    if device.type != "cpu" or dtype not in native.SUFFIX:
+        return (
+            f"inference in one call is for float32 and bfloat16 on a CPU, not {dtype} on {device}"
+        )
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return "this CPU has AMX, which the C++ of inference does not use"
+    return inference.reason()
 
 
 def why_not_lean(device: torch.device, dtype: torch.dtype) -> str | None:

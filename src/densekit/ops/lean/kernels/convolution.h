@@ -87,12 +87,14 @@ struct Weight {
 template <class T>
 void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float> weight, T* z,
                     Index ldz, double* found, Index n, Index h, Index w, int threads) {
-  Index c = weight.c, k = weight.k, kw = Packed<T>::words_of(c);
+  Index c = weight.c, k = weight.k, kw = words_of<T>(c);
   bool spatial = weight.taps > 1;
   Index lda = spatial ? kw : rounded(kw, 16) | 16;  // pixels are not 4 KiB apart
   Tiles map(n, h, w, spatial, spatial ? std::min<Index>(264, 50000 / lda) : 96, threads);
-  Packed<T> packed(weight.taps, c, k, threads,
-                   [=](Index tap, Index i, Index o) { return weight.at(o, i, tap); });
+  Scratch<Word<T>> packed(packed_words<T>(weight.taps, c, k));
+  pack<T>(packed.data(), weight.taps, c, k, threads,
+          [=](Index tap, Index i, Index o) { return weight.at(o, i, tap); });
+  auto block = [&](Index column) { return &packed[column * weight.taps * kw]; };
   auto window = map.window(lda);
   Index across = (2 * map.reach + 1) * kw;
   Scratch<Word<T>> normed(threads * map.size() * lda);
@@ -116,7 +118,7 @@ void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float
     soon[t].add(x + next.first * ldx, ldx, next.pixels(), c);
     for (Index first = 0; first < k; first += kBlock) {
       multiply(vectors_of(k - first), map.span(tile), across, window, a + map.start() * lda,
-               lda, 1, packed.block(first), out, kBlock, false, soon[t]);
+               lda, 1, block(first), out, kBlock, false, soon[t]);
       columns(std::min(kBlock, k - first), [&](auto width, Index j) {
         WIDTH;
         map.inside(tile, [&](Index pixel, Index at) {
@@ -201,13 +203,16 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
                              int threads) {
   constexpr Index P = kParts<T>;
   bool spatial = weight.taps > 1;
-  Index c = weight.c, k = weight.k, kw = Packed<T>::words_of(k);
+  Index c = weight.c, k = weight.k, kw = words_of<T>(k);
   Index deep = rounded(rounded(k, kHeight), 16), wide = rounded(c, kLanes);
   Index ld = spatial ? kw : deep / P;
   Tiles map(n, h, w, spatial, spatial ? 128 : 96, threads);
-  Packed<T> packed(asked.sums ? weight.taps : 0, k, c, threads, [=](Index tap, Index o, Index i) {
+  Index taps = asked.sums ? weight.taps : 0;
+  Scratch<Word<T>> packed(packed_words<T>(taps, k, c));
+  pack<T>(packed.data(), taps, k, c, threads, [=](Index tap, Index o, Index i) {
     return weight.at(o, i, weight.taps - 1 - tap);
   });
+  auto block = [&](Index column) { return &packed[column * taps * kw]; };
   auto window = map.window(ld);
   Index across = (2 * map.reach + 1) * kw;
   const std::vector<Index> point{0};
@@ -255,7 +260,7 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
       }
       if (asked.sums)
         multiply(vectors, map.span(tile), across, window, dz + map.start() * ld, ld, 1,
-                 packed.block(first), out, kBlock, false, soon);
+                 block(first), out, kBlock, false, soon);
       columns(left, [&](auto width, Index i) {
         WIDTH;
         Index j = first + i;

@@ -177,29 +177,29 @@ inline void put(uint32_t* p, const Float<W>* parts) {
 // of `group`, each filled up to whole words; missing parts are 0. element(tap, i, j) is that of row
 // i < group and column j < n.
 template <class T>
-struct Packed {
-  Index k;  // in words
-  Scratch<Word<T>> words;
-
-  template <class Element>
-  Packed(Index taps, Index group, Index n, int threads, Element element)
-      : k(taps * words_of(group)), words(k * rounded(n, kLanes)) {
+constexpr Index words_of(Index group) {
+  return (group + kParts<T> - 1) / kParts<T>;
+}
+template <class T>
+constexpr Index packed_words(Index taps, Index group, Index n) {
+  return taps * words_of<T>(group) * ((n + kLanes - 1) / kLanes * kLanes);
+}
+template <class T, class Element>
+void pack(Word<T>* words, Index taps, Index group, Index n, int threads, Element element) {
+  Index k = taps * words_of<T>(group);
 #pragma omp parallel for collapse(2) num_threads(threads)
-    for (Index first = 0; first < n; first += kLanes)
-      for (Index tap = 0; tap < taps; tap++) {
-        Index start = first / kBlock * kBlock, wide = kLanes * vectors_of(n - start);
-        Word<T>* to = &words[start * k + tap * words_of(group) * wide + first - start];
-        Index lanes = std::min<Index>(kLanes, n - first);
-        for (Index i = 0; i < group; i += kParts<T>, to += wide) {
-          Float<kLanes> parts[kParts<T>] = {};
-          for (Index q = 0; q < std::min(kParts<T>, group - i); q++)
-            for (Index j = 0; j < lanes; j++) parts[q][j] = element(tap, i + q, first + j);
-          put<kLanes>(to, parts);
-        }
+  for (Index first = 0; first < n; first += kLanes)
+    for (Index tap = 0; tap < taps; tap++) {
+      Index start = first / kBlock * kBlock, wide = kLanes * vectors_of(n - start);
+      Word<T>* to = words + start * k + tap * words_of<T>(group) * wide + first - start;
+      Index lanes = std::min<Index>(kLanes, n - first);
+      for (Index i = 0; i < group; i += kParts<T>, to += wide) {
+        Float<kLanes> parts[kParts<T>] = {};
+        for (Index q = 0; q < std::min(kParts<T>, group - i); q++)
+          for (Index j = 0; j < lanes; j++) parts[q][j] = element(tap, i + q, first + j);
+        put<kLanes>(to, parts);
       }
-  }
-  static Index words_of(Index group) { return rounded(group, kParts<T>) / kParts<T>; }
-  const Word<T>* block(Index column) const { return &words[column * k]; }
-};
+    }
+}
 
 }  // namespace

@@ -80,8 +80,12 @@ def _library() -> ctypes.CDLL:
 
 
 def _code() -> NativeCode:
-    flags = (*FLAGS, *X86_FLAGS) if platform.machine() == "x86_64" else FLAGS
-    return NativeCode("kernels", (SOURCE, *HEADERS), flags)
+    return NativeCode("kernels", (SOURCE, *HEADERS), flags())
+
+
+def flags() -> tuple[str, ...]:
+    """The compiler's."""
+    return (*FLAGS, *X86_FLAGS) if platform.machine() == "x86_64" else FLAGS
 
 
 # Calling; plain.py says what each computes -----------------------------------------------------
