@@ -114,7 +114,8 @@ class Launch(NamedTuple):
         types, constants, divisible = {}, {}, {}
         for place, param in enumerate(self.kernel.params):
             value = self.arguments[param.name]
-            if param.is_constexpr or value is None or (type(value) is int and value == 1):
+            fixed = type(value) is int and value == 1 and not param.do_not_specialize
+            if param.is_constexpr or value is None or fixed:
                 types[param.name], constants[param.name] = "constexpr", value
             elif isinstance(value, Tensor):
                 types[param.name] = "*" + TYPES[value.dtype]
@@ -122,7 +123,7 @@ class Launch(NamedTuple):
                     divisible[(place,)] = [["tt.divisibility", 16]]
             else:
                 types[param.name] = "fp32" if isinstance(value, float) else "i32"
-                if isinstance(value, int) and value % 16 == 0:
+                if isinstance(value, int) and value % 16 == 0 and not param.do_not_specialize:
                     divisible[(place,)] = [["tt.divisibility", 16]]
         return types, constants, divisible
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from densekit.ops.lean.kernels.gpu.sums import merge_parts, merge_tile_moments, store_tile_moments
 from densekit.ops.lean.kernels.gpu.tiles import (
+    COUNTS,
     at_least_16,
     deal_out,
     load_rows,
@@ -22,7 +23,7 @@ from densekit.ops.lean.kernels.plain import NormGrads
 LARGEST_K = 256  # whose column of a weight's gradient fits into registers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def conv1_kernel(
     x, norm, w, z, part, M, c, K, s_x, s_z,
     STATS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
@@ -65,7 +66,7 @@ def conv1_forward(x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, found: Ten
         merge_tile_moments(part, found, m, bm)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def conv1_backward_kernel(
     dz, x, norm, w, d, to, of_sums, of_weight, M, c, K, s_x, s_d, s_to, tiles,
     SUMS: tl.constexpr, TO: tl.constexpr, ADD: tl.constexpr, GRAD: tl.constexpr,

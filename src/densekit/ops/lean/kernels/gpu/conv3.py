@@ -13,6 +13,7 @@ from torch import Tensor
 
 from densekit.ops.lean.kernels.gpu.sums import merge_parts, merge_tile_moments, store_tile_moments
 from densekit.ops.lean.kernels.gpu.tiles import (
+    COUNTS,
     at_least_16,
     deal_out,
     load_rows,
@@ -24,7 +25,7 @@ from densekit.ops.lean.kernels.gpu.tiles import (
 from densekit.ops.lean.kernels.plain import NormGrads, Size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def conv3_kernel(
     x, norm, w, z, part, M, c, K, H, W, s_x, s_k, s_c, s_tap, s_z,
     STATS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
@@ -87,7 +88,7 @@ def conv3_forward(
         merge_tile_moments(part, found, m, step)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def conv3_grad_kernel(
     dz, x, norm, w, d, to, of_sums, M, c, K, H, W, s_x, s_k, s_c, s_tap, s_d, s_to,
     TO: tl.constexpr, ADD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
@@ -129,7 +130,7 @@ def conv3_grad_kernel(
     tl.store(at + c, tl.sum(tl.where(mask, g * (v.to(tl.float32) - mean), 0.0), 0), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def conv3_weight_kernel(
     dz, x, norm, of_weight, M, c, K, H, W, s_x, tiles,
     BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,

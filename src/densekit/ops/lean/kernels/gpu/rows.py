@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from densekit.ops.lean.kernels.gpu.tiles import (
+    COUNTS,
     before_pool,
     load_rows,
     load_vector,
@@ -18,7 +19,7 @@ from densekit.ops.lean.kernels.gpu.tiles import (
 from densekit.ops.lean.kernels.plain import DeferredGrad, Pool
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def norm_relu_kernel(x, norm, out, M, c, s_x, s_out, BM: tl.constexpr, BC: tl.constexpr):
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     ch = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -31,7 +32,7 @@ def norm_relu_kernel(x, norm, out, M, c, s_x, s_out, BM: tl.constexpr, BC: tl.co
     store_rows(out, rows, ch, s_out, mask, a)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def norm_relu_grad_kernel(
     x, norm, da, taken, line, out, M, c, s_x, s_da, s_line, s_out, H, W,
     POOL: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -50,7 +51,7 @@ def norm_relu_grad_kernel(
     store_rows(out, rows, ch, s_out, mask, g * scale + rest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def add_line_kernel(
     d, x, mean, line, out, M, c, s_d, s_x, s_line, s_out, BM: tl.constexpr, BC: tl.constexpr
 ):
@@ -64,7 +65,7 @@ def add_line_kernel(
     store_rows(out, rows, ch, s_out, mask, result)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def norm_relu_pool_kernel(
     x, norm, out, taken, R, c, s_x, s_out, H, W,
     MAX: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,

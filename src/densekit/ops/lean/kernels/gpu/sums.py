@@ -14,6 +14,7 @@ from torch import Tensor
 
 from densekit.ops.lean.kernels.gpu.rows import pool_arguments
 from densekit.ops.lean.kernels.gpu.tiles import (
+    COUNTS,
     before_pool,
     deal_out,
     load_rows,
@@ -26,7 +27,7 @@ from densekit.ops.lean.kernels.plain import NormGrads, Pool
 # Vectors of channels ------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normalisation_kernel(moments, count, gamma, beta, eps, norm, c, s_moments, BLOCK: tl.constexpr):
     ch = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = ch < c
@@ -61,7 +62,7 @@ def add_correction(norm, first, second, count, line, c, s_line, ch, live):
     tl.store(line + s_line + ch, slope, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def correction_kernel(norm, sums, count, line, c, s_sums, s_line, BLOCK: tl.constexpr):
     ch = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = ch < c
@@ -91,7 +92,7 @@ def store_tile_moments(z, good, count, part, tile, cols, K):
     tl.store(at + K, tl.sum(off * off, 0), mask=cols < K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def moments_kernel(
     z, copy, part, M, c, s_z, s_copy, tiles,
     COPY: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -124,7 +125,7 @@ def moments_kernel(
     tl.store(at + c, second.to(tl.float64), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge_moments_kernel(
     part, found, tiles, M, step, c, s_found, BT: tl.constexpr, BC: tl.constexpr
 ):
@@ -181,7 +182,7 @@ def sum_parts(part, S, n, i, BS: tl.constexpr, BN: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge_kernel(
     of_weight, S_weight, n, weight, Q, P, s_q, s_p, s_t, weight_programs,
     of_sums, S_sums, c, sums, norm, gamma, beta, count, line, s_sums, s_line,
@@ -238,7 +239,7 @@ def merge_parts(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def grad_sums_kernel(
     x, norm, da, taken, to, part, M, c, s_x, s_da, s_to, H, W, tiles,
     POOL: tl.constexpr, TO: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,

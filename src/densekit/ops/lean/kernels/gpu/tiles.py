@@ -13,6 +13,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+COUNTS = (
+    "M",
+    "R",
+    "H",
+    "W",
+    "tiles",
+    "step",
+    "n",
+    "P",
+    "Q",
+    "S_weight",
+    "S_sums",
+    "weight_programs",
+)
+"""Arguments of kernels for whose values Triton compiles nothing of its own, as it does for strides
+and widths: where these are multiples of 16 it loads several values at once."""
 INTERPRETED_PROCESSORS = 4  # so that Triton's interpreter, too, splits rows among programs
 
 
