@@ -29,7 +29,9 @@ class Workload(Section):
     device: str = "auto"
 
 
-def training(work: Workload, precision: str = "auto", op: str = "auto") -> TrainingStep:
+def training(
+    work: Workload, precision: str = "auto", op: str = "auto", cuda_graph: str = "auto"
+) -> TrainingStep:
     """A step of `densekit train` with a recipe that says no more than these."""
     options = [
         *as_options(work.model, work.image_size, work.batch_size),
@@ -37,6 +39,7 @@ def training(work: Workload, precision: str = "auto", op: str = "auto") -> Train
         f"model.op={op}",
         f"loop.device={work.device}",
         f"loop.precision={precision}",
+        f"loop.cuda_graph={cuda_graph}",
     ]
     return training_step(recipe.load_recipe(None, options))
 

@@ -100,11 +100,14 @@ class Contest:
 
 def contests(where: Rehearsal) -> list[Contest]:
     """In the order in which they matter."""
+    imagenet = where.work("densenet121", 224, 128)
     cifar = where.work("densenet_bc_100_12", 32, 64)
     large = [where.work(f"densenet{depth}", 224, 64) for depth in (201, 161, 264)]
     return [
-        training(where.work("densenet121", 224, 128), where),
+        training(imagenet, where),
         training(cifar, where),
+        training_graph(imagenet, where),
+        training_graph(cifar, where),
         training(where.work("densenet121", 224, 256), where),
         inference(where.work("densenet121", 224, 256), where),
         inference(where.work("densenet121", 224, 1), where),
@@ -120,6 +123,14 @@ def training(work: Workload, where: Rehearsal) -> Contest:
     )
     peer = partial(torchvision_steps.training, work, "bf16", "channels_last")
     return Contest(f"train-{work.model}-{work.batch_size}", work, ours, sides(peer, where))
+
+
+def training_graph(work: Workload, where: Rehearsal) -> Contest:
+    """The same with our step captured, too, against torchvision's captured step alone."""
+    eager = training(work, where)
+    step = partial(densekit_steps.training, work, "bf16", "lean", "on")
+    ours = Candidate(f"{eager.ours.name}, CUDA graph", step)
+    return Contest(f"train-graph-{work.model}-{work.batch_size}", work, ours, eager.theirs[-1:])
 
 
 def inference(work: Workload, where: Rehearsal) -> Contest:

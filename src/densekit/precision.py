@@ -98,6 +98,9 @@ def resolve(
     where = resolve_device(device, local_rank, typed)
     if where.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+        torch.backends.cudnn.deterministic = (
+            True  # a run that goes on is the run it would have been
+        )
     name = (
         _best_precision(where)
         if precision == "auto"

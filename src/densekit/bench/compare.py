@@ -259,6 +259,8 @@ def training_step(recipe: Recipe) -> TrainingStep:
     images, labels = random_batch(data.batch_size, data.channels, data.train_side, num_classes)
     if recipe.model.task != "multiclass":
         labels = F.one_hot(labels, num_classes).to(torch.int8)
+    if formats.device.type == "cuda":
+        images, labels = images.pin_memory(), labels.pin_memory()  # as the loader's are
     return TrainingStep(learner, recipe, images, labels)
 
 

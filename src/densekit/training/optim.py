@@ -221,11 +221,11 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over `parameter_groups`; its rates are set by `set_lr` before each step."""
     groups = parameter_groups(model, config, batch_size)
+    fused = all(parameter.is_cuda for parameter in model.parameters()) or None  # few launches
     if config.name in ("adam", "adamw"):
         kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-        return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    momentum, nesterov = config.momentum, config.nesterov
     if config.name == "rmsprop":
-        return torch.optim.RMSprop(
-            groups, lr=config.lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum
-        )
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+        return torch.optim.RMSprop(groups, config.lr, config.alpha, config.eps, momentum=momentum)
+    return torch.optim.SGD(groups, config.lr, momentum, nesterov=nesterov, fused=fused)

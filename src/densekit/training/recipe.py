@@ -67,6 +67,8 @@ class LoopConfig(Section):
     """Of evaluation within training."""
     memory_format: MemoryFormatName = "auto"
     """auto: the table in densekit.precision."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """On a GPU: launch a step's forward and backward pass as one each; auto: off until measured."""
     threads: int | None = Field(None, ge=1)
     """CPU threads per rank; null: OMP_NUM_THREADS, else cores / local ranks."""
 

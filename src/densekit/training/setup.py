@@ -22,6 +22,7 @@ from densekit.models.variants import architecture
 from densekit.ops.choose import why_not_lean
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
+from densekit.training.graph import resolve_graph
 from densekit.training.loss import imbalance_notes
 from densekit.training.monitor import for_images
 from densekit.training.optim import Schedule, scaling_notes
@@ -129,6 +130,7 @@ def make_plan(recipe: Recipe) -> Plan:
     )
     op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
     chosen = for_images(loop, recipe.model.task, train, counts)
+    chosen["cuda_graph"], no_graph = resolve_graph(recipe, formats.device)
     resolved = _resolve(recipe, formats, num_classes, op, chosen)
     check_batches(resolved, len(train), distributed.world_size())
     data = resolved.data
@@ -143,6 +145,7 @@ def make_plan(recipe: Recipe) -> Plan:
         warnings=[
             *warnings,
             *why,
+            *no_graph,
             *scaling_notes(resolved.optim, data.batch_size),
             *imbalance_notes(resolved, train),
         ],

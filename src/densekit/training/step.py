@@ -20,6 +20,7 @@ from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.precision import Precision
 from densekit.training import optim
+from densekit.training.graph import forward_of
 from densekit.training.loss import Loss, make_loss
 from densekit.training.recipe import LoopConfig, Recipe
 from densekit.training.state import State
@@ -36,7 +37,7 @@ class Learner:
     model: nn.Module
     """The network whose parameters are trained."""
     forward: nn.Module
-    """The same, or DistributedDataParallel around it."""
+    """The same, or DistributedDataParallel or a CUDA graph around it."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
@@ -74,14 +75,14 @@ def create_learner(recipe: Recipe, precision: Precision) -> tuple[Learner, list[
         model.freeze(recipe.optim.freeze)
     precision.place(model.train())
     preprocessing, side = Preprocessing.from_config(recipe.data), recipe.data.train_side
-    shape = (recipe.data.channels, side, side)
+    blank = torch.zeros(1, recipe.data.channels, side, side, dtype=torch.uint8)
 
     def prepare(images: Tensor) -> Tensor:
         return preprocessing.normalize(precision.send(images))
 
     return Learner(
         model=model,
-        forward=distributed.wrap(model, prepare(torch.zeros(1, *shape, dtype=torch.uint8))),
+        forward=forward_of(model, prepare(blank), recipe, precision),
         optimizer=optim.create_optimizer(model, recipe.optim, recipe.data.batch_size),
         scaler=precision.scaler(),
         ema=moving_average(model, recipe.loop.ema) if recipe.loop.ema else None,
