@@ -46,7 +46,7 @@ def training(
 
 def inference(work: Workload, precision: str = "fp32") -> StepFunction:
     """A batch of `densekit evaluate`: uint8 images to logits on the host."""
-    config = ModelConfig(name=work.model, num_classes=NUM_CLASSES, op="reference")
+    config = ModelConfig(name=work.model, num_classes=NUM_CLASSES)
     formats = resolve(work.device, precision)
     logits = logits_of(variants.create(config).eval(), Preprocessing(), formats)
     images, _ = random_batch(work.batch_size, 3, work.image_size, NUM_CLASSES)

@@ -26,21 +26,24 @@ from rich.progress import track
 from rich.table import Table
 
 import densekit_steps
+import inference_sides
 import row_tables
 import rows
 import startup
 import torchvision_steps
 from densekit.bench.rounds import Candidate, Settings, Spread, StepFunction, measure_rounds
 from densekit.config import UserError, nearest
-from densekit.precision import resolve, resolve_device
+from densekit.data.splits import open_examples
+from densekit.precision import Format, resolve, resolve_device
 from densekit_steps import Workload
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
 LOG_WIDTH = 200  # columns of a table that goes to a file
 READ_AHEAD = 2  # batches of one worker
+FILES = 128  # that `predict` reads in a step
 TUNED = (resolve().name, "channels_last")  # in the precision that densekit takes here
 # Without bf16 instructions torchvision took 20 s for a step of densenet_bc_100_12.
-PRECISIONS = ("fp32", "bf16") if TUNED[0] == "bf16" else ("fp32",)
+PRECISIONS: tuple[Format, ...] = ("fp32", "bf16") if TUNED[0] == "bf16" else ("fp32",)
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels_last"}
 NETWORKS = (
     Workload(),
@@ -67,11 +70,17 @@ def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
 
     work = shrink(Workload())
     found = {**training(work), **inference(work)}
+    found |= {n: Comparison(*of) for n, of in inference_sides.engines(work, PRECISIONS).items()}
     for network in map(shrink, NETWORKS):
         found.update(lean(network))
     for network in map(shrink, LARGE):
         found.update(lean_large(network))
-    return found if list_file is None else {**found, **reading(work, list_file)}
+    if list_file is None:
+        return found
+    files = open_examples(list_file).paths[: 4 if quick else FILES]
+    predicted = inference_sides.files(work, files, TUNED[0])
+    found |= {name: Comparison(*of) for name, of in predicted.items()}
+    return {**found, **reading(work, list_file)}
 
 
 def training(work: Workload) -> dict[str, Comparison]:

@@ -42,7 +42,7 @@ def training(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4,
                                 fused=device.type == "cuda")  # fmt: skip
     forward = torch.compile(model) if compiled else model
-    images = _images(work).to(device, memory_format=layout)
+    images = normalised_batch(work).to(device, memory_format=layout)
     labels = torch.randint(NUM_CLASSES, (work.batch_size,)).to(device)
 
     def step() -> torch.Tensor:
@@ -71,7 +71,7 @@ def inference(
     model = network(work.model)
     model = model.to(device).to(memory_format=layout).eval()
     forward = torch.compile(model) if compiled else model
-    images = _images(work).to(device, memory_format=layout)
+    images = normalised_batch(work).to(device, memory_format=layout)
 
     @torch.no_grad()
     def step() -> torch.Tensor:
@@ -166,6 +166,6 @@ def fast(path: str) -> torch.Tensor:
     return torchvision.io.decode_image(path, mode="RGB")
 
 
-def _images(work: Workload) -> torch.Tensor:
+def normalised_batch(work: Workload) -> torch.Tensor:
     """float32 [n, 3, S, S], as normalised images are."""
     return torch.randn(work.batch_size, 3, work.image_size, work.image_size)

@@ -96,7 +96,8 @@ def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet_bc_22_12", "densenet264"])
 def test_the_peer_is_the_same_network(name: str) -> None:
-    ours = variants.create(ModelConfig(name=name, num_classes=densekit_steps.NUM_CLASSES)).eval()
+    config = ModelConfig(name=name, num_classes=densekit_steps.NUM_CLASSES, op="reference")
+    ours = variants.create(config).eval()
     theirs = torchvision_steps.network(name).eval()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 32, 32)

@@ -1,0 +1,80 @@
+"""The sides of comparisons of inference, by name: with other engines, and over files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import densekit_steps
+import engine_steps
+import file_steps
+import torchvision_steps
+from densekit.bench.rounds import Candidate
+from densekit.precision import Format
+from densekit_steps import Workload
+
+Sides = tuple[Candidate, Candidate, Workload]
+
+
+def engines(work: Workload, precisions: Sequence[Format]) -> dict[str, Sides]:
+    """The network of `densekit predict` against other ways to compute it, in their precision.
+
+    Of OpenVINO and ONNX Runtime (the extra `export`), those that are installed.
+    """
+    found = {}
+    for count in (1, work.batch_size):
+        one = work.model_copy(update={"batch_size": count})
+        for name, theirs in _engines(one, precisions).items():
+            precision = name.rpartition("-")[2]
+            step = partial(densekit_steps.inference, one, precision)
+            ours = Candidate(f"densekit, {precision}", step)
+            found[f"engines-{count}/{name}"] = ours, theirs, one
+    return found
+
+
+def _engines(work: Workload, precisions: Sequence[Format]) -> dict[str, Candidate]:
+    peers = {}
+    for precision in precisions:
+        step = partial(torchvision_steps.inference, work, precision, "channels_last")
+        name = f"torchvision, channels_last, {precision}"
+        peers[f"torchvision-{precision}"] = Candidate(name, step)
+        if find_spec("openvino"):
+            step = partial(engine_steps.openvino, work, precision)
+            name = f"OpenVINO {version('openvino')}, {precision}"
+            peers[f"openvino-{precision}"] = Candidate(name, step)
+    if find_spec("onnxruntime"):
+        step = partial(engine_steps.onnxruntime, work)
+        name = f"ONNX Runtime {version('onnxruntime')}, fp32"
+        peers["onnxruntime-fp32"] = Candidate(name, step)
+    return peers
+
+
+def files(work: Workload, paths: Sequence[str], tuned: Format) -> dict[str, Sides]:
+    """Files to answers, one pass over `paths` a step; `tuned` is this machine's precision.
+
+    Paddle's side needs PADDLE_PYTHON: an interpreter that has paddlepaddle and pillow.
+    """
+    passed = work.model_copy(update={"batch_size": len(paths)})
+
+    def ours(precision: str) -> Candidate:
+        step = partial(file_steps.densekit, paths, work, precision)
+        return Candidate(f"densekit predict, {precision}", step)
+
+    plain = partial(file_steps.torchvision, paths, work, "fp32", "contiguous")
+    best = partial(file_steps.torchvision, paths, work, tuned, "channels_last")
+    sides = {
+        "predict/as-it-comes": (ours("fp32"), Candidate("torchvision, NCHW, fp32, PIL", plain)),
+        "predict/tuned": (
+            ours(tuned),
+            Candidate(f"torchvision, channels_last, {tuned}, PIL", best),
+        ),
+    }
+    if python := os.environ.get("PADDLE_PYTHON"):
+        step = partial(file_steps.paddle, paths, work, python)
+        paddle = Candidate("Paddle's inference, MKL-DNN, fp32, PIL", step)
+        sides["predict/paddle"] = ours("fp32"), paddle
+        sides["predict/paddle-tuned"] = ours(tuned), paddle
+    return {name: (*pair, passed) for name, pair in sides.items()}
