@@ -6,9 +6,12 @@
 // Every sum is taken in the order of channels, whatever the tiles, teams and batch are: an image's
 // logits are the same bits in any batch and with any number of threads.
 #pragma once
-#include <sched.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <climits>
 #include <utility>
 
 #include "multiply.h"
@@ -21,6 +24,8 @@ constexpr Index kPixels = 96;   // of a 1x1 convolution's tile
 constexpr Index kWindows = 32;  // 4x4 tiles that are transformed at once, each to
 constexpr Index kPlaces = 16;   // products
 constexpr Index kApart = 16;  // floats between rows, lest all of them fall into the same cache sets
+
+constexpr int kSpins = 4000;  // of a thread that waits, some tens of microseconds
 
 // What Python packs; pointers are null where a step has no such thing.
 enum Kind : int64_t { kPoint, kNorm, kWindow, kTransition, kLast };
@@ -57,20 +62,34 @@ struct Images {
 // Threads that share images ---------------------------------------------------------------------
 
 struct alignas(64) Meeting {
-  std::atomic<Index> arrived{0};
+  std::atomic<uint32_t> arrived{0}, asleep{0};
 };
+// Who waits spins for some microseconds and then sleeps: threads may have to share a core.
 struct Team {
   Index t, size;
   Meeting* meeting;
-  Index round = 0;
+  uint32_t round = 0;
 
   std::pair<Index, Index> share(Index n) const { return {n * t / size, n * (t + 1) / size}; }
   void meet() {
     if (size == 1) return;
-    Index all = ++round * size;
-    meeting->arrived.fetch_add(1, std::memory_order_acq_rel);
-    for (int i = 0; meeting->arrived.load(std::memory_order_acquire) < all; i++)
-      if (i > 2000) sched_yield();  // another thread may need this core to arrive
+    uint32_t all = ++round * uint32_t(size);
+    if (meeting->arrived.fetch_add(1) + 1 == all) {
+      if (meeting->asleep.load() > 0) futex(FUTEX_WAKE_PRIVATE, INT_MAX);
+      return;
+    }
+    for (int i = 0; i < kSpins; i++) {
+      if (meeting->arrived.load(std::memory_order_acquire) >= all) return;
+#ifdef __SSE2__
+      __builtin_ia32_pause();
+#endif
+    }
+    meeting->asleep.fetch_add(1);
+    for (uint32_t seen; (seen = meeting->arrived.load()) < all;) futex(FUTEX_WAIT_PRIVATE, seen);
+    meeting->asleep.fetch_sub(1);
+  }
+  void futex(int operation, uint32_t value) {
+    syscall(SYS_futex, &meeting->arrived, operation, value, nullptr, nullptr, 0);
   }
 };
 
