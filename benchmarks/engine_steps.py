@@ -22,7 +22,8 @@ def openvino(work: Workload, precision: str) -> StepFunction:
     """OpenVINO on the CPU, for the batch's own shape, in f32 or bf16."""
     ov = import_module("openvino")
 
-    model = _exported(work, ov.convert_model)
+    core = ov.Core()
+    model = _exported(work, core.read_model)
     images = torchvision_steps.normalised_batch(work).numpy()
     model.reshape(list(images.shape))
     hints = {
@@ -30,7 +31,7 @@ def openvino(work: Workload, precision: str) -> StepFunction:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    request = ov.Core().compile_model(model, "CPU", hints).create_infer_request()
+    request = core.compile_model(model, "CPU", hints).create_infer_request()
     return lambda: request.infer([images])
 
 
