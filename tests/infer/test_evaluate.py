@@ -135,7 +135,7 @@ def test_it_is_numpys_count(
     assert list(found) == [
         "count", "top1", "top5", "loss", "ece", "balanced_accuracy", "f1", "per_class",
         "confusion", "auroc", "average_precision", "ips", "task", "preprocessing", "precision",
-        "engine",
+        "engine", "tta",
     ]  # fmt: skip
     assert found["precision"] == "fp32"
     assert found["preprocessing"] == PREPROCESSING.model_dump(mode="json")

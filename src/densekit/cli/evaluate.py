@@ -19,6 +19,7 @@ from densekit.cli.options import (
     Options,
     PrecisionOption,
     Source,
+    Tta,
 )
 from densekit.cli.output import new_table, number, show, show_json, show_notes
 
@@ -61,6 +62,7 @@ def evaluate(
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     engine: Engine = "auto",
+    tta: Tta = "none",
     max_pixels: MaxPixels = None,
     specificity: Annotated[
         float,
@@ -97,7 +99,7 @@ def evaluate(
         show_notes([*asked.notes, *opened.notes])
         loaders = "auto" if workers is None else workers
         found = evaluate_source(
-            opened, formats, data, batch_size, loaders, max_pixels, engine=engine,
+            opened, formats, data, batch_size, loaders, max_pixels, engine, tta,
             specificity=specificity, resampling=Resampling(bootstrap) if bootstrap else None,
         )  # fmt: skip
         print_evaluation(found, as_json=json)
@@ -113,17 +115,19 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
     table = new_table("Images", *columns, "ips", right=("Images", *columns, "ips"))
     measured = (number(found[key]) for key in columns.values())
     table.add_row(f"{found['count']:,}", *measured, f"{found['ips']:.0f}")
-    ends = found.get("intervals", {})
-    if ends:
-        table.add_row("95 %", *(interval(ends.get(key)) for key in columns.values()), "")
     show(table)
+    ends = found.get("intervals", {})
+    shown = [f"{name} {interval(ends[key])}" for name, key in columns.items() if ends.get(key)]
+    if shown:
+        show(f"95 % intervals: {', '.join(shown)}")
     rows = [row for row in found["per_class"] if several or row["count"]]
     if len(rows) <= CLASSES_SHOWN:
         show("")
         show(table_of_several(rows) if several else table_of_classes(rows))
     if several:
         show(
-            f"\nSens, Spec, F1 at the threshold; Sens@: highest sensitivity at a specificity of "
+            f"\nThere: images in which the class is; From: the threshold, at which F1, sensitivity "
+            f"and specificity are counted; Sens@: the highest sensitivity at a specificity of "
             f"{found['specificity']:g}"
         )
     steps = found["preprocessing"]
@@ -132,7 +136,8 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
         f"\npreprocessing: {resized}centre {steps['crop']}, "
         f"{steps['interpolation']}, antialias {str(steps['antialias']).lower()}, "
         f"rounding as {steps['rounding']}'s; "
-        f"precision {found['precision']}; all of it with --json"
+        + (f"test-time augmentation {found['tta']}; " if found["tta"] != "none" else "")
+        + f"precision {found['precision']}; all of it with --json"
     )
 
 
@@ -148,17 +153,16 @@ def table_of_classes(rows: list[dict[str, Any]]) -> Table:
 
 def table_of_several(rows: list[dict[str, Any]]) -> Table:
     """Of classes that are there or not."""
-    keys = ("average_precision", "f1", "sensitivity", "specificity", "sensitivity_at_specificity")
-    numbers = ("There", "Not", "AUROC", "95 %", "AP", "F1", "Sens", "Spec", "Sens@", "Threshold")
+    keys = ("average_precision", "f1", "sensitivity", "specificity", "threshold")
+    numbers = ("There", "AUROC", "95 %", "AP", "F1", "Sens", "Spec", "From")
     table = new_table("Class", *numbers, right=numbers)
     for row in rows:
         auroc = number(row["auroc"]), interval(row.get("intervals", {}).get("auroc"))
         cells = (number(row[key]) for key in keys)
-        counts = (f"{row[key]:,}" for key in ("positives", "negatives"))
-        table.add_row(row["label"], *counts, *auroc, *cells, number(row["threshold"]))
+        table.add_row(row["label"], f"{row['positives']:,}", *auroc, *cells)
     return table
 
 
 def interval(ends: list[float] | None) -> str:
-    """`0.8123-0.8410`, or a dash."""
-    return "-" if ends is None else f"{ends[0]:.4f}-{ends[1]:.4f}"
+    """`0.812-0.841`, or a dash."""
+    return "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"

@@ -38,6 +38,14 @@ Classes = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps")]
 PrecisionOption = Annotated[str, typer.Option("--precision", metavar="fp32|bf16|fp16")]
+Tta = Annotated[
+    str,
+    typer.Option(
+        "--tta",
+        metavar="none|flip|five-crop",
+        help="Mean probability of the image and its mirror image, or of five crops.",
+    ),
+]
 Engine = Annotated[
     str,
     typer.Option(

@@ -19,6 +19,7 @@ from densekit.cli.options import (
     Options,
     PrecisionOption,
     Source,
+    Tta,
 )
 from densekit.cli.output import is_printing, show_notes
 
@@ -31,7 +32,7 @@ def predict(
     ] = None,
     topk: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--topk", min=1, help="Answers per image; 5."),
+        typer.Option("--topk", min=1, help="Answers per image; 5, of several classes all."),
     ] = None,
     model: ModelName = None,
     classes: Classes = None,
@@ -41,6 +42,7 @@ def predict(
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
     engine: Engine = "auto",
+    tta: Tta = "none",
     max_pixels: MaxPixels = None,
     json: AsJson = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
@@ -60,6 +62,7 @@ def predict(
     from densekit.data.bit_depth import dark_files
     from densekit.infer.classifier import Classifier, expand
     from densekit.infer.rows import write_csv, write_json, write_text
+    from densekit.infer.tta import VIEWS
     from densekit.precision import FLAG, keep_freed_memory, resolve
     from densekit.progress import bar
 
@@ -71,17 +74,21 @@ def predict(
     if config is not None:
         source, files = None, [*([source] if source else []), *(files or [])]
     asked = ask(source, config, option or [], "predict")
-    images, topk = expand(files or asked.infer.files), topk or asked.infer.topk
+    images = expand(files or asked.infer.files)
     if not images:
         raise UserError("say which images to predict: files, or folders of them")
     opened = asked.open(classes, model)
     show_notes([*asked.notes, *opened.notes, *dark_files(images, opened.preprocessing.scaling)])
     formats = resolve(asked.device(device), precision, typed=FLAG)
-    classifier = Classifier(opened, formats, max_pixels, engine)
+    classifier = Classifier(opened, formats, max_pixels, engine, tta)
+    topk = topk or (asked.infer.topk if asked.paddleclas else classifier.answers_shown)
+    if tta != "none":
+        show_notes([f"--tta {tta}: mean probability of {VIEWS[tta]} views of each image"])
     size = batch_size or asked.infer.batch_size
     rows = bar(classifier.rows(images, topk, size), len(images), "predicting")
     if csv:
-        failed = write_csv(rows, sys.stdout, min(topk, len(classifier.classes)))
+        most = min(topk, len(opened.classes))
+        failed = write_csv(rows, sys.stdout, most, bool(opened.thresholds))
     else:
         failed = (write_json if json else write_text)(rows, sys.stdout)
     raise typer.Exit(1 if failed else 0)

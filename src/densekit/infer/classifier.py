@@ -22,6 +22,7 @@ from densekit.data.listing import readable
 from densekit.infer.engines import Logits, open_engine, resolve_engine
 from densekit.infer.model import Opened, device_of, open_path
 from densekit.infer.rows import Answer, Row
+from densekit.infer.tta import averaged, squares_for
 from densekit.models.densenet import DenseNet
 from densekit.precision import Precision, resolve
 from densekit.progress import say
@@ -40,10 +41,12 @@ class Classifier:
         precision: Precision,
         max_pixels: int | None = None,
         engine: str = "auto",
+        tta: str = "none",
     ) -> None:
         """Images of more than `max_pixels` are not decoded; None: as in the network's training.
 
-        `engine` is one of ENGINE_NAMES. Raises UserError where it cannot compute the network.
+        `engine` is one of ENGINE_NAMES, `tta` one of VIEWS. Raises UserError where it cannot
+        compute the network, or such views cannot be cut.
         """
         self.opened = opened
         self.max_pixels = max_pixels or opened.max_pixels
@@ -52,25 +55,38 @@ class Classifier:
         self.task = opened.task
         self.engine = resolve_engine(opened, engine)
         self.precision = precision
-        self.logits: Logits = open_engine(opened, precision, engine)
+        self.thresholds = opened.thresholds
+        self._read_as = squares_for(tta, self.preprocess)
+        of_one = open_engine(opened, precision, engine)
+        self.logits: Logits = averaged(of_one, tta, self.task, self.preprocess.crop)
 
     @property
     def model(self) -> DenseNet:
         """torch's network. Raises UserError for an exported one."""
         return self.opened.model
 
-    def predict(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> list[Row]:
-        """A row for each image, in order; `topk` answers, or as many as there are classes.
+    @property
+    def answers_shown(self) -> int:
+        """Answers of an image where nobody says how many: 5, or all of classes that are there or
+        not."""
+        return 5 if self.task == "multiclass" else len(self.classes)
+
+    def predict(
+        self, images: Sequence[Input], topk: int | None = None, batch_size: int = 32
+    ) -> list[Row]:
+        """A row for each image, in order; `topk` answers, or as many as there are classes; None:
+        `answers_shown`.
 
         Probabilities are a softmax over the classes, or each class' own sigmoid for a multilabel
-        network. Warns of files that would be seen nearly black. Raises UserError for what is no
-        image at all, such as an array of floats.
+        or binary network; then `positive` says whether it reaches the class' threshold, where the
+        network has one. Warns of files that would be seen nearly black. Raises UserError for what
+        is no image at all, such as an array of floats.
         """
         if not isinstance(images, (str, os.PathLike)):
             files = [str(i) for i in images if isinstance(i, (str, os.PathLike))]
             for note in dark_files(files, self.preprocess.scaling):
                 warnings.warn(note, stacklevel=2)
-        return list(self.rows(images, topk, batch_size))
+        return list(self.rows(images, self.answers_shown if topk is None else topk, batch_size))
 
     def rows(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> Iterator[Row]:
         """`predict`, a batch at a time: files are read in threads while the network runs."""
@@ -108,7 +124,7 @@ class Classifier:
         """
         source = Path(image) if isinstance(image, os.PathLike) else image
         try:
-            seen = self.preprocess
+            seen = self._read_as
             return seen(from_image(source, seen.channels, self.max_pixels, seen.scaling))
         except UnreadableImage as error:
             if isinstance(source, (str, Path)) and Path(source).is_dir():
@@ -132,7 +148,11 @@ class Classifier:
         ]
 
     def _answer(self, place: int, prob: float) -> Answer:
-        return {"class": place, "label": self.classes[place], "prob": prob}
+        answer: Answer = {"class": place, "label": self.classes[place], "prob": prob}
+        threshold = None if self.thresholds is None else self.thresholds[place]
+        if threshold is not None:
+            answer["positive"] = prob >= threshold
+        return answer
 
 
 def _of_folder(folder: Path) -> UnreadableImage:

@@ -31,6 +31,7 @@ from densekit.infer import metrics, multilabel_metrics
 from densekit.infer.bootstrap import Resampling
 from densekit.infer.engines import Logits, logits_of, open_engine, resolve_engine
 from densekit.infer.model import Opened
+from densekit.infer.tta import averaged, squares_for
 from densekit.precision import Precision
 from densekit.progress import bar, say
 
@@ -128,6 +129,7 @@ def evaluate_source(
     workers: int | str = "auto",
     max_pixels: int | None = None,
     engine: str = "auto",
+    tta: str = "none",
     specificity: float = multilabel_metrics.SPECIFICITY,
     resampling: Resampling | None = None,
 ) -> dict[str, Any]:
@@ -135,8 +137,8 @@ def evaluate_source(
 
     `data` is a list file, a folder or builtin:NAME, None for the validation images that the
     network was trained with; `batch_size` is a rank's and `max_pixels` an image's limit,
-    None for the training's own. `resampling` is how intervals are found. Raises UserError, alike
-    on all ranks.
+    None for the training's own. `tta` is one of VIEWS; `resampling` is how intervals are found.
+    Raises UserError, alike on all ranks.
     """
     examples, notes = distributed.on_every_rank(lambda: _examples(opened, data))
     for note in notes:
@@ -144,13 +146,15 @@ def evaluate_source(
     batch_size = batch_size or _stored_batch_size(opened.data) or BATCH_SIZE
     device, world = precision.device.type, distributed.world_size()
     workers = resolve_workers(workers, device, distributed.local_world_size())
+    reads = squares_for(tta, opened.preprocessing)
     batches = eval_batches(
-        examples, opened.preprocessing, batch_size, workers, distributed.rank(), world,
+        examples, reads, batch_size, workers, distributed.rank(), world,
         pin_memory=device == "cuda", max_pixels=max_pixels or opened.max_pixels,
     )  # fmt: skip
     own = len(range(distributed.rank(), -(-len(examples) // batch_size), world))
     shown = bar(batches, own, "evaluating")
-    logits = distributed.on_every_rank(lambda: open_engine(opened, precision, engine))
+    of_one = distributed.on_every_rank(lambda: open_engine(opened, precision, engine))
+    logits = averaged(of_one, tta, opened.task, opened.preprocessing.crop)
     found = evaluate(logits, shown, opened.task, report_of(opened, specificity, resampling))
     per_class = [
         {"class": label, "label": name, **row}
@@ -167,6 +171,7 @@ def evaluate_source(
         "preprocessing": opened.preprocessing.model_dump(mode="json"),
         "precision": precision.name,
         "engine": resolve_engine(opened, engine),
+        "tta": tta,
     }
 
 

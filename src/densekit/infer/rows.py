@@ -1,6 +1,7 @@
 """A prediction's row, and how `densekit predict` writes rows.
 
-A row is `{file, topk: [{class, label, prob}], error}`, the same in JSON, CSV and Python. An image
+A row is `{file, topk: [{class, label, prob}], error}`, the same in JSON, CSV and Python; an answer
+of a multilabel or binary network also has `positive`, where the class has a threshold. An image
 that cannot be read is a row too, with its error and no answers. Names of files that are no UTF-8
 are written as `readable` writes them.
 """
@@ -14,7 +15,14 @@ from typing import Any, TextIO, TypedDict
 
 from densekit.data.listing import readable
 
-Answer = TypedDict("Answer", {"class": int, "label": str, "prob": float})
+EveryAnswer = TypedDict("EveryAnswer", {"class": int, "label": str, "prob": float})
+
+
+class Answer(EveryAnswer, total=False):
+    """A class and its probability."""
+
+    positive: bool
+    """Whether the probability reaches the class' threshold."""
 
 
 class Row(TypedDict):
@@ -37,14 +45,15 @@ def write_json(rows: Iterable[Row], out: TextIO) -> int:
     return failed
 
 
-def write_csv(rows: Iterable[Row], out: TextIO, topk: int) -> int:
-    """file, class1, label1, prob1, class2, ..., error. Returns the rows with an error."""
-    failed, fields = 0, ("class", "label", "prob")
+def write_csv(rows: Iterable[Row], out: TextIO, topk: int, thresholds: bool = False) -> int:
+    """file, class1, label1, prob1, class2, ..., error; after each prob `positive` where there are
+    `thresholds`. Returns the rows with an error."""
+    failed, fields = 0, ("class", "label", "prob", *(("positive",) if thresholds else ()))
     names = [f"{field}{place}" for place in range(1, topk + 1) for field in fields]
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["file", *names, "error"])
     for row in rows:
-        cells: list[Any] = [value for answer in row["topk"] for value in answer.values()]
+        cells: list[Any] = [answer.get(field, "") for answer in row["topk"] for field in fields]
         cells += [""] * (len(names) - len(cells))
         table.writerow([_name(row), *cells, row["error"]])
         failed += row["error"] is not None
@@ -55,10 +64,15 @@ def write_text(rows: Iterable[Row], out: TextIO) -> int:
     """A line for people: the file and its answers. Returns the rows with an error."""
     failed = 0
     for row in rows:
-        answers = "  ".join(f"{a['label']} {a['prob']:.4f}" for a in row["topk"])
+        answers = "  ".join(map(_spoken, row["topk"]))
         out.write(f"{_name(row)}  {answers or 'error: ' + str(row['error'])}\n")
         failed += row["error"] is not None
     return failed
+
+
+def _spoken(answer: Answer) -> str:
+    yes = " (positive)" if answer.get("positive") else ""
+    return f"{answer['label']} {answer['prob']:.4f}{yes}"
 
 
 def _name(row: Row) -> str | None:

@@ -46,6 +46,9 @@ class AnswerOut(BaseModel):
     class_: int = Field(alias="class", description="The class' number.")
     label: str
     prob: float = Field(ge=0, le=1)
+    positive: bool | None = Field(
+        None, description="Whether it reaches the class' threshold, where the network has one."
+    )
 
 
 class MapOut(BaseModel):
