@@ -157,12 +157,12 @@ def table_of_several(rows: list[dict[str, Any]]) -> Table:
     numbers = ("There", "AUROC", "95 %", "AP", "F1", "Sens", "Spec", "From")
     table = new_table("Class", *numbers, right=numbers)
     for row in rows:
-        auroc = number(row["auroc"]), interval(row.get("intervals", {}).get("auroc"))
+        auroc = number(row["auroc"]), interval(row.get("intervals", {}).get("auroc"), digits=2)
         cells = (number(row[key]) for key in keys)
         table.add_row(row["label"], f"{row['positives']:,}", *auroc, *cells)
     return table
 
 
-def interval(ends: list[float] | None) -> str:
-    """`0.812-0.841`, or a dash."""
-    return "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"
+def interval(ends: list[float] | None, digits: int = 3) -> str:
+    """`0.812-0.841`, or a dash; with two digits a table of them fits on 80 columns."""
+    return "-" if ends is None else f"{ends[0]:.{digits}f}-{ends[1]:.{digits}f}"
