@@ -3,7 +3,8 @@
     reference   the modules themselves: bit for bit torchvision's
     recompute   the modules, normalised copies made again in backward: less memory, slower
     lean        one buffer, shared statistics: the least memory, and the fastest where it is taken
-    auto        lean in training on a CPU that has its C++ kernels, else reference
+    auto        lean in training on a CPU that has its C++ kernels; in evaluation there, all of the
+                network in one call (models/one_call.py); else reference
 
 auto's table follows benchmarks/results.
 """
@@ -59,8 +60,8 @@ def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | Non
 def why_not_inference(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why auto takes the reference in evaluation; None where the network is one call.
 
-    Any batch, by benchmarks/results/inference.json. With AMX torch's own bf16 products may be
-    faster than these kernels can be; it has not been measured.
+    Any batch, by engines-1.json and engines-16.json in benchmarks/results. With AMX torch's own
+    bf16 products may be faster than these kernels can be; it has not been measured.
     """
     if device.type != "cpu" or dtype not in native.SUFFIX:
         return (
