@@ -25,6 +25,7 @@ PURPOSES = {
     "paddleclas": "PaddleClas' YAML, `-o` and lists to a recipe; nothing else knows PaddleClas",
     "precision": "device, number format, memory format: one table, used by every command",
     "progress": "progress bars on the terminal",
+    "export": "a network out of torch: files for other engines, int8, the gate that measures both",
     "serve": "`densekit serve`: HTTP, dynamic batches, limits, metrics, KServe's protocol, page",
     "training": "recipe, set-up, loop, step, learning rate, states, log, the run's folder",
     "weights": "other libraries' weights: found, read, mapped, converted; whole or refused",

@@ -30,11 +30,12 @@ ROOMS = {
     "weights": "models data files",
     "infer": "weights models data files precision distributed progress",
     "explain": "infer models data files",
+    "export": "infer models data files precision progress",
     "training": "infer weights models data ops files precision distributed progress",
     "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models ops precision distributed progress",
-    "cli": "serve explain training infer bench weights models data paddleclas precision "
+    "cli": "serve explain export training infer bench weights models data paddleclas precision "
     "distributed progress",
     "api": "training infer weights models paddleclas distributed",
 }

@@ -364,7 +364,9 @@ def follows_row(
         assert row.kind == "refused" or path in OTHERWISE_REFUSED
         assert row.kind != "refused" or row.says in str(after)
         return
-    same = (before.recipe, before.infer) == (after.recipe, after.infer)
+    same = (before.recipe, before.infer, before.export_to) == (
+        after.recipe, after.infer, after.export_to
+    )  # fmt: skip
     if row.kind == "nothing":
         assert same
         assert before.notes == after.notes

@@ -24,6 +24,8 @@ class Asked:
     infer: Infer = field(default_factory=Infer)
     """What a PaddleClas file asks of predict."""
     paddleclas: bool = False
+    export_to: str | None = None
+    """The folder that a PaddleClas file asks of export."""
 
     def device(self, chosen: str) -> str:
         """`chosen`; where that is auto the recipe's own, or the one that SOURCE needs."""
@@ -52,7 +54,9 @@ def ask(source: str | None, config: str | None, options: Sequence[str], use: Use
         raise UserError("give either SOURCE, such as runs/quickstart/best, or -c RECIPE")
     if config is not None:
         opened = open_recipe(config, options, use)
-        return Asked(None, opened.recipe, opened.notes, opened.infer, opened.paddleclas)
+        return Asked(
+            None, opened.recipe, opened.notes, opened.infer, opened.paddleclas, opened.export_to
+        )
     if options:
         raise UserError(f"-o {options[0]}: goes with -c RECIPE, not with SOURCE")
     return Asked(source)

@@ -13,11 +13,11 @@ import traceback
 
 import typer
 
-from densekit.cli import bench, catalog, convert, evaluate, explain, predict, serve, train
+from densekit.cli import bench, catalog, convert, evaluate, explain, export, predict, serve, train
 
 app = typer.Typer(
     name="densekit",
-    help="Train, evaluate, predict with and serve DenseNets.",
+    help="Train, evaluate, predict with, export and serve DenseNets.",
     epilog="Start with: densekit train -c quickstart",
     no_args_is_help=True,
     add_completion=False,
@@ -30,6 +30,7 @@ for command in (
     evaluate.evaluate,
     predict.predict,
     explain.explain,
+    export.export,
     serve.serve,
     convert.translate,
     convert.convert,

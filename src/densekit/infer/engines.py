@@ -114,9 +114,15 @@ def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precisi
 
 def exported_logits(exported: Exported, run: Runtime) -> Logits:
     """`run` of what the file takes: the images as they are, or normalised."""
-    config = exported.config
+    config, side = exported.config, exported.config.preprocessing.crop
 
     def logits(images: Tensor) -> Tensor:
+        if not config.export.dynamic_size and images.shape[2:] != (side, side):
+            # OpenVINO would answer something else
+            raise UserError(
+                f"{exported.folder}: takes images of {side} x {side} pixels, got "
+                f"{images.shape[2]} x {images.shape[3]}; export it with --dynamic-size"
+            )
         if config.export.with_preprocessing:
             given = images.permute(0, 2, 3, 1)
         else:

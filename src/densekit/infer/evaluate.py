@@ -140,7 +140,7 @@ def evaluate_source(
     None for the training's own. `tta` is one of VIEWS; `resampling` is how intervals are found.
     Raises UserError, alike on all ranks.
     """
-    examples, notes = distributed.on_every_rank(lambda: _examples(opened, data))
+    examples, notes = distributed.on_every_rank(lambda: validation_examples(opened, data))
     for note in notes:
         say(note)
     batch_size = batch_size or _stored_batch_size(opened.data) or BATCH_SIZE
@@ -175,7 +175,7 @@ def evaluate_source(
     }
 
 
-def _check_there(data: DataConfig) -> None:
+def _check_there(data: DataConfig, option: str) -> None:
     """That the images which an artifact names are on this machine. Raises UserError."""
     for path in (data.root, data.val, data.train):
         if path and not path.startswith("builtin:") and not Path(path).expanduser().exists():
@@ -183,7 +183,7 @@ def _check_there(data: DataConfig) -> None:
             if not under.exists() and not (path is data.train and data.val):
                 raise UserError(
                     f"the images that it was trained with are not there: {path} does not exist "
-                    f"(from {Path.cwd()}); say where validation images are: --data LIST|FOLDER"
+                    f"(from {Path.cwd()}); say where validation images are: {option} LIST|FOLDER"
                 )
 
 
@@ -197,18 +197,23 @@ def _stored_batch_size(data: Tree) -> int | None:
     return rename(DataConfig, ConfigSource(data)).tree.get("evaluate", {}).get("batch_size")
 
 
-def _examples(opened: Opened, data: str | None) -> tuple[Examples, list[str]]:
-    """The images to count, with the network's labels; and what a person should know of them."""
+def validation_examples(
+    opened: Opened, data: str | None, option: str = "--data"
+) -> tuple[Examples, list[str]]:
+    """The images to count, with the network's labels; and what a person should know of them.
+
+    `data` is what `option` names; None: the validation images of the training. Raises UserError.
+    """
     outputs = Numbering.of_network(opened.classes, opened.named)
     if data is not None:
         labelling = Labelling(opened.task, classes=_positive(opened))
         examples = open_examples(data, labelling=labelling, numbering=outputs)
     elif opened.data:
         section = build(DataConfig, ConfigSource(opened.data))
-        _check_there(section)
+        _check_there(section, option)
         examples = match_labels(open_val(section, opened.task), outputs)
     else:
-        raise UserError("say which images to evaluate on: --data LIST|FOLDER|builtin:NAME")
+        raise UserError(f"say which images to evaluate on: {option} LIST|FOLDER|builtin:NAME")
     examples = widen(examples, len(opened.classes))
     scaling = opened.preprocessing.scaling
     _, notes = check_examples(

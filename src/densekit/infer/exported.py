@@ -40,8 +40,9 @@ class ExportSection(Section):
 
     to: Target
     with_preprocessing: bool = False
-    """true: uint8 [N, H, W, C] in, `probabilities` and `logits` out; false: float32 [N, C, H, W]
-    in, normalised by preprocessing's mean and std, `logits` out."""
+    """true: uint8 [N, H, W, C] in (float32 in 0..1 for an intensity other than 8bit),
+    `probabilities` and `logits` out; false: float32 [N, C, H, W] in, normalised by
+    preprocessing's mean and std, `logits` out."""
     dynamic_size: bool = False
     """Whether H and W may be other than preprocessing.crop; N always may."""
     float_layers: tuple[str, ...] = ()

@@ -35,6 +35,8 @@ class Opened:
     """Of each class, from which probability on it is taken for there; None: nobody chose any."""
     data: dict[str, Any] = field(default_factory=dict)
     """The data section it was trained with, where that is known."""
+    described: ArtifactConfig | None = None
+    """An artifact's or export's own config."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was opened."""
     named: bool = True
@@ -132,6 +134,7 @@ def _open_folder(folder: Path) -> Opened:
         task=config.task,
         thresholds=_thresholds(config),
         data=config.data,
+        described=config,
         notes=() if place == folder else (f"{folder}: a run's folder; taking {place}",),
     )
 
@@ -147,6 +150,7 @@ def _open_exported(folder: Path) -> Opened:
         task=config.task,
         thresholds=_thresholds(config),
         data=config.data,
+        described=config,
     )
 
 

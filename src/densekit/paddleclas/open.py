@@ -26,6 +26,8 @@ class OpenedRecipe:
     infer: Infer = field(default_factory=Infer)
     """What a PaddleClas file asks of predict."""
     paddleclas: bool = False
+    export_to: str | None = None
+    """Global.save_inference_dir."""
 
 
 def open_recipe(
@@ -50,7 +52,7 @@ def open_recipe(
         made, renamed = assemble(Recipe, _over(found.layers, own))
         said = found.said if use == "train" else ()
         notes = [*flags.follow(os.environ), *renamed, *said, *notes]
-        return OpenedRecipe(made, notes, found.infer, paddleclas=True)
+        return OpenedRecipe(made, notes, found.infer, True, found.export_to)
     source, defaults = recipe.read_recipe(config)
     if folder is not None and config is None:
         defaults, notes = suggest(folder, options)

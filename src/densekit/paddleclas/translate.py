@@ -48,7 +48,7 @@ ARCHS = {
 }
 TRAIN_LOADER, EVAL_LOADER = "DataLoader.Train", "DataLoader.Eval"
 SAVED = {"best_model": "best", "latest": "last"}  # their names of what a run leaves -> ours
-Use = Literal["train", "evaluate", "predict"]
+Use = Literal["train", "evaluate", "predict", "export"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Translated:
     notes: Mapping[str, str]
     """By the recipe's key: what is otherwise than there."""
     infer: Infer
+    export_to: str | None
+    """Global.save_inference_dir."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -107,7 +109,8 @@ def translate_file(
     built = assemble(Recipe, layers)[0]
     if not built.optim.scale_lr:
         del t.notes["optim.reference_batch"]
-    return Translated(layers, _in_effect(tree, built), t.notes, infer)
+    export_to = t.text("Global.save_inference_dir") or None
+    return Translated(layers, _in_effect(tree, built), t.notes, infer, export_to)
 
 
 def _in_effect(tree: Tree, section: Section) -> Tree:

@@ -1,0 +1,175 @@
+"""The gate: an exported network beside torch's, on real images, before anybody relies on it.
+
+Both get the same squares. A float export may differ by rounding alone; int8 differs in every
+logit, so there it is answers that count. n images, K classes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densekit.export.images import RealImages
+from densekit.infer.engines import Logits
+from densekit.infer.evaluate import evaluate
+from densekit.models.artifact import Task
+
+MAX_DIFFERENCE = 1e-4
+"""Of a float export's logits, as a share of the largest logit, or of 1 where that is less. Rounding
+alone was seen to make 1e-6 of it."""
+MAX_DROP = 0.5
+"""Points of top-1 that int8 may lose."""
+MIN_AGREEMENT, MAX_NORM = 0.95, 0.25
+"""Of int8: the share of images with the same answer, and the norm of the logits' difference over
+the logits' norm. A network that loses no accuracy was seen to have 0.045."""
+LATENCY_BATCHES, LATENCY_ROUNDS = (1, 16), 7
+WORST = 5  # images that are named
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a network answers to the gate's images."""
+
+    logits: Tensor
+    """float32 [n, K]."""
+    summary: dict[str, Any]
+    """`densekit evaluate`'s own counts: count and loss, of one class an image top1 and top5 too;
+    {} for images without labels."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of an export's logits from torch's."""
+
+    max: float
+    mean: float
+    largest_logit: float
+    """Of torch's, by magnitude."""
+    relative_norm: float
+    """|difference| / |torch's logits|, both Euclidean, over all images."""
+    agreement: float
+    """The share of images with the same top-1; of several classes an image or one that is there or
+    not, of outputs with the same sign."""
+    worst: tuple[int, ...]
+    """The images that differ most, by number."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is let through."""
+
+    max_difference: float = MAX_DIFFERENCE
+    max_drop: float = MAX_DROP
+
+
+def count(logits: Logits, images: RealImages, what: str) -> Counted:
+    """The network's answers, by `densekit evaluate`'s own loop. Raises UserError."""
+    kept: list[Tensor] = []
+
+    def keep(batch: Tensor) -> Tensor:
+        kept.append(logits(batch))
+        return kept[-1]
+
+    found = evaluate(
+        keep, images.batches(what), images.opened.task if images.labelled else "multiclass"
+    )
+    return Counted(torch.cat(kept), found.summary if images.labelled else {})
+
+
+def compare(reference: Counted, exported: Counted, task: Task) -> Difference:
+    """How far the export's answers are from torch's."""
+    ours, theirs = reference.logits.double(), exported.logits.double()
+    difference = (theirs - ours).abs()
+    if task == "multiclass":
+        same = ours.argmax(1) == theirs.argmax(1)
+    else:
+        same = (ours > 0) == (theirs > 0)
+    by_image = difference.amax(1).nan_to_num(nan=torch.inf)
+    return Difference(
+        max=difference.max().item(),
+        mean=difference.mean().item(),
+        largest_logit=ours.abs().max().item(),
+        relative_norm=(difference.norm() / ours.norm()).item(),
+        agreement=same.double().mean().item(),
+        worst=tuple(by_image.argsort(descending=True)[:WORST].tolist()),
+    )
+
+
+def float_faults(difference: Difference, bounds: Bounds) -> list[str]:
+    """Why a float export does not pass; empty where it does."""
+    allowed = bounds.max_difference * max(1.0, difference.largest_logit)
+    if difference.max <= allowed:  # no NaN is
+        return []
+    return [
+        f"its logits differ from torch's by up to {difference.max:.2g}, more than {allowed:.2g} "
+        f"(--max-difference {bounds.max_difference:g} of the largest logit, "
+        f"{difference.largest_logit:.3g})"
+    ]
+
+
+def drop(reference: Counted, exported: Counted) -> float:
+    """Points of top-1 that the export loses; 0 where there is none."""
+    if "top1" not in reference.summary:
+        return 0.0
+    return 100 * (reference.summary["top1"] - exported.summary["top1"])
+
+
+def int8_faults(
+    reference: Counted, exported: Counted, difference: Difference, bounds: Bounds
+) -> list[str]:
+    """Why an int8 export does not pass; empty where it does."""
+    faults = []
+    lost = drop(reference, exported)
+    if lost > bounds.max_drop:
+        faults.append(
+            f"it loses {lost:.2f} points of top-1 ({reference.summary['top1']:.4f} to "
+            f"{exported.summary['top1']:.4f}), more than --max-drop {bounds.max_drop:g}"
+        )
+    if not difference.agreement >= MIN_AGREEMENT:
+        faults.append(
+            f"{difference.agreement:.1%} of the answers are torch's, less than {MIN_AGREEMENT:.0%}"
+        )
+    if not difference.relative_norm <= MAX_NORM:
+        faults.append(
+            f"the norm of its logits' difference is {difference.relative_norm:.2f} of the logits' "
+            f"norm, more than {MAX_NORM}"
+        )
+    return faults
+
+
+def latency(reference: Logits, exported: Logits, images: RealImages) -> list[dict[str, float]]:
+    """Milliseconds a call takes, medians of rounds in which both take turns, at each batch size."""
+    squares = next(iter(images.batches("reading")))[1].images
+    rows = []
+    for batch in LATENCY_BATCHES:
+        given = squares[torch.arange(batch) % len(squares)]
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for turn in range(LATENCY_ROUNDS + 1):
+            for network, taken in zip((reference, exported), seconds, strict=True):
+                began = time.perf_counter()
+                network(given)
+                if turn:  # the first one makes room
+                    taken.append(time.perf_counter() - began)
+        torch_ms, exported_ms = (1000 * statistics.median(taken) for taken in seconds)
+        rows.append({"batch": batch, "torch_ms": torch_ms, "exported_ms": exported_ms})
+    return rows
+
+
+def bounds_of(bounds: Bounds, int8: bool) -> dict[str, float]:
+    """Those that apply, for gate.json."""
+    if not int8:
+        return {"max_difference": bounds.max_difference}
+    return {
+        "max_drop": bounds.max_drop, "min_agreement": MIN_AGREEMENT, "max_norm": MAX_NORM,
+    }  # fmt: skip
+
+
+def as_tree(difference: Difference, images: RealImages) -> dict[str, Any]:
+    """For gate.json: the worst images by their names."""
+    tree = asdict(difference)
+    return {**tree, "worst": [images.examples.relative(i) for i in difference.worst]}
