@@ -22,6 +22,7 @@ from densekit.infer.classifier import load
 from densekit.infer.engines import open_engine
 from densekit.infer.evaluate import evaluate_source
 from densekit.infer.model import Opened, open_path
+from densekit.models import artifact
 from densekit.precision import Precision
 
 FP32 = Precision(torch.device("cpu"))
@@ -181,6 +182,28 @@ def test_a_bound_that_rounding_exceeds(opened: Opened, tmp_path: Path, to: str) 
     with pytest.raises(UserError, match=r"--max-difference 0.*the difference grows by rounding"):
         export_network(opened, tmp_path / "out", options)
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("to", INT8)
+def test_layers_that_int8_hurts_stay_in_float(trained: Path, tmp_path: Path, to: str) -> None:
+    """Three channels of one layer's input are 3000 times the others, and its weights make up for
+    it: the same network in float, while 8 bits for all channels together lose the others."""
+    stored = artifact.read_artifact(trained)
+    tensors, layer = dict(stored.state_dict), "features.denseblock2.denselayer2"
+    for name in ("weight", "bias"):
+        tensors[f"{layer}.norm1.{name}"][:3] *= 3000
+    tensors[f"{layer}.conv1.weight"][:, :3] /= 3000
+    artifact.write_artifact(tmp_path / "hurt", stored.config, tensors)
+    opened = open_path(str(tmp_path / "hurt"))
+    whole = gate.Bounds(max_drop=-1.0)
+    with pytest.raises(UserError, match=f"the layers that int8 hurts most: {layer}.conv1, "):
+        export_network(opened, tmp_path / "out", ExportOptions(to, limit=100, bounds=whole))
+    assert left(tmp_path) == ["hurt"]
+    forced = ExportOptions(to, limit=100, bounds=whole, force=True)
+    found = export_network(opened, tmp_path / "out", forced)
+    assert layer + ".conv1" in found["float_layers"]
+    assert not found["passed"]
+    assert open_path(str(tmp_path / "out")).classes == opened.classes
 
 
 def test_nothing_of_the_users_is_replaced(opened: Opened, exported: Make, tmp_path: Path) -> None:

@@ -80,8 +80,10 @@ def quantize_onnx(model: Any, images: np.ndarray, float_layers: Sequence[str]) -
 
     with tempfile.TemporaryDirectory() as folder, _without_warnings():
         place = Path(folder) / "int8.onnx"
+        own = onnx.ModelProto()
+        own.CopyFrom(model)  # it moves the weights of what it is given to a file of its own
         quantize_static(
-            model, place, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            own, place, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=["Conv", "Gemm"], nodes_to_exclude=list(float_layers),
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
