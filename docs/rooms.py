@@ -27,6 +27,8 @@ PURPOSES = {
     "progress": "progress bars on the terminal",
     "export": "a network out of torch: files for other engines, int8, the gate that measures both",
     "serve": "`densekit serve`: HTTP, dynamic batches, limits, metrics, KServe's protocol, page",
+    "score": "`predict --out`: millions of images in parts, on this machine or Ray; resumes",
+    "stop": "SIGTERM and Ctrl-C as a question, for what keeps what is done",
     "training": "recipe, set-up, loop, step, learning rate, states, log, the run's folder",
     "weights": "other libraries' weights: found, read, mapped, converted; whole or refused",
 }

@@ -280,6 +280,17 @@ def densekit(
     return forked(partial(_command, list(map(str, words)), cwd, prelude), wait)
 
 
+def begin_densekit(
+    *words: str | Path, output: Path, prelude: Callable[[], None] | None = None
+) -> Started:
+    """`densekit WORDS` in a process of its own, which goes on by itself."""
+    output.touch()
+    work = partial(_command, list(map(str, words)), None, prelude)
+    process = FORKS.Process(target=_rank, args=(work, {}, (output, output)))
+    process.start()
+    return Started(output.parent, [process], output)
+
+
 def forked(work: Callable[[], None], wait: float = WAIT) -> subprocess.CompletedProcess[str]:
     """`work`, a module's function or partial, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:

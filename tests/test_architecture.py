@@ -22,6 +22,7 @@ ROOMS = {
     "files": "",
     "precision": "",
     "distributed": "",
+    "stop": "",
     "progress": "distributed",
     "native_code": "files progress",
     "ops": "native_code",
@@ -31,11 +32,12 @@ ROOMS = {
     "infer": "weights models data files precision distributed progress",
     "explain": "infer models data files",
     "export": "infer models data files precision progress",
-    "training": "infer weights models data ops files precision distributed progress",
+    "score": "infer models data files precision distributed progress stop",
+    "training": "infer weights models data ops files precision distributed progress stop",
     "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models ops precision distributed progress",
-    "cli": "serve explain export training infer bench weights models data paddleclas precision "
+    "cli": "serve explain score export training infer bench weights models data paddleclas precision "
     "distributed progress",
     "api": "training infer weights models paddleclas distributed",
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from densekit.config import UserError
 
@@ -38,20 +40,31 @@ def remove_left_over(*folders: Path) -> None:
 
 def write_atomically(target: Path, content: bytes | memoryview) -> None:
     """Either `target` has all of `content`, on the disk, or it is as it was. Raises UserError."""
+    with replacing(target) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file to write to; when the block ends, `target` is it, on the disk.
+
+    After any error `target` is as it was. Raises UserError where it cannot be written.
+    """
     beside = temporary(target)
     try:
         with beside.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only disk refuses this too
-            beside.unlink()
         raise UserError(
             f"{target}: cannot be written: {error.strerror}; what was there before is untouched"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it has its own name by now, or the disk is read-only
+            beside.unlink()
 
 
 def digest(file: Path, kind: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from densekit import distributed
 
 T = TypeVar("T")
 BAR_AFTER = 2.0  # seconds before a bar appears
+LINE_EVERY = 60.0  # seconds between lines in a file
 
 
 def say(text: str) -> None:
@@ -22,11 +24,14 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Hands `items` on, `total` of them; on a terminal, a bar says how far they are."""
+def bar(items: Iterable[T], total: int, what: str, lines: bool = False) -> Iterator[T]:
+    """Hands `items` on, `total` of them; on a terminal, a bar says how far they are.
+
+    With `lines`, for what takes hours, a file gets a line of it every minute.
+    """
     console = Console(stderr=True)
     if not distributed.is_main() or not console.is_terminal:
-        yield from items
+        yield from _told(items, total, what) if lines else items
         return
     progress, began = Progress(console=console, transient=True), time.monotonic()
     task = progress.add_task(what, total=total)
@@ -38,6 +43,18 @@ def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
                 progress.start()
     finally:
         progress.stop()
+
+
+def _told(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """`scoring: 4,096 of 1,000,000, 51.2 a second, 5:24:17 left`, every minute."""
+    began = told = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - told >= LINE_EVERY:
+            told, rate = now, done / (now - began)
+            left = timedelta(seconds=round((total - done) / rate))
+            say(f"{what}: {done:,} of {total:,}, {rate:.1f} a second, {left} left")
 
 
 @contextlib.contextmanager

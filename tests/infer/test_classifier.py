@@ -15,7 +15,8 @@ from PIL import Image
 from densekit.config import UserError
 from densekit.data.decode import decode
 from densekit.data.transforms import Preprocessing
-from densekit.infer.classifier import Classifier, expand, load
+from densekit.infer.classifier import Classifier, load
+from densekit.infer.inputs import image_names
 from densekit.infer.rows import write_csv, write_json, write_text
 from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described, Task
@@ -232,20 +233,6 @@ def test_mistakes_of_the_caller(classifier: Classifier, files: list[str]) -> Non
 # Files --------------------------------------------------------------------------------------
 
 
-def test_expand_keeps_files_and_walks_folders(tmp_path: Path) -> None:
-    names = ["b/2.png", "b/1.JPG", "a/deep/3.jpeg", "notes.txt", ".hidden.png"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    gone = str(tmp_path / "gone.png")
-    text = str(tmp_path / "notes.txt")
-    found = expand([gone, str(tmp_path), text])
-    assert found[0] == gone
-    assert found[-1] == text, "what is named is taken, whatever its suffix"
-    walked = [str(Path(file).relative_to(tmp_path)) for file in found[1:-1]]
-    assert walked == ["a/deep/3.jpeg", "b/1.JPG", "b/2.png"]
-
-
 def test_a_folder_without_images_is_a_row(
     classifier: Classifier, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,7 +240,7 @@ def test_a_folder_without_images_is_a_row(
     empty.mkdir()
     (empty / "notes.txt").touch()
     (tmp_path / "images/raw.nii").touch()
-    asked = expand([str(empty), str(tmp_path / "images")])
+    asked = list(image_names([str(empty), str(tmp_path / "images")]))
     assert asked == [str(empty), *files]
     assert "images: left out, not being images: 1 .nii" in capsys.readouterr().err
     rows = classifier.predict([*asked, tmp_path / "images"])

@@ -15,8 +15,8 @@ import pytest
 from torch import Tensor
 
 from densekit.data.transforms import Preprocessing
+from densekit.stop import StopRequest
 from densekit.training.state import step_of
-from densekit.training.stop import StopRequest
 from runs import (
     STEPS,
     Options,

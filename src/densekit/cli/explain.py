@@ -103,13 +103,14 @@ def explain(
         raise UserError("--topk and --class: choose one")
     from densekit.explain.gallery import write_gallery
     from densekit.explain.images import Wanted, explain_images, find_classes, method_of
-    from densekit.infer.classifier import Classifier, expand
+    from densekit.infer.classifier import Classifier
+    from densekit.infer.inputs import image_names
     from densekit.infer.model import device_of
     from densekit.precision import FLAG, keep_freed_memory, resolve
     from densekit.progress import bar
 
     keep_freed_memory()
-    chosen, images = method_of(method or "cam"), expand(files)
+    chosen, images = method_of(method or "cam"), list(image_names(files))
     opened = open_path(source, model, classes)
     show_notes([*opened.notes, *dark_files(images)])
     formats = resolve(device_of(source, device), precision, typed=FLAG)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,18 +18,17 @@ from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
 from densekit.data.decode import UnreadableImage, from_image
 from densekit.data.folders import images_below
-from densekit.data.listing import readable
 from densekit.infer.engines import Logits, open_engine, resolve_engine
 from densekit.infer.model import Opened, device_of, open_path
+from densekit.infer.objects import is_object, read_object
 from densekit.infer.rows import Answer, Row
 from densekit.infer.tta import averaged, squares_for
 from densekit.models.densenet import DenseNet
 from densekit.precision import Precision, resolve
-from densekit.progress import say
 
 Input = str | os.PathLike | bytes | Image.Image | np.ndarray
-"""A path, a file's bytes, a PIL image, or an array [H, W, C] in RGB order: uint8, where the
-network's preprocessing takes no other."""
+"""A path or an s3:// URL, a file's bytes, a PIL image, or an array [H, W, C] in RGB order: uint8,
+where the network's preprocessing takes no other."""
 
 
 class Classifier:
@@ -65,17 +64,11 @@ class Classifier:
         """torch's network. Raises UserError for an exported one."""
         return self.opened.model
 
-    @property
-    def answers_shown(self) -> int:
-        """Answers of an image where nobody says how many: 5, or all of classes that are there or
-        not."""
-        return 5 if self.task == "multiclass" else len(self.classes)
-
     def predict(
         self, images: Sequence[Input], topk: int | None = None, batch_size: int = 32
     ) -> list[Row]:
         """A row for each image, in order; `topk` answers, or as many as there are classes; None:
-        `answers_shown`.
+        `Opened.answers_shown`.
 
         Probabilities are a softmax over the classes, or each class' own sigmoid for a multilabel
         or binary network; then `positive` says whether it reaches the class' threshold, where the
@@ -86,7 +79,9 @@ class Classifier:
             files = [str(i) for i in images if isinstance(i, (str, os.PathLike))]
             for note in dark_files(files, self.preprocess.scaling):
                 warnings.warn(note, stacklevel=2)
-        return list(self.rows(images, self.answers_shown if topk is None else topk, batch_size))
+        return list(
+            self.rows(images, self.opened.answers_shown if topk is None else topk, batch_size)
+        )
 
     def rows(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> Iterator[Row]:
         """`predict`, a batch at a time: files are read in threads while the network runs."""
@@ -124,6 +119,8 @@ class Classifier:
         """
         source = Path(image) if isinstance(image, os.PathLike) else image
         try:
+            if isinstance(source, str) and is_object(source):
+                source = read_object(source)
             seen = self._read_as
             return seen(from_image(source, seen.channels, self.max_pixels, seen.scaling))
         except UnreadableImage as error:
@@ -188,21 +185,3 @@ def load(
     place = os.fspath(path)
     formats = resolve(device_of(place, device), "fp32")
     return Classifier(open_path(place), formats, max_pixels, engine)
-
-
-# Files --------------------------------------------------------------------------------------
-
-
-def expand(paths: Iterable[str]) -> list[str]:
-    """Files as given; for a folder, the images at any depth below it, sorted.
-
-    A file that does not exist and a folder without images stay, and become rows with their error.
-    Files of a folder that are no images are counted on stderr.
-    """
-    files: list[str] = []
-    for path in paths:
-        found = images_below(Path(path)) if Path(path).is_dir() else None
-        if found is not None and found.paths and found.others:
-            say(f"{readable(path)}: left out, not being images: {found.left_out()}")
-        files += found.paths if found is not None and found.paths else [path]
-    return files

@@ -54,6 +54,12 @@ class Opened:
         )
 
     @property
+    def answers_shown(self) -> int:
+        """Answers of an image where nobody says how many: 5, or all of classes that are there or
+        not."""
+        return 5 if self.task == "multiclass" else len(self.classes)
+
+    @property
     def max_pixels(self) -> int:
         """Of an image, as the training allowed."""
         return self.data.get("max_pixels", MAX_PIXELS)

@@ -18,6 +18,7 @@ from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models import artifact
 from densekit.precision import keep_freed_memory
 from densekit.progress import waiting
+from densekit.stop import StopRequest
 from densekit.training import curves, nonfinite
 from densekit.training.log import Reading, RunLog, Window, read_later
 from densekit.training.monitor import epoch_report, evaluated, score
@@ -34,7 +35,6 @@ from densekit.training.step import (
     load_learner_state,
     train_step,
 )
-from densekit.training.stop import StopRequest
 
 CURVES_EVERY = 60.0  # seconds
 REHEARSED = {"cpu": 8, "mps": 16, "cuda": 64}  # images in a rehearsal's step

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to stop at the end of a step; a second SIGINT ends it at once."""
+"""SIGTERM and SIGINT ask for a clean stop; a second SIGINT ends the process at once."""
 
 from __future__ import annotations
 

@@ -1,0 +1,118 @@
+"""Parts on this machine: in this process, or in some of their own.
+
+What scores parts is an iterator that yields, now and then, how many more images are done; closed,
+it drops the parts that are under way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+
+from densekit.config import UserError
+from densekit.data.workers import IGNORED
+from densekit.infer.classifier import Classifier
+from densekit.score.parts import LOOK_EVERY, ScoreJob, score_part
+
+AHEAD = 2  # parts given out for each process
+
+
+def in_this_process(job: ScoreJob, parts: Sequence[int]) -> Generator[int, None, None]:
+    classifier = job.classifier()
+    for part in parts:
+        with closing(score_part(job, classifier, part)) as scoring:
+            yield from scoring
+
+
+def in_processes(job: ScoreJob, parts: Sequence[int], workers: int) -> Generator[int, None, None]:
+    """In `workers` processes with a network each. Raises UserError if one is killed.
+
+    They are spawned, not forked: torch's threads, CUDA and obstore do not survive a fork.
+    """
+    context = multiprocessing.get_context("spawn")
+    shared = Shared(job, context.Value("q", 0), context.Value("q", 0), context.Event())
+    pool = ProcessPoolExecutor(workers, context, _begin, (shared,))
+    pending, running, seen = iter(parts), set[Future[None]](), 0
+    try:
+        while True:
+            running |= {
+                pool.submit(_score, part)
+                for part in islice(pending, AHEAD * workers - len(running))
+            }
+            if not running:
+                return
+            finished, running = wait(running, LOOK_EVERY, FIRST_COMPLETED)
+            for part in finished:
+                part.result()
+            done = shared.done.value
+            yield done - seen
+            seen = done
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a process of --workers {workers} was killed, most often because memory ran out; "
+            f"take fewer, or a smaller --batch-size"
+        ) from error
+    finally:
+        shared.stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+# In the processes ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the processes have in common."""
+
+    job: ScoreJob
+    workers: Synchronized[int]
+    """That have begun."""
+    done: Synchronized[int]
+    """Images."""
+    stop: Event
+
+
+_shared: Shared  # a process of the pool has one pool
+_classifier: Classifier | None = None
+
+
+def _begin(shared: Shared) -> None:
+    """Signals are the main process' to answer; without it there is nothing to do."""
+    global _shared
+    _shared = shared
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _score(part: int) -> None:
+    """The network is made with the first part, so that a user's mistake reaches the user."""
+    global _classifier
+    if _classifier is None:
+        with _shared.workers.get_lock():
+            worker = _shared.workers.value
+            _shared.workers.value += 1
+        _classifier = _shared.job.classifier(worker)
+    with closing(score_part(_shared.job, _classifier, part)) as scoring:
+        for images in scoring:
+            if _shared.stop.is_set():
+                return
+            with _shared.done.get_lock():
+                _shared.done.value += images
