@@ -357,6 +357,17 @@ class DenseNet(nn.Module):
             module.requires_grad_(False)
         self.train(self.training)
 
+    def unfreeze(self) -> None:
+        """All is trained again."""
+        self._frozen_stages = 0
+        self.requires_grad_(True)
+        self.train(self.training)
+
+    @property
+    def frozen_to(self) -> str | None:
+        """The last stage that is not trained."""
+        return list(self.stages())[self._frozen_stages - 1] if self._frozen_stages else None
+
     def _frozen(self) -> list[nn.Module]:
         frozen = list(self.stages().values())[: self._frozen_stages]
         return [module for stage in frozen for module in stage]

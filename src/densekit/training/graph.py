@@ -36,6 +36,8 @@ def why_not_graph(recipe: Recipe, device: torch.device) -> str | None:
         return "several ranks exchange gradients while they are computed"
     if recipe.loop.accumulation > 1:
         return "a graph writes its gradients anew, so micro-batches cannot add to them"
+    if recipe.optim.head_epochs:
+        return "optim.head_epochs changes what is trained, and a graph cannot"
     if architecture(recipe.model).drop_rate > 0:
         return "dropout draws anew in each step"
     return None

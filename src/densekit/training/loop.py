@@ -20,6 +20,7 @@ from densekit.precision import keep_freed_memory
 from densekit.progress import waiting
 from densekit.stop import StopRequest
 from densekit.training import curves, nonfinite
+from densekit.training.fine_tuning import thaw
 from densekit.training.log import Reading, RunLog, Window, read_later
 from densekit.training.monitor import epoch_report, evaluated, score
 from densekit.training.nonfinite import NonFinite
@@ -122,6 +123,7 @@ def train(recipe: Recipe) -> Outcome:
 def train_epoch(run: Run) -> bool:
     """The steps that the epoch still has. Returns whether the ranks agreed to stop."""
     plan, progress, recipe = run.plan, run.progress, run.plan.recipe
+    thaw(run.learner, recipe, progress.epochs)
     run.log.start_epoch()
     pending: Reading | None = None  # a step's sums are read while the next step runs
     for step in range(progress.step, (progress.epochs + 1) * plan.steps_per_epoch):

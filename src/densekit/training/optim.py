@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from densekit.config import OFF, ON, Section, when
+from densekit.models.parts import rates_by_name
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Epoch = Annotated[float, Field(ge=0)]
@@ -78,6 +79,15 @@ class OptimConfig(Section):
     ... norm5)."""
     head_lr: float | None = Field(None, gt=0)
     """Fine-tuning: the classifier's own lr; null: lr."""
+    head_epochs: int = Field(0, ge=0)
+    """Fine-tuning: epochs that train the classifier alone; the rest keeps weights and BatchNorm's
+    statistics."""
+    unfreeze_epochs: Annotated[int, when(head_epochs=ON)] = Field(0, ge=0)
+    """Fine-tuning: then the last block joins, and one more every so many epochs, the stem last
+    (Howard and Ruder, 2018); 0: all at once."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Fine-tuning: the rate of a block (with its transition), as a share of that of the block after
+    it; the last block has lr, the stem the lowest."""
 
     @model_validator(mode="after")
     def _fits(self) -> OptimConfig:
@@ -183,23 +193,23 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig, batch_size: int) -> list[dict]:
-    """Trainable parameters by kind and place; every one of them is in exactly one group."""
+    """Trainable parameters by kind and part; every one of them is in exactly one group, and that
+    of the last block is the first."""
     body_lr = config.lr * scale(config, batch_size)
     head_lr = body_lr if config.head_lr is None else config.head_lr * scale(config, batch_size)
-    groups: dict[str, dict] = {}
+    rates = rates_by_name(model, body_lr, head_lr, config.layer_decay)
+    groups: dict[tuple[str, float, str], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         kind, decay = _decay(model, name, config)
-        place, lr = ("head", head_lr) if name.startswith("classifier.") else ("body", body_lr)
-        group = groups.setdefault(
-            f"{place}.{kind}",
-            {"name": f"{place}.{kind}", "params": [], "peak_lr": lr, "weight_decay": decay},
-        )
+        place = "head" if name.startswith("classifier.") else "body"
+        new = {"name": f"{place}.{kind}", "peak_lr": rates[name], "weight_decay": decay}
+        group = groups.setdefault((place, rates[name], kind), {**new, "params": []})
         group["params"].append(parameter)
     grouped = sum(len(group["params"]) for group in groups.values())
     assert grouped == sum(p.requires_grad for p in model.parameters()), "a shared parameter"
-    return sorted(groups.values(), key=lambda group: group["name"].startswith("head"))
+    return sorted(groups.values(), key=lambda g: (g["name"].startswith("head"), -g["peak_lr"]))
 
 
 def _decay(model: nn.Module, name: str, config: OptimConfig) -> tuple[str, float]:

@@ -160,7 +160,7 @@ class Recipe(Section):
         return Path(self.loop.output_dir or f"runs/{self.name}")
 
     def out_of_reach(self) -> Iterator[OutOfReach]:
-        """Epochs that come after the last."""
+        """Epochs that come after the last, so that what they begin never happens."""
         optim, epochs = self.optim, self.loop.epochs
         beyond = [epoch for epoch in optim.milestones if epoch >= epochs]
         given = optim.milestones != type(optim).model_fields["milestones"].default
@@ -171,6 +171,16 @@ class Recipe(Section):
         if optim.warmup_epochs > epochs:
             why = f"the warm-up is longer than loop.epochs={epochs}: optim.lr is never reached"
             yield OutOfReach(("optim", "warmup_epochs"), why)
+        last_joins = optim.head_epochs
+        if optim.unfreeze_epochs:
+            last_joins += optim.unfreeze_epochs * len(architecture(self.model).block_config)
+        if optim.head_epochs and last_joins >= epochs:
+            key = "unfreeze_epochs" if optim.head_epochs < epochs else "head_epochs"
+            why = (
+                f"the stem would be trained from epoch {last_joins + 1} on, and the run has "
+                f"loop.epochs={epochs}; optim.freeze leaves out what is not to be trained at all"
+            )
+            yield OutOfReach(("optim", key), why)
         if self.loop.eval_from > epochs:
             why = f"of loop.epochs={epochs} only the last is evaluated"
             yield OutOfReach(("loop", "eval_from"), why)

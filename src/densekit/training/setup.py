@@ -23,9 +23,9 @@ from densekit.ops.choose import why_not_lean
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
 from densekit.training.graph import resolve_graph
-from densekit.training.loss import imbalance_notes
 from densekit.training.monitor import for_images
-from densekit.training.optim import Schedule, scaling_notes
+from densekit.training.notes import recipe_notes
+from densekit.training.optim import Schedule
 from densekit.training.recipe import Recipe, check, check_batches
 
 
@@ -146,8 +146,7 @@ def make_plan(recipe: Recipe) -> Plan:
             *warnings,
             *why,
             *no_graph,
-            *scaling_notes(resolved.optim, data.batch_size),
-            *imbalance_notes(resolved, train),
+            *recipe_notes(resolved, train),
         ],
         precision=formats,
         eval_precision=precision.resolve(

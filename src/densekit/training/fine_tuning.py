@@ -1,0 +1,94 @@
+"""Fine-tuning: which parts of the network are trained from which epoch on.
+
+A part is the stem, a dense block with what follows it up to the next block, or the head. What is
+not trained yet keeps its weights, and stays in evaluation mode, so BatchNorm keeps its running
+statistics. All of it is a function of the epoch: no state holds it, and a resume changes nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from densekit import distributed
+from densekit.models.densenet import DenseNet
+from densekit.models.parts import HEAD_PART, part_of, part_rates
+from densekit.models.variants import architecture
+from densekit.training.optim import OptimConfig, scale
+from densekit.training.recipe import Recipe
+from densekit.training.step import Learner
+
+
+def thaw(learner: Learner, recipe: Recipe, epoch: int) -> None:
+    """Sets which parts the steps of `epoch`, from 0, train.
+
+    DDP reduces what asked for gradients when it was made, so it is made anew where that changes;
+    alike in a run that goes on, so its sums are, too.
+    """
+    model = learner.model
+    assert isinstance(model, DenseNet)
+    stage = frozen_to(recipe.optim, model.stages(), epoch)
+    if stage == model.frozen_to:
+        return
+    model.unfreeze()
+    if stage is not None:
+        model.freeze(stage)
+    if isinstance(learner.forward, DistributedDataParallel):
+        learner.forward = model
+        gc.collect()  # the old one's hooks on the parameters go with it
+        side = recipe.data.train_side
+        image = torch.zeros(1, recipe.data.channels, side, side, dtype=torch.uint8)
+        learner.forward = distributed.wrap(model, learner.prepare(image))
+
+
+def frozen_to(optim: OptimConfig, stages: Iterable[str], epoch: int) -> str | None:
+    """The last of `stages` that `epoch`, from 0, does not train; None: it trains all of them."""
+    stages = list(stages)
+    never = stages.index(optim.freeze) if optim.freeze else -1
+    blocks = sum(stage.startswith("block") for stage in stages)
+    frozen = [
+        index
+        for index, stage in enumerate(stages)
+        if index <= never or epoch < joins_at(optim, part_of(stage, blocks), blocks)
+    ]
+    return stages[frozen[-1]] if frozen else None
+
+
+def joins_at(optim: OptimConfig, part: int, blocks: int) -> int:
+    """The epoch, from 0, whose first step trains a part for the first time: the blocks join from
+    the last one to the stem, which is part 0."""
+    if part == HEAD_PART:
+        return 0
+    return optim.head_epochs + optim.unfreeze_epochs * (blocks - part)
+
+
+def fine_tuning_plan(recipe: Recipe) -> list[str]:
+    """A sentence on what is trained from when at what rate; nothing where all is trained alike."""
+    optim = recipe.optim
+    if not (optim.freeze or optim.head_epochs or optim.layer_decay != 1):
+        return []
+    blocks = len(architecture(recipe.model).block_config)
+    stages = _stage_names(blocks)
+    joined: dict[int, list[str]] = {}
+    peak, head = optim.lr, optim.lr if optim.head_lr is None else optim.head_lr
+    for part, unscaled in part_rates(blocks, peak, head, optim.layer_decay).items():
+        rate = unscaled * scale(optim, recipe.data.batch_size)
+        within = [stage for stage in stages if part_of(stage, blocks) == part]
+        trained = within if not optim.freeze else [
+            stage for stage in within if stages.index(stage) > stages.index(optim.freeze)
+        ]  # fmt: skip
+        name = "the classifier" if part == HEAD_PART else " and ".join(trained)
+        if name:
+            joined.setdefault(joins_at(optim, part, blocks), []).append(f"{name} at {rate:.4g}")
+    texts = [f"from epoch {epoch + 1} {', '.join(names)}" for epoch, names in joined.items()]
+    never = f"; never anything up to {optim.freeze}" if optim.freeze else ""
+    return [f"fine-tuning, peak rates: {'; '.join(texts)}{never}"]
+
+
+def _stage_names(blocks: int) -> list[str]:
+    """As DenseNet.stages has them."""
+    inner = [f"{kind}{b}" for b in range(1, blocks + 1) for kind in ("block", "transition")]
+    return ["stem", *inner[:-1], "norm5"]
