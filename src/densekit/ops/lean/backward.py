@@ -37,7 +37,7 @@ def dense_block_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """The gradients of x and of each parameter; empty where `needs` says that none is wanted."""
-    with torch.autocast(grad.device.type, enabled=False):
+    with torch.cuda.device_of(grad), torch.autocast(grad.device.type, enabled=False):
         block = _Backward(
             grad, features, moments, count, parameters, norms, bottlenecks, training, sync, needs
         )

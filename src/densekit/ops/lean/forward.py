@@ -114,7 +114,7 @@ def _dense_block(
     With `recorded` also what backward needs: norms, bottlenecks [M, K], and dropout's masks. A norm
     in training takes the batch's moments, one in evaluation those in `known`.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         block = _Forward(x, parameters, known, eps, training, bottleneck, sync)
         masks = [block.add_layer(layer, drop_rate) for layer in range(block.layers)]
         kept = (block.norms, block.bottlenecks, masks if drop_rate > 0 else [])

@@ -56,7 +56,8 @@ def norm_relu(x: Tensor, norm: Any, pool: Literal["none", "average", "max"] = "n
 def _moments(x: Tensor, sync: bool) -> tuple[Tensor, Tensor]:
     rows = as_rows(x)
     moments = rows.new_empty(2, rows.shape[1], dtype=torch.float64)
-    kernels_for(rows).moments(rows, moments)
+    with torch.cuda.device_of(x):  # Triton launches on torch's current device
+        kernels_for(rows).moments(rows, moments)
     if sync and several_ranks():
         return gather_moments(moments, len(rows))
     return moments, moments.new_full((), len(rows))
@@ -83,14 +84,15 @@ def _norm_relu(
     rows, (h, w) = as_rows(x), x.shape[2:]
     kernels = kernels_for(rows)
     norm = x.new_empty(4, len(gamma), dtype=torch.promote_types(x.dtype, torch.float32))
-    kernels.normalisation(moments, count, gamma, beta, eps, norm)
     h_out, w_out = _pooled(h, w, pool)
     out = rows.new_empty(x.shape[0] * h_out * w_out, x.shape[1])
     taken = torch.empty_like(out if pool == "max" else out[:0], dtype=torch.uint8)
-    if pool == "none":
-        kernels.norm_relu(rows, norm, out)
-    else:
-        kernels.norm_relu_pool(rows, norm, out, Pool(h, w, taken if pool == "max" else None))
+    with torch.cuda.device_of(x):
+        kernels.normalisation(moments, count, gamma, beta, eps, norm)
+        if pool == "none":
+            kernels.norm_relu(rows, norm, out)
+        else:
+            kernels.norm_relu_pool(rows, norm, out, Pool(h, w, taken if pool == "max" else None))
     return as_maps(out, h_out, w_out), norm, taken
 
 
@@ -141,13 +143,14 @@ def _norm_relu_backward(
     reduces = training and sync and several_ranks()
     of_line = line if training and not reduces else None
     grads = NormGrads(sums, torch.empty_like(gamma), torch.empty_like(gamma), count, of_line)
-    kernels.grad_sums(rows, norm, da, grads, pooled)
-    if not needs_x:
-        return x.new_empty(0), grads.gamma, grads.beta
-    if reduces:
-        kernels.correction(norm, reduce_sums(sums, sync), count, line)
-    dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    kernels.norm_relu_grad(rows, norm, da, line, dx, pooled)
+    with torch.cuda.device_of(x):
+        kernels.grad_sums(rows, norm, da, grads, pooled)
+        if not needs_x:
+            return x.new_empty(0), grads.gamma, grads.beta
+        if reduces:
+            kernels.correction(norm, reduce_sums(sums, sync), count, line)
+        dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        kernels.norm_relu_grad(rows, norm, da, line, dx, pooled)
     return as_maps(dx, h, w), grads.gamma, grads.beta
 
 
