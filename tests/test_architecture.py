@@ -37,8 +37,8 @@ ROOMS = {
     "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models ops precision distributed progress",
-    "cli": "serve explain score export training infer bench weights models data paddleclas precision "
-    "distributed progress",
+    "cli": "serve explain score export training infer bench weights models data paddleclas "
+    "precision distributed progress",
     "api": "training infer weights models paddleclas distributed",
 }
 

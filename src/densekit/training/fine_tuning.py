@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from densekit import distributed
+from densekit.config import UserError, nearest
 from densekit.models.densenet import DenseNet
 from densekit.models.parts import HEAD_PART, part_of, part_rates
 from densekit.models.variants import architecture
@@ -66,12 +67,18 @@ def joins_at(optim: OptimConfig, part: int, blocks: int) -> int:
 
 
 def fine_tuning_plan(recipe: Recipe) -> list[str]:
-    """A sentence on what is trained from when at what rate; nothing where all is trained alike."""
+    """A sentence on what is trained from when at what rate; nothing where all is trained alike.
+
+    Raises UserError for an unknown stage.
+    """
     optim = recipe.optim
     if not (optim.freeze or optim.head_epochs or optim.layer_decay != 1):
         return []
     blocks = len(architecture(recipe.model).block_config)
     stages = _stage_names(blocks)
+    if optim.freeze and optim.freeze not in stages:
+        said = f'optim.freeze: unknown stage "{optim.freeze}"{nearest(optim.freeze, stages)}'
+        raise UserError(said)
     joined: dict[int, list[str]] = {}
     peak, head = optim.lr, optim.lr if optim.head_lr is None else optim.head_lr
     for part, unscaled in part_rates(blocks, peak, head, optim.layer_decay).items():
