@@ -30,6 +30,7 @@ ROOMS = {
     "models": "ops data files",
     "weights": "models data files",
     "infer": "weights models data files precision distributed progress",
+    "hub": "models",
     "explain": "infer models data files",
     "export": "infer models data files precision progress",
     "score": "infer models data files precision distributed progress stop",
@@ -37,7 +38,7 @@ ROOMS = {
     "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models ops precision distributed progress",
-    "cli": "serve explain score export training infer bench weights models data paddleclas "
+    "cli": "serve explain hub score export training infer bench weights models data paddleclas "
     "precision distributed progress",
     "api": "training infer weights models paddleclas distributed",
 }

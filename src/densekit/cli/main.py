@@ -13,7 +13,18 @@ import traceback
 
 import typer
 
-from densekit.cli import bench, catalog, convert, evaluate, explain, export, predict, serve, train
+from densekit.cli import (
+    bench,
+    catalog,
+    convert,
+    evaluate,
+    explain,
+    export,
+    predict,
+    push,
+    serve,
+    train,
+)
 
 app = typer.Typer(
     name="densekit",
@@ -32,6 +43,7 @@ for command in (
     explain.explain,
     export.export,
     serve.serve,
+    push.push,
     convert.translate,
     convert.convert,
     bench.bench,

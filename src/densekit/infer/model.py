@@ -14,6 +14,7 @@ from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Preprocessing, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import ModelConfig, architecture
+from densekit.weights.fetch import fetch_artifact
 from densekit.weights.pretrained import FoundWeights, Place, find_weights, load_into, split_key
 from densekit.weights.pretrained import read_pretrained as read_weights
 from densekit.weights.weights_file import READ as WEIGHT_FILES
@@ -66,12 +67,13 @@ class Opened:
 
 
 def open_path(path: str, model: str | None = None, classes: str | None = None) -> Opened:
-    """An artifact's, run's or export's folder; or a weights file of the variant `model`, whose
-    classes the file `classes` names and whose preprocessing is ImageNet's.
+    """An artifact's, run's or export's folder, or hf-hub:org/name of an artifact; or a weights
+    file of the variant `model`, whose classes the file `classes` names and whose preprocessing is
+    ImageNet's.
 
     Raises UserError for what cannot be opened, and for options that do not apply.
     """
-    place = split_key(path)
+    place = split_key(str(fetch_artifact(path)) if path.startswith("hf-hub:") else path)
     if place.path.is_dir():
         if model or classes:
             option = "--model" if model else "--classes"

@@ -14,6 +14,8 @@ import http.client
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,36 +50,70 @@ def fetch(url: str, checksum: str | None = None) -> Path:
     return _fetch_from_hub(url) if url.startswith("hf-hub:") else _fetch(url, checksum)
 
 
+def fetch_artifact(name: str) -> Path:
+    """The folder of the artifact hf-hub:org/name[@revision], of one commit, in the hub's cache.
+
+    Raises UserError as `fetch` does, and where the repository holds no artifact of densekit.
+    """
+    with _hub_errors(name, "the artifact"):
+        from huggingface_hub import snapshot_download
+
+        repository, revision, endpoint = _hub_place(name)
+        wanted = ["model.safetensors", "config.json"]
+        folder = snapshot_download(
+            repository, revision=revision, endpoint=endpoint, allow_patterns=wanted
+        )
+    lacks = [file for file in wanted if not (Path(folder) / file).is_file()]
+    if lacks:
+        raise UserError(f"{name}: no artifact of densekit: it holds no {lacks[0]}")
+    return Path(folder)
+
+
 def _fetch_from_hub(name: str) -> Path:
     """The first of HUB_FILES that a repository of Hugging Face's hub has."""
+    for file in HUB_FILES:
+        with _hub_errors(name, file):
+            from huggingface_hub import errors, hf_hub_download
+
+            repository, revision, endpoint = _hub_place(name)
+            try:
+                return Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint))
+            except errors.LocalEntryNotFoundError:
+                raise
+            except errors.EntryNotFoundError:
+                continue
+    raise UserError(f"{name}: holds neither {' nor '.join(HUB_FILES)}")
+
+
+def _hub_place(name: str) -> tuple[str, str | None, str | None]:
+    """hf-hub:org/name[@revision] -> repository, revision, the hub's address if it is another."""
+    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    return repository, revision or None, os.environ.get("HF_ENDPOINT") or None
+
+
+@contextmanager
+def _hub_errors(name: str, what: str) -> Iterator[None]:
+    """What huggingface_hub raises, as UserErrors."""
     try:
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import errors
     except ModuleNotFoundError as error:
         raise UserError(
             f'{name}: fetching from the hub takes huggingface_hub: pip install "densekit[hub]"'
         ) from error
-    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    for file in HUB_FILES:
-        try:
-            return Path(
-                hf_hub_download(repository, file, revision=revision or None, endpoint=endpoint)
-            )
-        except errors.LocalEntryNotFoundError as error:
-            raise UserError(
-                f"{name}: the hub cannot be reached; are you offline? Fetch {file} elsewhere and "
-                f"give its path"
-            ) from error
-        except errors.EntryNotFoundError:
-            continue
-        except errors.HFValidationError as error:
-            raise UserError(
-                f"{name}: expected hf-hub:org/name, such as hf-hub:timm/densenet121.ra_in1k"
-            ) from error
-        except (errors.HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{name}: the hub does not give {file}: {reason}") from error
-    raise UserError(f"{name}: holds neither {' nor '.join(HUB_FILES)}")
+    try:
+        yield
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{name}: the hub cannot be reached; are you offline? Fetch {what} elsewhere and "
+            f"give its path"
+        ) from error
+    except errors.HFValidationError as error:
+        raise UserError(
+            f"{name}: expected hf-hub:org/name, such as hf-hub:timm/densenet121.ra_in1k"
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name}: the hub does not give {what}: {reason}") from error
 
 
 def _fetch(url: str, checksum: str | None) -> Path:

@@ -1,0 +1,55 @@
+"""`densekit push`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from densekit.cli.options import AsJson
+from densekit.cli.output import is_printing, show, show_json, show_notes
+
+
+def push(
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="An artifact, or a run.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="On Hugging Face's hub.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Only you, or the organisation, may see it.")
+    ] = False,
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--revision", metavar="BRANCH", help="main; another is made."),
+    ] = None,
+    licence: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--licence", metavar="NAME", help="As the hub names it: apache-2.0, mit."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what densekit did not write, too.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Push an artifact to Hugging Face's hub, with a model card made from it.
+
+    The token is that of [cyan]hf auth login[/], or $HF_TOKEN. Takes densekit\\[hub].
+
+    [bold]Examples[/]
+
+      densekit push runs/pets/best anna/pets --licence apache-2.0
+      densekit push runs/pets/best anna/pets --private --revision v2
+      densekit predict hf-hub:anna/pets@v2 photo.jpg
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from densekit.hub.push import PushOptions, push_artifact
+
+    if not is_printing():
+        return
+    options = PushOptions(private, revision, licence, force)
+    done = push_artifact(Path(artifact).expanduser(), repository, options)
+    show_notes(done.notes)
+    if json:
+        show_json(asdict(done))
+    else:
+        show(done.url)
