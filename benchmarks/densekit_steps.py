@@ -18,6 +18,7 @@ from densekit.precision import resolve
 from densekit.training import recipe
 
 NUM_CLASSES = 1000
+BATCHES_READ = 8  # in a step of `reading`: a loader's batches come in bursts
 
 
 class Workload(Section):
@@ -54,7 +55,7 @@ def inference(work: Workload, precision: str = "fp32") -> StepFunction:
 
 
 def reading(list_file: str, work: Workload) -> StepFunction:
-    """`densekit train`'s next batch of the listed images, read by one worker and normalised."""
+    """`densekit train`'s next batches of the listed images, read by one worker and normalised."""
     config = DataConfig(
         image_size=work.image_size, batch_size=work.batch_size, workers=1, drop_last=True
     )
@@ -62,6 +63,7 @@ def reading(list_file: str, work: Workload) -> StepFunction:
     stream = iter(TrainStream(open_examples(list_file), config, seed=0, epochs=1_000_000))
 
     def step() -> list[Tensor]:
-        return [preprocessing.normalize(batch.images) for batch in next(stream).batches]
+        read = (next(stream).batches for _ in range(BATCHES_READ))
+        return [preprocessing.normalize(batch.images) for batches in read for batch in batches]
 
     return step

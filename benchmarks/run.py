@@ -35,11 +35,10 @@ from densekit.bench.rounds import Candidate, Settings, Spread, StepFunction, mea
 from densekit.config import UserError, nearest
 from densekit.data.splits import open_examples
 from densekit.precision import Format, resolve, resolve_device
-from densekit_steps import Workload
+from densekit_steps import BATCHES_READ, Workload
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
 LOG_WIDTH = 200  # columns of a table that goes to a file
-READ_AHEAD = 2  # batches of one worker
 FILES = 128  # that `predict` reads in a step
 TUNED = (resolve().name, "channels_last")  # in the precision that densekit takes here
 # Without bf16 instructions torchvision took 20 s for a step of densenet_bc_100_12.
@@ -57,8 +56,8 @@ class Comparison:
     ours: Candidate
     theirs: Candidate
     work: Workload
-    reads_ahead: bool = False
-    """Batches are ready when a sample begins, and the memory is a worker's, not this process'."""
+    reads: bool = False
+    """A step is BATCHES_READ batches, and the memory is a worker's, not this process'."""
     theirs_elsewhere: bool = False
     """The other side computes in a process of its own, whose memory is not seen."""
 
@@ -174,8 +173,8 @@ def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
         )
     )
     return {
-        "input/as-it-comes": Comparison(ours, pil, work, reads_ahead=True),
-        "input/tuned": Comparison(ours, fast, work, reads_ahead=True),
+        "input/as-it-comes": Comparison(ours, pil, work, reads=True),
+        "input/tuned": Comparison(ours, fast, work, reads=True),
     }
 
 
@@ -206,15 +205,14 @@ STARTUP: dict[str, Callable[[Path], float]] = {
 def measure(name: str, comparison: Comparison, settings: Settings) -> rows.Row:
     """All rounds of one comparison."""
     ours, theirs, work = comparison.ours, comparison.theirs, comparison.work
-    if comparison.reads_ahead:
-        settings = settings.model_copy(update={"warmup": 1 + READ_AHEAD})
+    images = work.batch_size * (BATCHES_READ if comparison.reads else 1)
     rounds = measure_rounds([ours, theirs], settings)
     pairs = list(track(rounds, name, total=settings.rounds, console=Console(stderr=True)))
     results = [
-        rows.result(candidate, samples, work.batch_size)
+        rows.result(candidate, samples, images)
         for candidate, samples in zip((ours, theirs), zip(*pairs, strict=True), strict=True)
     ]
-    if comparison.reads_ahead:
+    if comparison.reads:
         results = [each.model_copy(update={"activation_bytes": None}) for each in results]
     if comparison.theirs_elsewhere:
         results[1] = results[1].model_copy(update={"activation_bytes": None})

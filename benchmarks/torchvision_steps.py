@@ -20,7 +20,7 @@ from densekit.data.listing import Examples
 from densekit.data.splits import open_examples
 from densekit.models.variants import variant
 from densekit.precision import DTYPES, MEMORY_FORMATS, Format, MemoryLayout, resolve_device
-from densekit_steps import NUM_CLASSES, Workload
+from densekit_steps import BATCHES_READ, NUM_CLASSES, Workload
 
 Decode = Callable[[str], Image.Image | torch.Tensor]
 
@@ -126,7 +126,7 @@ def network(name: str, memory_efficient: bool = False) -> nn.Module:
 
 
 def reading(list_file: str, work: Workload, decode: Decode) -> StepFunction:
-    """The next batch of the listed images: torch's loader with one worker, torchvision's v2."""
+    """The next batches of the listed images: torch's loader with one worker, torchvision's v2."""
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(work.image_size),
@@ -139,7 +139,7 @@ def reading(list_file: str, work: Workload, decode: Decode) -> StepFunction:
     images = ListedImages(open_examples(list_file), decode, transform)
     sampler = RandomSampler(images, replacement=True, num_samples=10**9)
     batches = iter(DataLoader(images, work.batch_size, sampler=sampler, num_workers=1))
-    return lambda: next(batches)
+    return lambda: [next(batches) for _ in range(BATCHES_READ)]
 
 
 class ListedImages(Dataset):

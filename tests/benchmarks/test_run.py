@@ -82,12 +82,13 @@ def test_the_inference_side_gives_logits() -> None:
 
 def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
     file = str(write_images(tmp_path))
-    (images,) = densekit_steps.reading(file, TINY)()  # type: ignore[misc]
+    ours = densekit_steps.reading(file, TINY)()
     theirs = [
         torchvision_steps.reading(file, TINY, decode)()
         for decode in (torchvision_steps.pil, torchvision_steps.fast)
     ]
-    for batch in (images, *(found[0] for found in theirs)):  # type: ignore[index]
+    assert all(len(found) == densekit_steps.BATCHES_READ for found in (ours, *theirs))  # type: ignore[arg-type]
+    for batch in (ours[0], *(found[0][0] for found in theirs)):  # type: ignore[index]
         assert batch.dtype == torch.float32
         assert batch.shape == (2, 3, 32, 32)
         assert batch.mean().abs() < 1
