@@ -78,6 +78,8 @@ def test_a_network_is_one_graph_in_training_and_evaluation(name: str) -> None:
     own.eval()
     model.eval()
     same(step(model, forward, images()), step(own, own, images()))
+    if own.op == "auto":  # the compiler is given the modules, not the one call of C++
+        own.set_op("reference")
     with torch.no_grad():
         assert torch.equal(forward(images(3)), own(images(3)))
 
