@@ -31,8 +31,11 @@ SUMMARY = (  # what a line is of, the CPU's instructions, the names of its rows
     ("training, densenet121, fp32", "AVX2", r"lean(-compiled)?/densenet121-fp32-.*"),
     ("training, densenet121, bf16", "AVX512 bf16", r"lean(-compiled)?/densenet121-bf16-.*"),
     ("training, densenet_bc_100_12, fp32", "AVX2", r"lean(-compiled)?/densenet_bc_100_12-fp32-.*"),
-    ("evaluation, densenet121, fp32", "AVX2", r"inference/fp32(-allocator)?"),
-    ("reading and augmenting, 1 worker", "AVX2", r"input/.*"),
+    ("inference, densenet121, fp32, 16 images", "AVX512 bf16", "engines-16/torchvision-fp32"),
+    ("inference, densenet121, bf16, 16 images", "AVX512 bf16", "engines-16/torchvision-bf16"),
+    ("inference, densenet121, bf16, 1 image", "AVX512 bf16", "engines-1/torchvision-bf16"),
+    ("JPEG files to answers, densenet121, bf16", "AVX512 bf16", "predict/tuned"),
+    ("reading and augmenting, 1 worker", "AVX512 bf16", r"input/(as-it-comes|tuned)"),
 )
 FOOTNOTE = "Medians over rounds and, in brackets, their range; GiB is activation memory.\n"
 NOTHING = "No measurements yet: `make bench` makes them.\n"
