@@ -54,6 +54,17 @@ Engine = Annotated[
         help="What computes the network; auto: what SOURCE was exported for, else torch.",
     ),
 ]
+Resume = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--resume",
+        metavar="auto|never|PATH",
+        help="Go on from the folder's newest state (auto), or from another run's.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check recipe and data, print both, and stop.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 BatchSize = Annotated[
     Optional[int],  # noqa: UP045

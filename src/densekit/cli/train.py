@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING
 
 import typer
 
-from densekit.cli.options import AsJson, Config, Options, OwnFolder, ShortModel
+from densekit.cli.options import AsJson, Config, DryRun, Options, OwnFolder, Resume, ShortModel
 from densekit.cli.output import new_table, number, show, show_json, show_notes
 
 if TYPE_CHECKING:
@@ -22,18 +22,8 @@ def train(
     option: Options = None,
     data: OwnFolder = None,
     model: ShortModel = None,
-    resume: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--resume",
-            metavar="auto|never|PATH",
-            help="Go on from the folder's newest state (auto), or from another run's.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Check recipe and data, print both, and stop."),
-    ] = False,
+    resume: Resume = None,
+    dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Train a DenseNet.
