@@ -37,7 +37,7 @@ ROOMS = {
     "training": "infer weights models data ops files precision distributed progress stop",
     "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
-    "bench": "training models ops precision distributed progress",
+    "bench": "training models data ops precision distributed progress",
     "cli": "serve explain hub score export training infer bench weights models data paddleclas "
     "precision distributed progress",
     "api": "training infer weights models paddleclas distributed",

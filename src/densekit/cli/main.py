@@ -17,6 +17,7 @@ from densekit.cli import (
     bench,
     catalog,
     convert,
+    data,
     evaluate,
     explain,
     export,
@@ -51,6 +52,7 @@ for command in (
     catalog.recipes,
 ):
     app.command()(command)
+app.add_typer(data.data_app)
 
 
 class Unwritable(Exception):  # noqa: N818 (what is raised is what is wrong)

@@ -56,7 +56,7 @@ def train_transform(config: DataConfig) -> TrainTransform:
         crop = [Preprocessing.from_config(config)]
     flip = [v2.RandomHorizontalFlip(augment.flip)] if augment.flip else []
     erase = [Erase(config)] if augment.erase else []
-    stages = [*crop, *_affine(augment), *flip, *_colours(augment, config.mean), *erase]
+    stages = [*crop, *affine(augment), *flip, *colours(augment, config.mean), *erase]
     return TrainTransform(region, v2.Compose(stages))
 
 
@@ -91,21 +91,21 @@ class PaddleCrop:
         return Box(top, left, h, w)
 
 
-def _affine(augment: AugmentConfig) -> list[Stage]:
+def affine(augment: AugmentConfig) -> list[Stage]:
     degrees, shift, zoom = augment.affine_degrees, augment.affine_translate, augment.affine_scale
     if not (degrees or shift or zoom or augment.affine_shear):
         return []
-    affine = v2.RandomAffine(
+    moved = v2.RandomAffine(
         degrees,
         translate=(shift, shift),
         scale=(1 - zoom, 1 + zoom),
         shear=augment.affine_shear,
         interpolation=InterpolationMode.BILINEAR,
     )
-    return [_sometimes(affine, augment.affine_prob)]
+    return [_sometimes(moved, augment.affine_prob)]
 
 
-def _colours(augment: AugmentConfig, mean: Sequence[float]) -> list[Stage]:
+def colours(augment: AugmentConfig, mean: Sequence[float]) -> list[Stage]:
     mode, fill = InterpolationMode.BILINEAR, [round(255 * value) for value in mean]
     steps: list[Stage] = []
     if augment.auto_augment is not None:

@@ -90,14 +90,22 @@ def check_examples(
     warnings = [*examples.notes, *_repeats(examples, files or real_files(examples.paths))]
     warnings += _check_files(examples, sample, channels, max_pixels, may_skip, intensity)
     warnings += dark_files(examples.paths, intensity, sample)
-    if several:
-        return (examples.labels == 1).sum(0), [*warnings, *_one_sided(examples)]
-    counts = np.bincount(examples.labels, minlength=num_classes)
+    counts, of_classes = class_notes(examples, num_classes)
+    return counts, [*warnings, *of_classes]
+
+
+def class_notes(examples: Examples, num_classes: int) -> tuple[np.ndarray, list[str]]:
+    """Images of each class, int64 [K], and sentences on classes that have none or uneven ones."""
+    if examples.labels.ndim == 2:
+        return (examples.labels == 1).sum(0), _one_sided(examples)
+    known = examples.labels[examples.labels < num_classes]
+    counts = np.bincount(known, minlength=num_classes)
     empty = np.flatnonzero(counts == 0).tolist()
+    notes = []
     if empty:
         shown = named_labels(examples, empty)
-        warnings.append(f"{len(empty)} of {num_classes} classes have no images: {shown}")
-    return counts, [*warnings, *_uneven(examples, counts)]
+        notes.append(f"{len(empty)} of {num_classes} classes have no images: {shown}")
+    return counts, [*notes, *_uneven(examples, counts)]
 
 
 def _one_sided(examples: Examples) -> list[str]:
@@ -126,7 +134,7 @@ def are_uneven(counts: np.ndarray) -> bool:
 
 
 def _uneven(examples: Examples, counts: np.ndarray) -> list[str]:
-    if not are_uneven(counts):
+    if not counts.any() or not are_uneven(counts):
         return []
     present, largest, total = counts[counts > 0], int(counts.max()), int(counts.sum())
     names = [

@@ -1,0 +1,285 @@
+"""Every image of a data set, decoded: what cannot be read, what is there twice, sizes, classes.
+
+`checks` looks at a sample of the files before a run; this is for a data set that is new or strange.
+Two files are the same image where their decoded pixels are, whatever they are called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from densekit import distributed
+from densekit.config import Section
+from densekit.data.checks import class_notes, named_labels
+from densekit.data.config import DataConfig, Task
+from densekit.data.decode import UnreadableImage, open_image, read_file
+from densekit.data.listing import Examples, readable
+from densekit.data.multilabel import Labelling
+from densekit.data.splits import open_examples, open_split
+from densekit.progress import bar
+
+AT_A_TIME = 64  # images of a thread at a time
+
+
+class ImagePlace(Section):
+    """An image of a data set."""
+
+    split: str
+    """train or val."""
+    place: str
+    """The list's file and line, or the file itself."""
+    file: str
+    label: str
+    """Names of its classes, or their numbers."""
+
+
+class Fault(Section):
+    """An image that cannot be used."""
+
+    image: ImagePlace
+    reason: str
+
+
+class Copies(Section):
+    """Images with the same pixels."""
+
+    images: tuple[ImagePlace, ...]
+
+
+class ClassCount(Section):
+    """Images of a class."""
+
+    label: int
+    name: str
+    train: int
+    val: int
+
+
+class PixelRange(Section):
+    """Over all images that can be read, in pixels."""
+
+    smallest: int
+    median: float
+    largest: int
+
+
+class Survey(Section):
+    """What `densekit data check` found."""
+
+    train: int
+    """Images."""
+    val: int
+    unreadable: tuple[Fault, ...]
+    mislabelled: tuple[Fault, ...]
+    """Labels that the network has no class for."""
+    leaked: tuple[Copies, ...]
+    """Training images that are validation images, too."""
+    contradictory: tuple[Copies, ...]
+    """One image with several answers."""
+    repeated: tuple[Copies, ...]
+    """All other images that are there more than once; they count as often."""
+    classes: tuple[ClassCount, ...]
+    width: PixelRange | None
+    height: PixelRange | None
+    short_side: PixelRange | None
+    enlarged: int
+    """Images whose short side is less than data.image_size."""
+    file_bytes: int
+    """Of all files that can be read."""
+    notes: tuple[str, ...]
+    """What is no mistake, but should be known."""
+    seconds: float
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether anything would stop a run or spoil its accuracy."""
+        return bool(self.unreadable or self.mislabelled or self.leaked or self.contradictory)
+
+
+class Decoded(NamedTuple):
+    """One file."""
+
+    width: int
+    height: int
+    file_bytes: int
+    digest: bytes
+    """sha256 of the pixels."""
+
+
+def open_all(config: DataConfig, task: Task) -> tuple[Examples, Examples]:
+    """Training and validation images; where none are kept for validation yet, all and none.
+
+    Raises UserError.
+    """
+    if not config.val_fraction:
+        return open_split(config, task)
+    spec = config.train or config.root
+    assert spec is not None  # `--data` is one
+    train = open_examples(spec, config.root, Labelling.of(config, task), "train")
+    return train, train.subset([])
+
+
+def survey(
+    train: Examples,
+    val: Examples,
+    config: DataConfig,
+    num_classes: int | None = None,
+    threads: int | None = None,
+) -> Survey:
+    """Decodes all images, several at once, and compares them. Raises nothing for a bad file."""
+    began = time.monotonic()
+    parts = {"train": train, "val": val}
+    keys = [(split, i) for split, part in parts.items() for i in range(len(part))]
+    found = list(bar(_decoded(parts, keys, config, threads), len(keys), "decoding"))
+    by_key = zip(keys, found, strict=True)
+    decoded = {key: one for key, one in by_key if isinstance(one, Decoded)}
+    faults = [
+        Fault(image=_place(parts, key), reason=one)
+        for key, one in zip(keys, found, strict=True)
+        if isinstance(one, str)
+    ]
+    leaked, unlike, repeated = _sorted_copies(parts, decoded)
+    sides = np.array([(one.width, one.height) for one in decoded.values()], np.int64).reshape(-1, 2)
+    short = sides.min(1, initial=np.iinfo(np.int64).max)
+    several = train.labels.ndim == 2  # both have the same then, as open_split makes them
+    classes = train.num_classes if several or num_classes is None else num_classes
+    return Survey(
+        train=len(train),
+        val=len(val),
+        unreadable=tuple(faults),
+        mislabelled=tuple(_mislabelled(parts, classes)),
+        leaked=_named(parts, leaked),
+        contradictory=_named(parts, unlike),
+        repeated=_named(parts, repeated),
+        classes=_classes(train, val, classes),
+        width=_range(sides[:, 0]),
+        height=_range(sides[:, 1]),
+        short_side=_range(short),
+        enlarged=int((short < config.image_size).sum()),
+        file_bytes=sum(one.file_bytes for one in decoded.values()),
+        notes=tuple(_notes(train, val, classes)),
+        seconds=time.monotonic() - began,
+    )
+
+
+# Decoding -----------------------------------------------------------------------------------
+
+Item = tuple[str, int]
+"""(split, index in its Examples)."""
+
+
+def _decoded(
+    parts: dict[str, Examples], keys: Sequence[Item], config: DataConfig, threads: int | None
+) -> Iterator[Decoded | str]:
+    """Of each key, in order: what is in the file, or why it cannot be read.
+
+    Threads, not processes: the decoders release Python's lock, and a file costs milliseconds.
+    """
+
+    def some(start: int) -> list[Decoded | str]:
+        chunk = keys[start : start + AT_A_TIME]
+        return [_decode(parts[split].paths[index], config) for split, index in chunk]
+
+    pool = ThreadPoolExecutor(threads or distributed.cores())
+    try:
+        chunks = pool.map(some, range(0, len(keys), AT_A_TIME))
+        yield from itertools.chain.from_iterable(chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode(path: str, config: DataConfig) -> Decoded | str:
+    try:
+        content = read_file(Path(path))
+        image = open_image(content, config.channels, config.max_pixels, config.scaling)
+        pixels = image.pixels().permute(1, 2, 0).numpy()
+    except UnreadableImage as error:
+        return error.reason
+    hashed = hashlib.sha256(f"{pixels.dtype} {pixels.shape}".encode())
+    hashed.update(np.ascontiguousarray(pixels).data)
+    return Decoded(image.width, image.height, len(content), hashed.digest())
+
+
+# Comparing ----------------------------------------------------------------------------------
+
+
+def _sorted_copies(
+    parts: dict[str, Examples], decoded: dict[Item, Decoded]
+) -> tuple[list[list[Item]], list[list[Item]], list[list[Item]]]:
+    """Groups of images with the same pixels: in both splits, with different answers, the rest.
+
+    A group may be of the first two kinds at once.
+    """
+    groups: dict[bytes, list[Item]] = {}
+    for key, one in decoded.items():
+        groups.setdefault(one.digest, []).append(key)
+    leaked, unlike, repeated = [], [], []
+    for group in groups.values():
+        if len(group) == 1:
+            continue
+        both = len({split for split, _ in group}) == 2
+        answers = len({parts[split].labels[index].tobytes() for split, index in group})
+        leaked += [group] * both
+        unlike += [group] * (answers > 1)
+        repeated += [group] * (not both and answers == 1)
+    return leaked, unlike, repeated
+
+
+def _mislabelled(parts: dict[str, Examples], num_classes: int) -> Iterator[Fault]:
+    for split, part in parts.items():
+        if part.labels.ndim == 1:
+            for index in np.flatnonzero(part.labels >= num_classes).tolist():
+                reason = f"the network's {num_classes} classes are 0 to {num_classes - 1}"
+                yield Fault(image=_place(parts, (split, index)), reason=reason)
+
+
+def _place(parts: dict[str, Examples], key: Item) -> ImagePlace:
+    split, index = key
+    part = parts[split]
+    own = part.labels[index]
+    labels = [int(own)] if own.ndim == 0 else np.flatnonzero(own == 1).tolist()
+    return ImagePlace(
+        split=split,
+        place=part.where(index),
+        file=readable(part.paths[index]),
+        label=named_labels(part, labels) or "none",
+    )
+
+
+def _named(parts: dict[str, Examples], groups: Sequence[Sequence[Item]]) -> tuple[Copies, ...]:
+    return tuple(Copies(images=tuple(_place(parts, key) for key in group)) for group in groups)
+
+
+def _classes(train: Examples, val: Examples, num_classes: int) -> tuple[ClassCount, ...]:
+    in_train, in_val = (class_notes(part, num_classes)[0] for part in (train, val))
+    names = {**val.classes, **train.classes}
+    return tuple(
+        ClassCount(label=k, name=names.get(k, str(k)), train=int(in_train[k]), val=int(in_val[k]))
+        for k in range(num_classes)
+    )
+
+
+def _range(values: np.ndarray) -> PixelRange | None:
+    if not len(values):
+        return None
+    return PixelRange(
+        smallest=int(values.min()), median=float(np.median(values)), largest=int(values.max())
+    )
+
+
+def _notes(train: Examples, val: Examples, num_classes: int) -> list[str]:
+    """What is no mistake, of training and of validation images."""
+    if not len(val):
+        held = "no validation images yet: copies may fall on both sides when some are held out"
+        return [*train.notes, *class_notes(train, num_classes)[1], held]
+    of_train = [*train.notes, *class_notes(train, num_classes)[1]]
+    of_val = [*val.notes, *class_notes(val, num_classes)[1]]
+    return [*of_train, *(f"validation: {text}" for text in of_val)]

@@ -1,0 +1,66 @@
+"""The loaders that `densekit data bench` compares do the same to the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densekit.bench import reading
+from densekit.bench.stages import measure_stages
+from densekit.data.config import AugmentConfig, DataConfig
+from densekit.data.splits import open_examples
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            plain = np.full((48, 64, 3), 20 * i + 5, np.uint8)
+            Image.fromarray(plain).save(tmp_path / name / f"{i}.jpg", quality=95)
+    return tmp_path
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_loaders_give_normalised_batches_of_one_shape(
+    photos: Path, crop: str, channels: int
+) -> None:
+    """Of plain images, which no crop or flip changes: the same values, too."""
+    augment = AugmentConfig.model_validate(
+        {"crop": crop, **({"crop_padding": 0} if crop == "pad" else {})}
+    )
+    config = DataConfig(channels=channels, mean=(0.4,), std=(0.2,), image_size=32, augment=augment)
+    examples = open_examples(str(photos))
+    loaders = [reading.densekit_loader(examples, config, workers=0)]
+    loaders += [
+        reading.torchvision_loader(examples, config, decode, workers=0)
+        for decode in reading.DECODERS.values()
+    ]
+    for loader in loaders:
+        step = loader()
+        batches = [each if isinstance(each, torch.Tensor) else each[0] for each in step]
+        assert {tuple(batch.shape) for batch in batches} == {(10, channels, 32, 32)}
+        values = torch.cat(batches) * 0.2 + 0.4
+        whole = (values * 255).round().flatten(1)
+        assert (whole.min(1).values == whole.max(1).values).all()
+        known = {np.asarray(Image.open(p).convert("L")).flat[0] for p in photos.rglob("*.jpg")}
+        assert set(whole[:, 0].int().tolist()) <= {int(value) for value in known}
+
+
+def test_every_stage_takes_time(photos: Path) -> None:
+    stages = measure_stages(open_examples(str(photos)), DataConfig(image_size=32), 4)
+    names = [one.name for one in stages if one.name not in ("disk", "transfer")]
+    assert names == ["read (cached)", "decode", "augment", "collate", "normalise"]
+    assert all(one.seconds > 0 for one in stages)
+
+
+def test_what_torchvision_cannot_read_is_not_compared(photos: Path) -> None:
+    deep = DataConfig(intensity="full")
+    assert reading.why_no_peers(DataConfig()) is None
+    assert "full" in str(reading.why_no_peers(deep))
+    assert reading.why_no_peers(DataConfig(channels=4, mean=(0.5,), std=(0.5,))) is not None
