@@ -83,6 +83,7 @@ def test_an_onnx_file_has_two_engines(exported: Make, squares: torch.Tensor) -> 
         assert (one - other).norm() <= (1e-5 if to == "onnx" else 0.15) * one.norm()
 
 
+@pytest.mark.slow
 def test_any_size_if_asked(exported: Make, opened: Opened, squares: torch.Tensor) -> None:
     larger = torch.nn.functional.pad(squares, (3, 10, 4, 1))
     wanted = open_engine(opened, FP32)(larger)
@@ -184,6 +185,7 @@ def test_a_bound_that_rounding_exceeds(opened: Opened, tmp_path: Path, to: str) 
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", INT8)
 def test_layers_that_int8_hurts_stay_in_float(trained: Path, tmp_path: Path, to: str) -> None:
     """Three channels of one layer's input are 3000 times the others, and its weights make up for

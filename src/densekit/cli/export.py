@@ -66,7 +66,7 @@ def export(
     ] = None,
     max_drop: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--max-drop", help="Points of top-1 that int8 may lose; 0.5."),
+        typer.Option("--max-drop", help="Points of top-1 or AUROC that int8 may lose; 0.5."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep an int8 network that loses more.")
@@ -136,8 +136,8 @@ def print_gate(found: dict[str, Any], folder: str) -> None:
     engine, difference = found["engine"], found["difference"]
     count = found["images"]["count"]
     table = new_table(f"On {count} images", "torch", engine, right=("torch", engine))
-    for name in ("top1", "top5", "loss"):
-        if name in found["torch"]:
+    for name in ("top1", "top5", "auroc", "loss"):
+        if found["torch"].get(name) is not None:
             table.add_row(name, number(found["torch"][name]), number(found["exported"][name]))
     table.add_row("same answer", "", f"{difference['agreement']:.2%}")
     table.add_row("largest difference of a logit", "", f"{difference['max']:.2g}")

@@ -16,14 +16,17 @@ from torch import Tensor
 
 from densekit.export.images import RealImages
 from densekit.infer.engines import Logits
-from densekit.infer.evaluate import evaluate
-from densekit.models.artifact import Task
+from densekit.infer.evaluate import DEFAULT_THRESHOLD, evaluate, report_of
+from densekit.infer.model import Opened
+from densekit.infer.multilabel_metrics import SPECIFICITY
 
 MAX_DIFFERENCE = 1e-4
 """Of a float export's logits, as a share of the largest logit, or of 1 where that is less. Rounding
 alone was seen to make 1e-6 of it."""
 MAX_DROP = 0.5
-"""Points of top-1 that int8 may lose."""
+"""Points of top-1, or of AUROC, that int8 may lose."""
+SCORES = {"top1": "top-1", "auroc": "AUROC"}
+"""What int8 may lose points of, by its name in a summary: of one class an image; of several."""
 MIN_AGREEMENT, MAX_NORM = 0.95, 0.25
 """Of int8: the share of images with the same answer, and the norm of the logits' difference over
 the logits' norm. A network that loses no accuracy was seen to have 0.045."""
@@ -38,8 +41,13 @@ class Counted:
     logits: Tensor
     """float32 [n, K]."""
     summary: dict[str, Any]
-    """`densekit evaluate`'s own counts: count and loss, of one class an image top1 and top5 too;
-    {} for images without labels."""
+    """`densekit evaluate`'s own counts: count and loss, and of one class an image top1 and top5, of
+    several auroc, null without an image of each kind; {} for images without labels."""
+
+    @property
+    def score(self) -> str | None:
+        """Which of SCORES was counted."""
+        return next((name for name in SCORES if self.summary.get(name) is not None), None)
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ class Difference:
     relative_norm: float
     """|difference| / |torch's logits|, both Euclidean, over all images."""
     agreement: float
-    """The share of images with the same top-1; of several classes an image or one that is there or
-    not, of outputs with the same sign."""
+    """The share of images with the same top-1; of classes that are there or not, of their outputs
+    on the same side of the class' threshold."""
     worst: tuple[int, ...]
     """The images that differ most, by number."""
 
@@ -75,20 +83,22 @@ def count(logits: Logits, images: RealImages, what: str) -> Counted:
         kept.append(logits(batch))
         return kept[-1]
 
-    found = evaluate(
-        keep, images.batches(what), images.opened.task if images.labelled else "multiclass"
-    )
-    return Counted(torch.cat(kept), found.summary if images.labelled else {})
+    opened = images.opened
+    if not images.labelled:
+        evaluate(keep, images.batches(what))
+        return Counted(torch.cat(kept), {})
+    several = opened.task != "multiclass"
+    report = report_of(opened, SPECIFICITY, None) if several else None
+    found = evaluate(keep, images.batches(what), opened.task, report)
+    area = {"auroc": found.report["auroc"]} if several else {}
+    return Counted(torch.cat(kept), {**found.summary, **area})
 
 
-def compare(reference: Counted, exported: Counted, task: Task) -> Difference:
+def compare(reference: Counted, exported: Counted, opened: Opened) -> Difference:
     """How far the export's answers are from torch's."""
     ours, theirs = reference.logits.double(), exported.logits.double()
     difference = (theirs - ours).abs()
-    if task == "multiclass":
-        same = ours.argmax(1) == theirs.argmax(1)
-    else:
-        same = (ours > 0) == (theirs > 0)
+    same = _answers(ours, opened) == _answers(theirs, opened)
     by_image = difference.amax(1).nan_to_num(nan=torch.inf)
     return Difference(
         max=difference.max().item(),
@@ -98,6 +108,15 @@ def compare(reference: Counted, exported: Counted, task: Task) -> Difference:
         agreement=same.double().mean().item(),
         worst=tuple(by_image.argsort(descending=True)[:WORST].tolist()),
     )
+
+
+def _answers(logits: Tensor, opened: Opened) -> Tensor:
+    """The class, [n]; or whether each class is there, [n, K]."""
+    if opened.task == "multiclass":
+        return logits.argmax(1)
+    chosen = opened.thresholds or [None] * logits.shape[1]
+    thresholds = [DEFAULT_THRESHOLD if value is None else value for value in chosen]
+    return logits.sigmoid() >= logits.new_tensor(thresholds)
 
 
 def float_faults(difference: Difference, bounds: Bounds) -> list[str]:
@@ -113,10 +132,10 @@ def float_faults(difference: Difference, bounds: Bounds) -> list[str]:
 
 
 def drop(reference: Counted, exported: Counted) -> float:
-    """Points of top-1 that the export loses; 0 where there is none."""
-    if "top1" not in reference.summary:
+    """Points of the score that the export loses; 0 where there is none."""
+    if reference.score is None or exported.score is None:
         return 0.0
-    return 100 * (reference.summary["top1"] - exported.summary["top1"])
+    return 100 * (reference.summary[reference.score] - exported.summary[exported.score])
 
 
 def int8_faults(
@@ -124,11 +143,11 @@ def int8_faults(
 ) -> list[str]:
     """Why an int8 export does not pass; empty where it does."""
     faults = []
-    lost = drop(reference, exported)
-    if lost > bounds.max_drop:
+    lost, name = drop(reference, exported), reference.score
+    if name is not None and lost > bounds.max_drop:
         faults.append(
-            f"it loses {lost:.2f} points of top-1 ({reference.summary['top1']:.4f} to "
-            f"{exported.summary['top1']:.4f}), more than --max-drop {bounds.max_drop:g}"
+            f"it loses {lost:.2f} points of {SCORES[name]} ({reference.summary[name]:.4f} to "
+            f"{exported.summary[name]:.4f}), more than --max-drop {bounds.max_drop:g}"
         )
     if not difference.agreement >= MIN_AGREEMENT:
         faults.append(

@@ -83,7 +83,7 @@ def export_network(opened: Opened, target: Path, options: ExportOptions) -> dict
     check_free(target, options.replace)
     limit = options.limit or (INT8_IMAGES if options.int8 else FLOAT_IMAGES)
     images, notes = gate_images(opened, options.images, limit)
-    if options.int8 and not images.labelled and opened.task == "multiclass":
+    if options.int8 and not images.labelled:
         raise UserError(
             f"--images {options.images}: int8 is judged by its accuracy, and these have no labels; "
             f"give a list file, or a folder of class folders"
@@ -176,7 +176,12 @@ class Work:
 
     def int8(self) -> Made:
         """The int8 file with as few layers in float as let it pass. Raises UserError where a
-        quarter of them does not, unless it is forced."""
+        quarter of them does not, unless it is forced; and for images that measure nothing."""
+        if self.reference.score is None:
+            raise UserError(
+                f"{self.images.examples.origin}: int8 is judged by AUROC, and each class is in all "
+                f"or none of these images; give others: --images LIST"
+            )
         chosen = calibration_images(
             self.opened, self.options.calibration, quantize.CALIBRATION_IMAGES
         )
@@ -225,7 +230,7 @@ class Work:
         exported = Exported(self.folder, config)
         logits = open_engine(replace(self.opened, network=exported), self.precision)
         counted = gate.count(logits, self.images, "the export's answers")
-        difference = gate.compare(self.reference, counted, self.opened.task)
+        difference = gate.compare(self.reference, counted, self.opened)
         if self.options.int8:
             faults = gate.int8_faults(self.reference, counted, difference, self.options.bounds)
         else:

@@ -1,0 +1,174 @@
+"""Gates of real exports: what `densekit export` measures, kept in benchmarks/results/gates.
+
+    python benchmarks/gates.py quickstart     digits; 5 minutes on 2 cores
+    python benchmarks/gates.py cifar          CIFAR-10 with a test split apart; 15 minutes
+    python benchmarks/gates.py densenet121    DenseNet-121 on 500 ImageNet images; 15 minutes
+
+Each trains its network in the folder `--work`, where it has not yet, exports it to every target or
+to those of `--to`, and evaluates it and the export on images that neither training nor int8 has
+seen, where there are such. A file is TARGET's gate.json with the commands that made it; its paths
+start in the work folder. The machine should be idle while it exports: a gate takes times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, get_args
+
+import rows
+from densekit.infer.exported import Target
+
+RESULTS = rows.RESULTS / "gates"
+COMMAND = [sys.executable, "-m", "densekit"]
+ANIMALS = 398  # ImageNet's first classes are animals, all others are not
+TARGETS: tuple[str, ...] = get_args(Target)
+COUNTED = ("count", "top1", "loss")  # of an evaluation
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is trained to be exported."""
+
+    about: str
+    recipe: str
+    options: tuple[str, ...] = ()
+    """-o of `densekit train`."""
+    archive: str | None = None
+    """Unpacked into the work folder, from the folder that DENSEKIT_TEST_DATA names."""
+    prepare: Callable[[Path], None] = lambda work: None
+    images: str | None = None
+    """--images of `densekit export`."""
+    held_out: str | None = None
+    """A list of images that nothing else has seen."""
+
+
+def list_animals(work: Path) -> None:
+    """train.txt and val.txt in the sample's folder: animals or not, of five images one in val."""
+    sample = work / "imagenet-sample"
+    lines = [line.rsplit(" ", 1) for line in (sample / "val_list.txt").read_text().splitlines()]
+    said = [f"{file} {int(int(label) < ANIMALS)}\n" for file, label in lines]
+    val = said[::5]
+    (sample / "animals.txt").write_text("".join(said))
+    (sample / "val.txt").write_text("".join(val))
+    (sample / "train.txt").write_text("".join(line for line in said if line not in set(val)))
+
+
+NETWORKS = {
+    "quickstart": Network("the quickstart: 5,000 real digits, 28 x 28", "quickstart"),
+    "cifar": Network(
+        "a small DenseNet-BC after 4 epochs of CIFAR-10, 32 x 32",
+        "cifar/densenet_bc_100_12",
+        (
+            "model.overrides={block_config: [4, 4, 4], growth_rate: 16, num_init_features: 32}",
+            "data.train=cifar10/train_list.txt",
+            "data.val_fraction=0.1",
+            "optim.milestones=[2, 3]",
+            "loop.epochs=4",
+        ),
+        archive="cifar10.tar.gz",
+        held_out="cifar10/val_list.txt",
+    ),
+    "densenet121": Network(
+        "DenseNet-121 at 224 after 4 epochs of 400 images, animals or not, from random weights: "
+        "its accuracy means nothing, the differences do",
+        "imagenet/densenet121",
+        (
+            "model.num_classes=2",
+            "data.train=imagenet-sample/train.txt",
+            "data.val=imagenet-sample/val.txt",
+            "data.batch_size=20",
+            "optim.lr=0.02",
+            "optim.reference_batch=20",
+            "optim.milestones=[3]",
+            "loop.epochs=4",
+        ),
+        archive="imagenet-sample.tar",
+        prepare=list_animals,
+        images="imagenet-sample/animals.txt",
+    ),
+}
+
+
+def trained(name: str, network: Network, work: Path) -> list[str]:
+    """Trains it in the work folder, if it has not been; returns the command."""
+    words = ["train", "-c", network.recipe, *(t for o in network.options for t in ("-o", o))]
+    words += ["-o", f"loop.output_dir={name}"]
+    work.mkdir(parents=True, exist_ok=True)
+    if network.archive and not (work / network.archive.partition(".")[0]).exists():
+        with tarfile.open(Path(os.environ["DENSEKIT_TEST_DATA"]) / network.archive) as archive:
+            archive.extractall(work, filter="data")
+    network.prepare(work)
+    densekit(words, work)  # a run that is over says so
+    return words
+
+
+def gate(name: str, network: Network, to: str, work: Path, train: list[str]) -> dict[str, Any]:
+    """Exports the trained network; what is kept of it."""
+    export = ["export", f"{name}/best", "--to", to, "--out", f"{name}/{to}", "--replace"]
+    export += ["--images", network.images] if network.images else []
+    found = json.loads(densekit([*export, "--json"], work))
+    kept: dict[str, Any] = {
+        "name": f"{name}-{to}",
+        "about": network.about,
+        "commands": [readable(train), readable(export)],
+        "gate": {key: value for key, value in found.items() if key != "folder"},
+    }
+    if network.held_out:
+        tested = {}
+        for side, source in (("torch", f"{name}/best"), ("exported", f"{name}/{to}")):
+            words = ["evaluate", source, "--data", network.held_out, "--bootstrap", "0"]
+            kept["commands"].append(readable(words))
+            measured = json.loads(densekit([*words, "--json"], work))
+            tested[side] = {key: measured[key] for key in COUNTED}
+        kept["held_out"] = tested
+    machine, commit = rows.machine().model_dump(mode="json"), rows.commit()
+    return {**kept, "machine": machine, "commit": commit, "date": date.today().isoformat()}
+
+
+def densekit(words: Sequence[str], work: Path) -> str:
+    """What the command prints, run in the work folder."""
+    print(readable(words), file=sys.stderr)
+    done = subprocess.run([*COMMAND, *words], cwd=work, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{readable(words)}: exit code {done.returncode}")
+    return done.stdout
+
+
+def readable(words: Sequence[str]) -> str:
+    return " ".join(["densekit", *(f'"{word}"' if " " in word else word for word in words)])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=NETWORKS)
+    parser.add_argument("--to", action="append", choices=TARGETS, help="a target; all of them")
+    parser.add_argument("--work", type=Path, default=rows.ROOT / "runs" / "gates")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files go")
+    parser.add_argument("--train", action="store_true", help="no more than the training")
+    return parser.parse_args()
+
+
+def main(arguments: argparse.Namespace) -> None:
+    name, network = arguments.name, NETWORKS[arguments.name]
+    train = trained(name, network, arguments.work)
+    for to in [] if arguments.train else arguments.to or TARGETS:
+        kept = gate(name, network, to, arguments.work, train)
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        file = arguments.results / f"{kept['name']}.json"
+        file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        print(file)
+
+
+if __name__ == "__main__":
+    main(parse_arguments())

@@ -1,0 +1,114 @@
+"""folder.py: an export is whole or not there, and what is refused when it was changed since."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from densekit.config import UserError
+from densekit.export import folder
+from densekit.export.steps import ExportOptions, export_network
+from densekit.infer.exported import is_exported, read_exported
+from densekit.infer.model import Opened
+
+Make = Callable[..., Path]
+
+
+def left(place: Path) -> list[str]:
+    return sorted(entry.name for entry in place.iterdir())
+
+
+def fail_within(target: Path, error: BaseException) -> None:
+    with folder.folder_beside(target) as beside:
+        assert beside.parent == target.parent, "on the same disk"
+        (beside / "model.onnx").write_text("half")
+        raise error
+
+
+def test_what_fails_within_leaves_nothing(tmp_path: Path) -> None:
+    for error in (RuntimeError("ours"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            fail_within(tmp_path / "out", error)
+        assert left(tmp_path) == []
+    with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
+        fail_within(tmp_path / "out", OSError(28, "No space left on device"))
+    assert left(tmp_path) == []
+
+
+def test_an_export_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    for text in ("one", "two"):
+        with folder.folder_beside(target) as beside:
+            (beside / f"{text}.txt").write_text(text)
+            folder.publish(beside, target)
+        assert left(target) == [f"{text}.txt"]
+        assert left(target.parent) == ["out"]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    folder.check_free(tmp_path, replace=False)
+    folder.check_free(tmp_path / "nothing", replace=False)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="a file, and an export is a folder"):
+        folder.check_free(tmp_path / "link", replace=True)
+
+
+def test_of_what_cannot_be_written_the_place_is_said(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full when the folder is to be renamed."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(folder.os, "fsync", full)
+    with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
+        export_network(opened, tmp_path / "out", ExportOptions("torch-export", limit=4))
+    assert left(tmp_path) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file: cannot be made: "):
+        export_network(opened, tmp_path / "file" / "out", ExportOptions("torch-export", limit=4))
+    assert left(tmp_path) == ["file"]
+
+
+def test_a_file_that_was_changed_since_is_refused(exported: Make, tmp_path: Path) -> None:
+    made = exported("torch-export")
+    other = tmp_path / "copy"
+    other.mkdir()
+    for name in left(made):
+        (other / name).write_bytes((made / name).read_bytes())
+    assert read_exported(other).config == read_exported(made).config
+    with (other / "model.pt2").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"model\.pt2: not the file that the gate has measured"):
+        read_exported(other)
+    (other / "model.pt2").unlink()
+    with pytest.raises(UserError, match=r"not a whole export: .*export it again"):
+        read_exported(other)
+    for text in ("", "{}", "[]", "null", '{"sha256": 3}'):
+        (other / "gate.json").write_text(text)
+        with pytest.raises(UserError, match="not a whole export"):
+            read_exported(other)
+    (other / "gate.json").unlink()
+    assert not is_exported(other)
+
+
+def test_gate_json_says_what_was_measured(exported: Make, opened: Opened) -> None:
+    made = exported("onnx")
+    found = json.loads((made / "gate.json").read_text())
+    assert found["to"] == "onnx"
+    assert found["engine"] == "onnxruntime"
+    assert found["images"]["count"] == 250
+    assert found["torch"].keys() == found["exported"].keys() == {"count", "top1", "top5", "loss"}
+    assert found["difference"]["agreement"] == 1
+    assert 0 < found["difference"]["max"] <= 1e-4 * found["difference"]["largest_logit"]
+    assert found["passed"]
+    assert [row["batch"] for row in found["latency"]] == [1, 16]
+    assert set(found["versions"]) == {"densekit", "torch", "onnx", "onnxscript", "onnxruntime"}
+    config = json.loads((made / "config.json").read_text())
+    assert config["classes"] == opened.classes
+    assert config["export"]["to"] == "onnx"
