@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,6 +106,15 @@ def serving(network: Path, folder: Path, *options: str) -> Iterator[Served]:
     finally:
         process.kill()
         process.join()
+
+
+def until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Of a server that was started in another way."""
+    deadline = time.monotonic() + WAIT
+    while not answers(url):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def answers(url: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import EpsImagePlugin
+from starlette.types import ASGIApp
 
 from densekit import distributed
 from densekit.config import UserError
@@ -92,10 +93,8 @@ def is_loopback(host: str) -> bool:
     return host in LOOPBACK or host.startswith("127.")
 
 
-def serve_here(serving: Serving, listener: socket.socket) -> int:
-    """Serves in this process until a signal ends it; the exit code. It listens once it is warm."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+def open_application(serving: Serving, life: Life) -> ASGIApp:
+    """The network behind HTTP, warm. Raises UserError."""
     EpsImagePlugin.gs_binary = False  # no other program is started for what a client sends
     keep_freed_memory()
     if serving.threads is not None:
@@ -113,8 +112,15 @@ def serve_here(serving: Serving, listener: socket.socket) -> int:
     service = Service(classifier, serving.limits, Measures(labels))
     service.warm_up()
     card = model_card(serving.source, classifier, serving.limits, maps=service.no_maps is None)
+    return application(service, card, life, serving.token, serving.local)
+
+
+def serve_here(serving: Serving, listener: socket.socket) -> int:
+    """Serves in this process until a signal ends it; the exit code. It listens once it is warm."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     life = Life()
-    app = application(service, card, life, serving.token, serving.local)
+    app = open_application(serving, life)
     server(app, serving.limits, life, serving.drain_seconds).run(sockets=[listener])
     return 0
 
