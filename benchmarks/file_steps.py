@@ -25,15 +25,19 @@ BATCH_SIZE = 32  # of the network
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def densekit(files: Sequence[str], work: Workload, precision: str) -> StepFunction:
-    """`densekit predict`'s rows."""
-    opened = Opened(
+def opened_network(work: Workload) -> Opened:
+    """The network with ImageNet's preprocessing and no more than numbers for classes."""
+    return Opened(
         name=work.model,
         network=variants.create(ModelConfig(name=work.model, num_classes=NUM_CLASSES)).eval(),
-        preprocessing=Preprocessing(),
+        preprocessing=Preprocessing(crop=work.image_size),
         classes=[str(label) for label in range(NUM_CLASSES)],
     )
-    classifier = Classifier(opened, resolve(work.device, precision))
+
+
+def densekit(files: Sequence[str], work: Workload, precision: str) -> StepFunction:
+    """`densekit predict`'s rows."""
+    classifier = Classifier(opened_network(work), resolve(work.device, precision))
     return lambda: list(classifier.rows(files, topk=5, batch_size=BATCH_SIZE))
 
 

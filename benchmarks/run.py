@@ -29,13 +29,15 @@ import densekit_steps
 import inference_sides
 import row_tables
 import rows
+import scoring_sides
 import startup
 import torchvision_steps
-from densekit.bench.rounds import Candidate, Settings, Spread, StepFunction, measure_rounds
+from densekit.bench.rounds import Candidate, Settings, StepFunction, measure_rounds
 from densekit.config import UserError, nearest
 from densekit.data.splits import open_examples
 from densekit.precision import Format, resolve, resolve_device
 from densekit_steps import BATCHES_READ, Workload
+from startup import Commands, measure_commands
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
 LOG_WIDTH = 200  # columns of a table that goes to a file
@@ -78,11 +80,29 @@ def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
         found.update(lean_large(network))
     if list_file is None:
         return found
-    files = open_examples(list_file).paths[: 4 if quick else FILES]
-    predicted = inference_sides.files(work, files, TUNED[0])
+    files = open_examples(list_file).paths[: 4 if quick else None]
+    predicted = inference_sides.files(work, files[:FILES], TUNED[0])
     for name, of in predicted.items():
         found[name] = Comparison(*of, theirs_elsewhere="paddle" in name)
+    scored = scoring_sides.scoring(work, files, PRECISIONS)
+    found |= {name: Comparison(*of) for name, of in scored.items()}
     return {**found, **reading(work, list_file)}
+
+
+def commands(quick: bool, list_file: str | None) -> dict[str, Commands]:
+    """By name: those that are measured from outside."""
+    found = {
+        f"startup/{name}": Commands("s", {"densekit": seconds})
+        for name, seconds in (
+            ("help", startup.help_text),
+            ("quickstart-first-step", startup.first_step),
+            ("quickstart-first-step-cold", startup.first_step_cold),
+        )
+    }
+    if list_file is None:
+        return found
+    work = Workload(image_size=32) if quick else Workload()
+    return found | scoring_sides.commands(work, open_examples(list_file).paths, TUNED[0])
 
 
 def training(work: Workload) -> dict[str, Comparison]:
@@ -192,13 +212,6 @@ def _torchvision(
     return Candidate(", ".join(words), step, keep_memory)
 
 
-STARTUP: dict[str, Callable[[Path], float]] = {
-    "startup/help": startup.help_text,
-    "startup/quickstart-first-step": startup.first_step,
-    "startup/quickstart-first-step-cold": startup.first_step_cold,
-}
-
-
 # Measuring ----------------------------------------------------------------------------------
 
 
@@ -219,16 +232,6 @@ def measure(name: str, comparison: Comparison, settings: Settings) -> rows.Row:
     device = resolve_device(work.device).type
     said = {**work.model_dump(), "device": device, **rows.settings_of(settings)}
     return rows.row(name, "images/s", tuple(results), rows.speed_ratio(pairs), said)
-
-
-def measure_startup(name: str, seconds: Callable[[Path], float], settings: Settings) -> rows.Row:
-    """One run that is not counted, for disk caches and data, and then as many as `rounds`."""
-    with tempfile.TemporaryDirectory() as folder:
-        seconds(Path(folder))
-        runs = track(range(settings.rounds), name, console=Console(stderr=True))
-        measured = Spread.of([seconds(Path(folder)) for _ in runs])
-    said: dict[str, str | int] = {"runs": settings.rounds, "threads": settings.threads}
-    return rows.row(name, "s", (rows.Result(name="densekit", measured=measured),), None, said)
 
 
 def select(names: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -292,12 +295,14 @@ def main(arguments: argparse.Namespace) -> None:
         results = arguments.results
     measured = []
     with tempfile.TemporaryDirectory() as folder:
-        chosen = comparisons(arguments.quick, arguments.images or sample_list(folder))
-        for name in select(arguments.names, [*STARTUP, *chosen]):
-            if name in chosen:
-                row = measure(name, chosen[name], settings)
+        images = arguments.images or sample_list(folder)
+        outside = commands(arguments.quick, images)
+        inside = comparisons(arguments.quick, images)
+        for name in select(arguments.names, [*outside, *inside]):
+            if name in outside:
+                row = measure_commands(name, outside[name], settings)
             else:
-                row = measure_startup(name, STARTUP[name], settings)
+                row = measure(name, inside[name], settings)
             if results is not None:
                 rows.append(row, results)
             measured.append(row)

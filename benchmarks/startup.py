@@ -1,4 +1,4 @@
-"""Seconds that a person waits, measured from outside: a command is started and watched."""
+"""Commands measured from outside: started and watched. Seconds that a person waits for a start."""
 
 from __future__ import annotations
 
@@ -7,11 +7,47 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+import rows
+from densekit.bench.rounds import Settings, Spread
 
 DENSEKIT = str(Path(sys.executable).with_name("densekit"))
 PATIENCE = 300.0
+
+
+@dataclass(frozen=True)
+class Commands:
+    """One or two sides that are commands; each is called with a folder that they share."""
+
+    unit: str
+    sides: dict[str, Callable[[Path], float]]
+    """By what they are called in rows; images/s, or s."""
+    settings: dict[str, str | int] = field(default_factory=dict)
+
+
+def measure_commands(name: str, commands: Commands, settings: Settings) -> rows.Row:
+    """One run of each that is not counted, for disk caches and data, and then `rounds`."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def taken() -> list[float]:
+            return [side(Path(folder)) for side in commands.sides.values()]
+
+        taken()
+        runs = track(range(settings.rounds), name, console=Console(stderr=True))
+        measured = [taken() for _ in runs]
+    sides = tuple(
+        rows.Result(name=side, measured=Spread.of(values))
+        for side, values in zip(commands.sides, zip(*measured, strict=True), strict=True)
+    )
+    ratio = Spread.of([one / other for one, other in measured]) if len(sides) == 2 else None
+    kept = {**commands.settings, "runs": settings.rounds, "threads": settings.threads}
+    return rows.row(name, commands.unit, sides, ratio, kept)
 
 
 def help_text(folder: Path) -> float:

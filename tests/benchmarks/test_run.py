@@ -16,6 +16,7 @@ from torch import Tensor
 
 from densekit.bench.rounds import Candidate, RoundSample, Spread
 from densekit.config import UserError
+from densekit.data.splits import open_examples
 from densekit.models import variants
 from densekit.models.variants import ModelConfig
 from densekit.precision import resolve
@@ -27,6 +28,7 @@ import densekit_steps  # noqa: E402 (benchmarks/densekit_steps.py, and so on)
 import row_tables  # noqa: E402
 import rows  # noqa: E402
 import run as command  # noqa: E402
+import scoring_sides  # noqa: E402
 import torchvision_steps  # noqa: E402
 from densekit_steps import Workload  # noqa: E402
 
@@ -93,6 +95,22 @@ def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
         assert batch.shape == (2, 3, 32, 32)
         assert batch.mean().abs() < 1
         assert 0.5 < batch.std() < 2
+
+
+def test_the_scoring_sides_take_the_same_images(tmp_path: Path) -> None:
+    paths = open_examples(str(write_images(tmp_path))).paths
+    images = len(paths)
+    for make in (scoring_sides.network_alone, scoring_sides.files_then_network):
+        step = make(paths, TINY, "fp32", images)
+        for _ in range(2):
+            assert [batch.shape for batch in step()] == [(images, 1000)]  # type: ignore[attr-defined]
+    ours = scoring_sides.FilesToRows(paths, TINY, "fp32", images)
+    seen, done = [], ours.done
+    ours.done = (seen.append(count) or count for count in done)
+    for _ in range(3):
+        ours()
+    batch = scoring_sides.BATCH_SIZE  # the least that the command does at a time
+    assert seen == [batch] * 3
 
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet_bc_22_12", "densenet264"])
@@ -194,6 +212,9 @@ def test_committed_rows_are_by_the_rules() -> None:
         if row.ratio is None:
             assert row.settings["runs"] >= 5, row.name  # type: ignore[operator]
             continue
+        if "runs" in row.settings:  # whole commands
+            assert row.settings["runs"] >= 5, row.name  # type: ignore[operator]
+            continue
         assert row.settings["pairs"] >= 5, row.name  # type: ignore[operator]
         assert row.settings["steps"] >= 7, row.name  # type: ignore[operator]
 
@@ -226,7 +247,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_command_measures_prints_and_keeps(tmp_path: Path) -> None:
     images = str(write_images(tmp_path))
-    names = ("startup", "train/as-it-comes", "input/tuned")
+    workers = f"score/workers-{command.TUNED[0]}"
+    names = ("startup", "train/as-it-comes", "input/tuned", workers)
     done = run("--quick", *names, "--images", images, "--results", str(tmp_path / "results"))
     assert done.returncode == 0, done.stderr
     found = {row.name: row for row in rows.read(tmp_path / "results")}
@@ -236,6 +258,7 @@ def test_the_command_measures_prints_and_keeps(tmp_path: Path) -> None:
         "startup/quickstart-first-step-cold",
         "train/as-it-comes",
         "input/tuned",
+        workers,
     }
     ours, theirs = found["train/as-it-comes"].sides
     assert (ours.keeps_memory, theirs.keeps_memory) == (sys.platform == "linux", False)
