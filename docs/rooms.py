@@ -14,7 +14,7 @@ PURPOSES = {
     "bench": "`densekit bench`: speed and memory of the ops, measured in rounds",
     "cli": "the commands, a file each, beside what they print; exit codes",
     "config": "sections (the frozen base of all options), YAML, `-o` overrides, `UserError`",
-    "data": "lists and folders, image transforms, augmentation, mixing, the loader",
+    "data": "lists, folders and shards, image transforms, augmentation, mixing, the loader",
     "distributed": "processes: start, stop, rank, sums; which one failed and why",
     "explain": "what an answer rests on: maps over images, feature reuse",
     "files": "files that are whole or not there",

@@ -26,7 +26,7 @@ ROOMS = {
     "progress": "distributed",
     "native_code": "files progress",
     "ops": "native_code",
-    "data": "native_code distributed progress",
+    "data": "files native_code distributed progress",
     "models": "ops data files",
     "weights": "models data files",
     "infer": "weights models data files precision distributed progress",

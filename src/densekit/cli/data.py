@@ -9,6 +9,7 @@ import typer
 
 from densekit.cli.options import AsJson, Config, Options
 from densekit.cli.output import new_table, show, show_json, show_notes
+from densekit.cli.pack import data_pack
 
 if TYPE_CHECKING:
     from densekit.bench.reading import InputReport
@@ -19,7 +20,7 @@ CLASSES_LISTED = 20
 
 data_app = typer.Typer(
     name="data",
-    help="Check a data set before it is trained on, and measure how fast it is read.",
+    help="Check a data set before it is trained on, measure how fast it is read, pack it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -195,3 +196,6 @@ def print_reading(found: InputReport, as_json: bool) -> None:
             f"{found.rate:,g} images a second need {found.cores_for_rate} such cores, at "
             f"{found.images_per_second_and_core:,.0f} each with a worker on all {found.cores}"
         )
+
+
+data_app.command("pack")(data_pack)

@@ -235,7 +235,7 @@ def _fault(
 ) -> str | None:
     """Why an image cannot be read, with its place; None if it can."""
     try:
-        decode(examples.paths[index], channels, max_pixels, intensity)
+        decode(examples.image(index), channels, max_pixels, intensity)
     except UnreadableImage as error:
         return str(error.at(examples.where(index)))
     return None

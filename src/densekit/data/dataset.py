@@ -96,8 +96,8 @@ class ImageDataset(Dataset):
         """An unreadable file is handed on as a value, so that it leaves a worker unchanged."""
         epoch, index = key
         try:
-            path = self.examples.paths[index]
-            image = open_image(path, self.shape[0], self.max_pixels, self.intensity)
+            source = self.examples.image(index)
+            image = open_image(source, self.shape[0], self.max_pixels, self.intensity)
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
                 torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))

@@ -22,6 +22,7 @@ from densekit.config import UserError
 from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
 from densekit.data.intensity import Intensity
+from densekit.data.listing import Content
 from densekit.data.pixels import (
     array_pixels,
     image_pixels,
@@ -101,8 +102,12 @@ class JpegFile(ImageFile):
         return _channels_first(found)
 
 
+ImageSource = str | Path | bytes | Content
+"""A file, or the content of one."""
+
+
 def open_image(
-    source: str | Path | bytes,
+    source: ImageSource,
     channels: int,
     max_pixels: int = MAX_PIXELS,
     intensity: Intensity = EIGHT_BITS,
@@ -114,8 +119,7 @@ def open_image(
     and PIL's convert. Of 16 bits the high 8 are kept, as in cv2. Of several frames the first is
     taken. All else is read by `pixels.read_pixels`, without loss.
     """
-    name = "bytes" if isinstance(source, bytes) else str(source)
-    content = source if isinstance(source, bytes) else read_file(Path(source))
+    name, content = content_of(source)
     if not content:
         raise UnreadableImage(name, "is empty")
     try:
@@ -147,7 +151,7 @@ def _in_eight_bits(channels: int, intensity: Intensity) -> bool:
 
 
 def decode(
-    source: str | Path | bytes,
+    source: ImageSource,
     channels: int,
     max_pixels: int = MAX_PIXELS,
     intensity: Intensity = EIGHT_BITS,
@@ -167,6 +171,15 @@ def _damage_named(name: str) -> Iterator[None]:
         raise UnreadableImage(name, "is not an image that PIL can read") from error
     except Exception as error:  # PIL's plugins raise many kinds for damaged files
         raise UnreadableImage(name, f"cannot be read as an image: {error}") from error
+
+
+def content_of(source: ImageSource) -> Content:
+    """The bytes, and what to call them. Raises UnreadableImage."""
+    if isinstance(source, Content):
+        return source
+    if isinstance(source, bytes):
+        return Content("bytes", source)
+    return Content(str(source), read_file(Path(source)))
 
 
 def read_file(file: Path) -> bytes:

@@ -12,17 +12,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from densekit.config import UserError
 
 
+class Content(NamedTuple):
+    """The bytes of an image that is no file of its own."""
+
+    name: str
+    content: bytes
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Images and their labels, in the order of the list or folder they come from."""
 
-    paths: list[str]
+    paths: Sequence[str]
     """Where each image is: `root` and the path in the list, joined."""
     labels: np.ndarray
     """int64 [n]; of images with several classes int8 [n, K]: 1 there, 0 not there, -1 unknown."""
@@ -32,7 +40,7 @@ class Examples:
     """What the paths start from."""
     origin: str
     """The list file or the folder."""
-    lines: list[int] | None = None
+    lines: Sequence[int] | None = None
     """The line of each image in the list file; None for a folder."""
     notes: tuple[str, ...] = ()
     """What a person should know of how they were read."""
@@ -50,6 +58,10 @@ class Examples:
         if self.labels.ndim == 2:
             return self.labels.shape[1]
         return max(int(self.labels.max(initial=-1)), *self.classes, -1) + 1
+
+    def image(self, index: int) -> str | Content:
+        """What `open_image` opens. Raises UserError where that has to be fetched and cannot be."""
+        return self.paths[index]
 
     def where(self, index: int) -> str:
         """`train_list.txt:17`, or the file's path if it comes from a folder."""

@@ -57,6 +57,21 @@ class Labelling:
         examples = read_folder(folder)
         return as_binary(examples, self.classes) if self.task == "binary" else examples
 
+    def of_shards(self, examples: Examples) -> Examples:
+        """Images in shards, of which an index says the labels. Raises UserError."""
+        several = examples.labels.ndim == 2
+        if self.task == "binary" and not several:
+            return as_binary(examples, self.classes)
+        if several != (self.task != "multiclass"):
+            has, task = ("several", "multilabel") if several else ("one class", "multiclass")
+            raise UserError(
+                f"{examples.origin}: says {has} an image, but model.task={self.task}; set "
+                f"model.task={task}, or pack it anew with --task {self.task}"
+            )
+        if several and self.classes is not None:
+            examples = _selected(examples, self.classes)
+        return self._one_if_binary(examples) if several else examples
+
     def _one_if_binary(self, examples: Examples) -> Examples:
         if self.task == "multilabel" or examples.num_classes == 1:
             return examples

@@ -1,7 +1,8 @@
 """From what `data.root`, `data.train` and `data.val` say to the examples they mean.
 
 A source is a list file, a folder of class folders, `builtin:NAME`, or the folder of a whole data
-set, which holds both splits as `train_list.txt` and `val_list.txt` or as `train/` and `val/`.
+set, which holds both splits as `train_list.txt` and `val_list.txt` or as `train/` and `val/`; or
+shards, by their names or their index, which such a folder may hold as well.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from densekit.data.config import DataConfig, Task
 from densekit.data.folders import class_folders
 from densekit.data.listing import Examples
 from densekit.data.multilabel import ONE_CLASS, Labelling, match_multilabel, widen
+from densekit.data.shards.examples import ShardSpec, is_shards, open_shards, parse_shards
+from densekit.data.shards.index import INDEX_SUFFIX
 
 Split = Literal["train", "val"]
 SUBFOLDERS: dict[Split, tuple[str, ...]] = {
@@ -69,7 +72,7 @@ def open_split(
             "val_list.txt or with train/ and val/"
         )
     train = _open(place, config.root, labelling, "train")
-    own_val = find_part(place, "val") if place.is_dir() else None
+    own_val = find_part(place, "val") if isinstance(place, Path) and place.is_dir() else None
     if config.val_fraction and (config.val is not None or own_val is not None):
         has = f"data.val={config.val}" if config.val is not None else f"{own_val}"
         raise UserError(
@@ -106,24 +109,33 @@ def open_val(config: DataConfig, task: Task = "multiclass") -> Examples:
     """
     if config.val is not None and not config.relabel:
         place = locate_images(config.val, config.root)
-        if place.is_file():
+        if isinstance(place, ShardSpec) or place.is_file():
             return _open(place, config.root, Labelling.of(config, task), "val")
     return open_split(config, task)[1]
 
 
-def locate_images(spec: str, root: str | None = None) -> Path:
-    """The file or folder that `spec` means; a builtin is written first. Raises UserError."""
+def locate_images(spec: str, root: str | None = None) -> Path | ShardSpec:
+    """What `spec` means; a builtin is written first. Raises UserError."""
     if spec.startswith("builtin:"):
         name = spec.removeprefix("builtin:")
         if name not in builtin.WRITERS:
             raise UserError(f"{spec}: there is no such builtin{nearest(name, builtin.WRITERS)}")
         return builtin.WRITERS[name](Path(root or f"data/{name}").expanduser())
-    path = Path(spec).expanduser()
-    tried = [Path(root).expanduser() / path, path] if root and not path.is_absolute() else [path]
-    for candidate in tried:
-        if candidate.exists():
-            return candidate
+    tried = _candidates(spec, root)
+    for place in tried:
+        if is_there(place):
+            return parse_shards(str(place)) if is_shards(spec) else place
     raise UserError(f"there is no file or folder {' nor '.join(map(str, tried))}")
+
+
+def _candidates(spec: str, root: str | None) -> list[Path]:
+    path = Path(spec).expanduser()
+    return [Path(root).expanduser() / path, path] if root and not path.is_absolute() else [path]
+
+
+def is_there(place: Path) -> bool:
+    """Whether there is such a file or folder, or the first of the shards that are named."""
+    return parse_shards(str(place)).exists() if is_shards(place.name) else place.exists()
 
 
 def anchored(config: DataConfig) -> DataConfig:
@@ -133,9 +145,8 @@ def anchored(config: DataConfig) -> DataConfig:
     def absolute(spec: str | None) -> str | None:
         if spec is None or spec.startswith("builtin:"):
             return spec
-        path = Path(spec).expanduser()
-        under = Path(config.root).expanduser() / path if config.root else path
-        return str((under if under.exists() else path).absolute())
+        tried = _candidates(spec, config.root)
+        return str(next(filter(is_there, tried), tried[-1]).absolute())
 
     root = None if config.root is None else str(Path(config.root).expanduser().absolute())
     paths = {"root": root, "train": absolute(config.train), "val": absolute(config.val)}
@@ -143,7 +154,8 @@ def anchored(config: DataConfig) -> DataConfig:
 
 
 def find_part(folder: Path, split: Split) -> Path | None:
-    """`train_list.txt` or `train/` of a whole data set's folder; None if it has neither.
+    """`train_list.txt`, `train-index.npz` or `train/` of a whole data set's folder; None if it has
+    none of them.
 
     A subfolder is a split only if it holds class folders itself: a class may be called "train".
     Raises UserError where two are called alike but for their case.
@@ -151,6 +163,8 @@ def find_part(folder: Path, split: Split) -> Path | None:
     file = folder / f"{split}_list.txt"
     if file.is_file():
         return file
+    if (index := folder / f"{split}{INDEX_SUFFIX}").is_file():
+        return index
     subfolders = class_folders(folder)
     for wanted in SUBFOLDERS[split]:
         alike = [n for n in subfolders if n.lower() == wanted and class_folders(folder / n)]
@@ -164,7 +178,11 @@ def find_part(folder: Path, split: Split) -> Path | None:
     return None
 
 
-def _open(place: Path, root: str | None, labelling: Labelling, split: Split) -> Examples:
+def _open(
+    place: Path | ShardSpec, root: str | None, labelling: Labelling, split: Split
+) -> Examples:
+    if isinstance(place, ShardSpec):
+        return labelling.of_shards(open_shards(place))
     if place.is_file():
         start = Path(root).expanduser() if root is not None else place.parent
         return labelling.read_file(place, start)
@@ -177,6 +195,8 @@ def _open(place: Path, root: str | None, labelling: Labelling, split: Split) -> 
         )
     if part is None:
         return labelling.read_folders(place)
+    if is_shards(part.name) and part.is_file():
+        return labelling.of_shards(open_shards(parse_shards(str(part))))
     if part.is_file():
         return labelling.read_file(part, place)
     examples = labelling.read_folders(part)

@@ -30,7 +30,7 @@ from PIL import Image
 
 from densekit.config import Tree, UserError, merge, parse_override
 from densekit.data.config import MAX_PIXELS, Task
-from densekit.data.decode import UnreadableImage, decode, raise_pils_limit, read_file
+from densekit.data.decode import UnreadableImage, content_of, decode, raise_pils_limit
 from densekit.data.listing import Examples, readable
 from densekit.data.multilabel import ONE_CLASS, Labelling
 from densekit.data.pixels import (
@@ -100,17 +100,21 @@ def own_images(folder: str | Path, labelling: Labelling = ONE_CLASS) -> tuple[Tr
 
 def _open_own(
     folder: str | Path, labelling: Labelling = ONE_CLASS
-) -> tuple[str, Path, Examples, bool]:
-    """What data.train becomes, the place, its training images, and whether it has others."""
+) -> tuple[str, str, Examples, bool]:
+    """What data.train becomes, a name for it, its training images, and whether it has others."""
     builtin = str(folder).startswith("builtin:")
     spec = str(folder) if builtin else str(Path(folder).expanduser().absolute())
     place = locate_images(spec)
-    train = open_examples(str(place), labelling=labelling, split="train")
+    train = open_examples(spec, labelling=labelling, split="train")
     if train.labels.ndim == 1 and len(np.unique(train.labels)) < 2:
         raise UserError(
             f"{train.origin}: all images are of one class; give a folder with one folder per class"
         )
-    return spec, place, train, place.is_dir() and find_part(place, "val") is not None
+    if not isinstance(place, Path):
+        return spec, Path(place.folder).name, train, False
+    if not place.is_dir():
+        return spec, place.stem, train, False
+    return spec, place.name, train, find_part(place, "val") is not None
 
 
 def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list[str]]:
@@ -119,10 +123,10 @@ def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list
     `folder` is anything that data.train may be; `options` are the -o of the command, whose epochs
     the warm-up is fitted to. Raises UserError where there is nothing to train on.
     """
-    spec, place, train, has_val = _open_own(folder, labelling_asked(options))
+    spec, called, train, has_val = _open_own(folder, labelling_asked(options))
     classes = _classes(train)
     look = look_at(train, _asked("data.max_pixels", options, int) or MAX_PIXELS)
-    name = readable(place.name if place.is_dir() else place.stem) or "run"
+    name = readable(called) or "run"
     picks = [
         (
             {"name": name, "data": {"train": spec}},
@@ -177,10 +181,10 @@ def look_at(examples: Examples, max_pixels: int = MAX_PIXELS) -> Look:
     for index in np.unique(np.linspace(0, len(examples) - 1, FILES_SAMPLED).astype(int)).tolist():
         # A file that is no image is named later, when the data is checked.
         with contextlib.suppress(*NO_IMAGE):
-            seen.append(_see(read_file(Path(examples.paths[index])), max_pixels))
+            seen.append(_see(content_of(examples.image(index)).content, max_pixels))
     if not seen:
         try:
-            decode(examples.paths[0], 3, max_pixels)
+            decode(examples.image(0), 3, max_pixels)
         except UnreadableImage as error:
             raise error.at(examples.where(0)) from error
     channels = {each.channels for each in seen}

@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from densekit import distributed
 from densekit.config import Section
 from densekit.data.checks import class_notes, named_labels
 from densekit.data.config import DataConfig, Task
-from densekit.data.decode import UnreadableImage, open_image, read_file
+from densekit.data.decode import UnreadableImage, content_of, open_image
 from densekit.data.listing import Examples, readable
 from densekit.data.multilabel import Labelling
 from densekit.data.splits import open_examples, open_split
@@ -186,7 +185,7 @@ def _decoded(
 
     def some(start: int) -> list[Decoded | str]:
         chunk = keys[start : start + AT_A_TIME]
-        return [_decode(parts[split].paths[index], config) for split, index in chunk]
+        return [_decode(parts[split], index, config) for split, index in chunk]
 
     pool = ThreadPoolExecutor(threads or distributed.cores())
     try:
@@ -196,9 +195,9 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(path: str, config: DataConfig) -> Decoded | str:
+def _decode(examples: Examples, index: int, config: DataConfig) -> Decoded | str:
     try:
-        content = read_file(Path(path))
+        content = content_of(examples.image(index)).content
         image = open_image(content, config.channels, config.max_pixels, config.scaling)
         pixels = image.pixels().permute(1, 2, 0).numpy()
     except UnreadableImage as error:

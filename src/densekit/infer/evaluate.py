@@ -26,7 +26,7 @@ from densekit.data.config import DataConfig, Task
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
 from densekit.data.multilabel import Labelling, widen
-from densekit.data.splits import match_labels, open_examples, open_val
+from densekit.data.splits import is_there, match_labels, open_examples, open_val
 from densekit.infer import metrics, multilabel_metrics
 from densekit.infer.bootstrap import Resampling
 from densekit.infer.engines import Logits, logits_of, open_engine, resolve_engine
@@ -178,9 +178,9 @@ def evaluate_source(
 def _check_there(data: DataConfig, option: str) -> None:
     """That the images which an artifact names are on this machine. Raises UserError."""
     for path in (data.root, data.val, data.train):
-        if path and not path.startswith("builtin:") and not Path(path).expanduser().exists():
+        if path and not path.startswith("builtin:") and not is_there(Path(path).expanduser()):
             under = Path(data.root or "").expanduser() / path
-            if not under.exists() and not (path is data.train and data.val):
+            if not is_there(under) and not (path is data.train and data.val):
                 raise UserError(
                     f"the images that it was trained with are not there: {path} does not exist "
                     f"(from {Path.cwd()}); say where validation images are: {option} LIST|FOLDER"

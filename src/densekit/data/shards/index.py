@@ -1,0 +1,161 @@
+"""The index of a set of shards: where each image lies, 24 bytes each, and what it shows.
+
+One file, numpy's .npz, beside the shards: whole or not there, with a checksum of each array.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from densekit.config import UserError
+
+INDEX_FORMAT = 1
+INDEX_SUFFIX = "-index.npz"
+MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8"), ("shard", "<u4"), ("crc32", "<u4")])
+COLUMN = "column:"  # before a column's head, in the names of arrays
+
+
+class Shard(NamedTuple):
+    """A tar file."""
+
+    name: str
+    size: int
+    """Bytes."""
+    sha256: str | None = None
+    """None: nobody said."""
+
+
+class Names(Sequence[str]):
+    """Many texts in one block of memory, which processes share after a fork."""
+
+    def __init__(self, text: np.ndarray, ends: np.ndarray, before: str = "") -> None:
+        """`text`: uint8, UTF-8; `ends`: int64 [n]; `before` stands before each."""
+        self.text, self.ends, self.before = text, ends, before
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        start = int(self.ends[place - 1]) if place else 0
+        text = self.text[start : self.ends[place]].tobytes()
+        return self.before + text.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """n images in some shards, in the order of the list or folder that was packed."""
+
+    shards: tuple[Shard, ...]
+    members: np.ndarray
+    """MEMBER [n]; `shard` is a position in shards."""
+    labels: np.ndarray
+    """As the Examples have them."""
+    names: Names
+    """What each image was called, from the list's or folder's root on."""
+    classes: Mapping[int, str]
+    is_folder: bool = False
+    """Whether labels are the order of class folders."""
+    unlisted: int = 0
+    """As the Examples have it."""
+    has_checksums: bool = True
+    """Whether `crc32` holds any."""
+    packed: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked of `densekit data pack`."""
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """As the Examples have them."""
+
+    def to_bytes(self) -> bytes:
+        about = {
+            "format": INDEX_FORMAT,
+            "shards": self.shards,
+            "classes": {str(label): name for label, name in self.classes.items()},
+            "is_folder": self.is_folder,
+            "unlisted": self.unlisted,
+            "has_checksums": self.has_checksums,
+            "packed": self.packed,
+        }
+        arrays: dict[str, Any] = {
+            "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+            "members": self.members,
+            "labels": self.labels,
+            "names": self.names.text,
+            "name_ends": self.names.ends,
+            **{COLUMN + head: column.astype(str) for head, column in self.columns.items()},
+        }
+        out = io.BytesIO()
+        np.savez(out, **arrays)
+        return out.getvalue()
+
+    def of_shards(self, chosen: Sequence[str], origin: str) -> ShardIndex:
+        """Only the images in these shards. Raises UserError for one that the index lacks."""
+        numbers = {shard.name: number for number, shard in enumerate(self.shards)}
+        missing = next((name for name in chosen if name not in numbers), None)
+        if missing is not None:
+            raise UserError(
+                f"{origin}: lists {len(self.shards)} shards and no {missing}; name shards that it "
+                f"lists, or remove it to have the shards indexed anew"
+            )
+        if len(set(chosen)) == len(self.shards):
+            return self
+        kept = np.isin(self.members["shard"], [numbers[name] for name in chosen])
+        names = Names.of(self.names[i] for i in np.flatnonzero(kept))
+        columns = {head: column[kept] for head, column in self.columns.items()}
+        return replace(
+            self, members=self.members[kept], labels=self.labels[kept], names=names, columns=columns
+        )
+
+
+def index_from_bytes(content: bytes, origin: str) -> ShardIndex:
+    """What `to_bytes` made; `origin` is its file. Raises UserError."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as whole:
+            if damaged := whole.testzip():
+                raise ValueError(f"the checksum of {damaged} is another")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            if about["format"] != INDEX_FORMAT:
+                raise UserError(
+                    f"{origin}: has format {about['format']}, this densekit reads {INDEX_FORMAT}"
+                )
+            index = ShardIndex(
+                shards=tuple(Shard(*shard) for shard in about["shards"]),
+                members=arrays["members"].astype(MEMBER, copy=False),
+                labels=arrays["labels"],
+                names=Names(arrays["names"], arrays["name_ends"]),
+                classes={int(label): name for label, name in about["classes"].items()},
+                is_folder=about["is_folder"],
+                unlisted=about["unlisted"],
+                has_checksums=about["has_checksums"],
+                packed=about["packed"],
+                columns={
+                    head.removeprefix(COLUMN): arrays[head].astype(object)
+                    for head in arrays.files
+                    if head.startswith(COLUMN)
+                },
+            )
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and numpy raise many kinds for damaged files
+        raise UserError(
+            f"{origin}: is damaged ({error}); put an intact copy in its place"
+        ) from error
+    lengths = {len(index.members), len(index.labels), len(index.names)}
+    if len(lengths) > 1 or index.members["shard"].max(initial=0) >= max(len(index.shards), 1):
+        raise UserError(f"{origin}: is damaged: its arrays do not fit; put an intact copy there")
+    return index
