@@ -1,13 +1,14 @@
 """Gates of real exports: what `densekit export` measures, kept in benchmarks/results/gates.
 
     python benchmarks/gates.py quickstart     digits; 5 minutes on 2 cores
-    python benchmarks/gates.py cifar          CIFAR-10 with a test split apart; 15 minutes
+    python benchmarks/gates.py cifar          CIFAR-10 with a test split apart; 5 minutes
     python benchmarks/gates.py densenet121    DenseNet-121 on 500 ImageNet images; 15 minutes
 
 Each trains its network in the folder `--work`, where it has not yet, exports it to every target or
 to those of `--to`, and evaluates it and the export on images that neither training nor int8 has
-seen, where there are such. A file is TARGET's gate.json with the commands that made it; its paths
-start in the work folder. The machine should be idle while it exports: a gate takes times.
+seen, where there are such. NAME-TARGET.json is the export's gate.json with the commands that made
+it, and seconds and memory of `densekit predict` of one image, from start to end. Paths start in the
+work folder. The machine should be idle while it exports.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -30,6 +33,7 @@ from densekit.infer.exported import Target
 RESULTS = rows.RESULTS / "gates"
 COMMAND = [sys.executable, "-m", "densekit"]
 ANIMALS = 398  # ImageNet's first classes are animals, all others are not
+STARTS = 3  # of `densekit predict`
 TARGETS: tuple[str, ...] = get_args(Target)
 COUNTED = ("count", "top1", "loss")  # of an evaluation
 
@@ -49,6 +53,8 @@ class Network:
     """--images of `densekit export`."""
     held_out: str | None = None
     """A list of images that nothing else has seen."""
+    image: str = ""
+    """One that `densekit predict` answers."""
 
 
 def list_animals(work: Path) -> None:
@@ -62,20 +68,32 @@ def list_animals(work: Path) -> None:
     (sample / "train.txt").write_text("".join(line for line in said if line not in set(val)))
 
 
+def list_quarter(work: Path) -> None:
+    """quarter.txt: of four training images one."""
+    lines = (work / "cifar10" / "train_list.txt").read_text().splitlines(keepends=True)
+    (work / "cifar10" / "quarter.txt").write_text("".join(lines[::4]))
+
+
 NETWORKS = {
-    "quickstart": Network("the quickstart: 5,000 real digits, 28 x 28", "quickstart"),
+    "quickstart": Network(
+        "the quickstart: 5,000 real digits, 28 x 28",
+        "quickstart",
+        image="data/mnist5k/val/0/000.png",
+    ),
     "cifar": Network(
-        "a small DenseNet-BC after 4 epochs of CIFAR-10, 32 x 32",
+        "a small DenseNet-BC after 6 epochs of a quarter of CIFAR-10, 32 x 32",
         "cifar/densenet_bc_100_12",
         (
-            "model.overrides={block_config: [4, 4, 4], growth_rate: 16, num_init_features: 32}",
-            "data.train=cifar10/train_list.txt",
+            "model.overrides={block_config: [3, 3, 3], num_init_features: 24}",
+            "data.train=cifar10/quarter.txt",
             "data.val_fraction=0.1",
-            "optim.milestones=[2, 3]",
-            "loop.epochs=4",
+            "optim.milestones=[4, 5]",
+            "loop.epochs=6",
         ),
         archive="cifar10.tar.gz",
+        prepare=list_quarter,
         held_out="cifar10/val_list.txt",
+        image="cifar10/val/cat/0000.jpg",
     ),
     "densenet121": Network(
         "DenseNet-121 at 224 after 4 epochs of 400 images, animals or not, from random weights: "
@@ -94,6 +112,7 @@ NETWORKS = {
         archive="imagenet-sample.tar",
         prepare=list_animals,
         images="imagenet-sample/animals.txt",
+        image="imagenet-sample/val/n01440764/n01440764_tench.JPEG",
     ),
 }
 
@@ -130,8 +149,28 @@ def gate(name: str, network: Network, to: str, work: Path, train: list[str]) -> 
             measured = json.loads(densekit([*words, "--json"], work))
             tested[side] = {key: measured[key] for key in COUNTED}
         kept["held_out"] = tested
+    kept["first_answer"] = {
+        "torch": first_answer(["predict", f"{name}/best", network.image], work),
+        "exported": first_answer(["predict", f"{name}/{to}", network.image], work),
+    }
     machine, commit = rows.machine().model_dump(mode="json"), rows.commit()
     return {**kept, "machine": machine, "commit": commit, "date": date.today().isoformat()}
+
+
+def first_answer(words: Sequence[str], work: Path) -> dict[str, float]:
+    """Of a command's whole process: seconds, and the most memory that it held; medians."""
+    seconds, held = [], []
+    for turn in range(STARTS + 1):
+        began = time.perf_counter()
+        process = subprocess.Popen([*COMMAND, *words], cwd=work, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"{readable(words)}: exit code {process.returncode}")
+        if turn:  # the first one fills the disk's caches
+            seconds.append(time.perf_counter() - began)
+            held.append(usage.ru_maxrss << 10)
+    return {"seconds": statistics.median(seconds), "peak_bytes": statistics.median(held)}
 
 
 def densekit(words: Sequence[str], work: Path) -> str:

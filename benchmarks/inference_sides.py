@@ -32,6 +32,9 @@ def engines(work: Workload, precisions: Sequence[Format]) -> dict[str, Sides]:
             step = partial(densekit_steps.inference, one, precision)
             ours = Candidate(f"densekit, {precision}", step)
             found[f"engines-{count}/{name}"] = ours, theirs, one
+        if find_spec("openvino") and find_spec("nncf"):
+            int8 = Candidate("densekit, openvino-int8", partial(densekit_steps.int8, one))
+            found[f"engines-{count}/int8"] = int8, _openvino(one, "fp32"), one
     return found
 
 
@@ -42,14 +45,17 @@ def _engines(work: Workload, precisions: Sequence[Format]) -> dict[str, Candidat
         name = f"torchvision, channels_last, {precision}"
         peers[f"torchvision-{precision}"] = Candidate(name, step)
         if find_spec("openvino"):
-            step = partial(engine_steps.openvino, work, precision)
-            name = f"OpenVINO {version('openvino')}, {precision}"
-            peers[f"openvino-{precision}"] = Candidate(name, step)
+            peers[f"openvino-{precision}"] = _openvino(work, precision)
     if find_spec("onnxruntime"):
         step = partial(engine_steps.onnxruntime, work)
         name = f"ONNX Runtime {version('onnxruntime')}, fp32"
         peers["onnxruntime-fp32"] = Candidate(name, step)
     return peers
+
+
+def _openvino(work: Workload, precision: Format) -> Candidate:
+    step = partial(engine_steps.openvino, work, precision)
+    return Candidate(f"OpenVINO {version('openvino')}, {precision}", step)
 
 
 def files(work: Workload, paths: Sequence[str], tuned: Format) -> dict[str, Sides]:
