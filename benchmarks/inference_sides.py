@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import densekit_steps
 import engine_steps
 import file_steps
+import serving_steps
 import torchvision_steps
 from densekit.bench.rounds import Candidate
 from densekit.precision import Format
@@ -84,3 +85,28 @@ def files(work: Workload, paths: Sequence[str], tuned: Format) -> dict[str, Side
         sides["predict/paddle"] = ours("fp32"), paddle
         sides["predict/paddle-tuned"] = ours(tuned), paddle
     return {name: (*pair, passed) for name, pair in sides.items()}
+
+
+def serving(work: Workload, paths: Sequence[str], precisions: Sequence[Format]) -> dict[str, Sides]:
+    """`densekit serve` and 64 clients against its bare predictor and other servers.
+
+    LitServe where it is installed.
+    """
+    asked = work.model_copy(update={"batch_size": len(paths)})
+    sides = {}
+    for precision in precisions:
+        ours = Candidate(
+            f"densekit serve, {precision}",
+            partial(serving_steps.densekit, paths, work, precision),
+        )
+        bare = partial(file_steps.densekit, paths, work, precision)
+        sides[f"bare-{precision}"] = ours, Candidate(f"densekit predict, {precision}", bare, True)
+        if find_spec("litserve"):
+            step = partial(serving_steps.litserve, paths, work, precision)
+            theirs = Candidate(serving_steps.litserve_name(precision), step)
+            sides[f"litserve-{precision}"] = ours, theirs
+        if precision == "fp32":
+            plain = partial(serving_steps.fastapi, paths, work)
+            theirs = Candidate("FastAPI, PIL, torchvision's network, NCHW, fp32", plain)
+            sides["fastapi-fp32"] = ours, theirs
+    return {f"serving/{name}": (*pair, asked) for name, pair in sides.items()}

@@ -42,6 +42,7 @@ from startup import Commands, measure_commands
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
 LOG_WIDTH = 200  # columns of a table that goes to a file
 FILES = 128  # that `predict` reads in a step
+SERVED = 128  # that 64 clients send to a server in a step
 TUNED = (resolve().name, "channels_last")  # in the precision that densekit takes here
 # Without bf16 instructions torchvision took 20 s for a step of densenet_bc_100_12.
 PRECISIONS: tuple[Format, ...] = ("fp32", "bf16") if TUNED[0] == "bf16" else ("fp32",)
@@ -59,9 +60,9 @@ class Comparison:
     theirs: Candidate
     work: Workload
     reads: bool = False
-    """A step is BATCHES_READ batches, and the memory is a worker's, not this process'."""
-    theirs_elsewhere: bool = False
-    """The other side computes in a process of its own, whose memory is not seen."""
+    """A step is BATCHES_READ batches."""
+    elsewhere: tuple[bool, bool] = (False, False)
+    """Which sides compute in a process of their own, whose memory is not seen."""
 
 
 def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
@@ -83,7 +84,10 @@ def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
     files = open_examples(list_file).paths[: 4 if quick else None]
     predicted = inference_sides.files(work, files[:FILES], TUNED[0])
     for name, of in predicted.items():
-        found[name] = Comparison(*of, theirs_elsewhere="paddle" in name)
+        found[name] = Comparison(*of, elsewhere=(False, "paddle" in name))
+    served = inference_sides.serving(work, files[:SERVED], PRECISIONS)
+    for name, of in served.items():
+        found[name] = Comparison(*of, elsewhere=(True, "bare" not in name))
     scored = scoring_sides.scoring(work, files, PRECISIONS)
     found |= {name: Comparison(*of) for name, of in scored.items()}
     return {**found, **reading(work, list_file)}
@@ -193,8 +197,8 @@ def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
         )
     )
     return {
-        "input/as-it-comes": Comparison(ours, pil, work, reads=True),
-        "input/tuned": Comparison(ours, fast, work, reads=True),
+        "input/as-it-comes": Comparison(ours, pil, work, True, (True, True)),
+        "input/tuned": Comparison(ours, fast, work, True, (True, True)),
     }
 
 
@@ -225,10 +229,10 @@ def measure(name: str, comparison: Comparison, settings: Settings) -> rows.Row:
         rows.result(candidate, samples, images)
         for candidate, samples in zip((ours, theirs), zip(*pairs, strict=True), strict=True)
     ]
-    if comparison.reads:
-        results = [each.model_copy(update={"activation_bytes": None}) for each in results]
-    if comparison.theirs_elsewhere:
-        results[1] = results[1].model_copy(update={"activation_bytes": None})
+    results = [
+        each.model_copy(update={"activation_bytes": None}) if unseen else each
+        for each, unseen in zip(results, comparison.elsewhere, strict=True)
+    ]
     device = resolve_device(work.device).type
     said = {**work.model_dump(), "device": device, **rows.settings_of(settings)}
     return rows.row(name, "images/s", tuple(results), rows.speed_ratio(pairs), said)

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import socket
 import struct
 import threading
@@ -248,6 +249,19 @@ def test_slow_bodies_are_refused_and_block_nobody(strict: Served) -> None:
             answer.begin()
             assert answer.status == 408
             assert "within 1 seconds" in json.loads(answer.read())["error"]
+
+
+def test_clients_that_do_not_read_block_nobody(server: Served) -> None:
+    """Each asks for so much that the system's buffers are full long before the server is done."""
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(connected(server, ask))
+        for _ in range(5):
+            assert httpx.post(f"{server.url}{PREDICT}", files={"a": GOOD}).status_code == 200
+        unread = httpx.get(f"{server.url}/metrics").text
+    count = re.search(r'requests_total\{route="/openapi.json",status="200"\} (\S+)', unread)
+    assert count is None or float(count[1]) < 10_000  # it waits for them
 
 
 @pytest.mark.slow
