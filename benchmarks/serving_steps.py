@@ -82,9 +82,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def densekit(files: Sequence[str], work: Workload, precision: str) -> LoadedServer:
-    """`densekit serve` with its defaults."""
+    """`densekit serve` with its defaults, but for a machine that may be suspended meanwhile."""
     with tempfile.TemporaryDirectory() as folder:  # it is read before the server is ready
         command = ["-m", "densekit", "serve", network(Path(folder), work), "--precision", precision]
+        command += ["--deadline", "3600"]
         threads = torch.get_num_threads()
         return LoadedServer(command, "/readyz", "/v1/predict", files, threads)
 
