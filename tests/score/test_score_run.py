@@ -23,15 +23,6 @@ from runs import WAIT, begin_densekit, densekit
 slow = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def whole(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results that nobody interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "results"
-    done = densekit(*scene.command(out))
-    assert done.returncode == 1, done
-    return out
-
-
 def at_batch(number: int, act: Callable[[], None]) -> None:
     """A process's prelude: `act` before the network sees its batch `number`."""
     answers, seen = Classifier.answers, []

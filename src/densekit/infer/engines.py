@@ -57,7 +57,7 @@ def open_engine(opened: Opened, precision: Precision, engine: str = "auto") -> L
     name, network = resolve_engine(opened, engine), opened.network
     if isinstance(network, DenseNet):
         return logits_of(network, opened.preprocessing, precision)
-    _check_formats(network, precision, name)
+    check_formats(network, precision, name)
     return exported_logits(network, RUNS[name](network, precision))
 
 
@@ -72,7 +72,8 @@ def _where_it_runs(to: Target | None, engine: str) -> str:
     )
 
 
-def _check_formats(exported: Exported, precision: Precision, engine: str) -> None:
+def check_formats(exported: Exported, precision: Precision, engine: str) -> None:
+    """Raises UserError for a device or precision in which `engine` does not compute it."""
     to = exported.config.export.to
     if precision.device.type != "cpu":
         raise UserError(

@@ -12,12 +12,14 @@ import os
 import queue
 import threading
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from densekit.config import UserError
+from densekit.infer.exported import Exported
 from densekit.infer.model import Opened
 from densekit.score.folder import ResultFolder
 from densekit.score.parts import LOOK_EVERY, ScoreJob, score_part
@@ -40,7 +42,7 @@ def on_ray(
         actors = min(workers or cpus, len(parts))
         threads = max(1, cpus // actors)
         results: queue.Queue[int | BaseException] = queue.Queue()
-        job = ray.put(ScoreJob(opened, folder, threads))
+        job = ray.put(_anywhere(ScoreJob(opened, folder, threads)))
         numbers = ray.data.from_items(list(parts), override_num_blocks=min(len(parts), BLOCKS))
         scored = numbers.map_batches(
             PartActor,
@@ -69,6 +71,15 @@ class PartActor:
         """Numbers of parts -> of the images in them."""
         images = [sum(score_part(self.job, self.classifier, int(part))) for part in batch["item"]]
         return {"images": np.array(images)}
+
+
+def _anywhere(job: ScoreJob) -> ScoreJob:
+    """The job with the paths of results and network from the root on."""
+    opened, network = job.opened, job.opened.network
+    if isinstance(network, Exported):
+        opened = replace(opened, network=replace(network, folder=network.folder.absolute()))
+    folder = replace(job.folder, path=job.folder.path.absolute())
+    return replace(job, opened=opened, folder=folder)
 
 
 def _collect(scored: Any, results: queue.Queue[int | BaseException]) -> None:

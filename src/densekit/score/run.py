@@ -19,7 +19,7 @@ from densekit import distributed
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
 from densekit.files import digest
-from densekit.infer.engines import resolve_engine
+from densekit.infer.engines import check_formats, resolve_engine
 from densekit.infer.exported import MODEL_FILES, Exported
 from densekit.infer.inputs import image_names, is_list
 from densekit.infer.model import Opened
@@ -106,7 +106,10 @@ def score_all(opened: Opened, inputs: Sequence[str], out: Path, options: ScoreOp
 
 def _request(opened: Opened, inputs: Sequence[str], options: ScoreOptions) -> Request:
     """Raises UserError for formats that this machine lacks, where it is this machine's work."""
-    device = options.device
+    device, network = options.device, opened.network
+    engine = resolve_engine(opened, options.engine)
+    if isinstance(network, Exported):
+        check_formats(network, resolve(device, options.precision, typed=FLAG), engine)
     if options.on is None or device == "auto":
         device = resolve(device, options.precision, typed=FLAG).device.type
     return Request(
@@ -120,7 +123,7 @@ def _request(opened: Opened, inputs: Sequence[str], options: ScoreOptions) -> Re
         max_pixels=options.max_pixels or opened.max_pixels,
         device=device,
         precision=options.precision,
-        engine=resolve_engine(opened, options.engine),
+        engine=engine,
         tta=options.tta,
     )
 
