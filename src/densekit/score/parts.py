@@ -61,11 +61,13 @@ def score_part(job: ScoreJob, classifier: Classifier, part: int) -> Generator[in
     """
     folder, request = job.folder, job.folder.manifest.request
     rows = classifier.rows(folder.names(part), request.topk, request.batch_size)
-    batches = []
+    # Rows stay Python's until the end: tables of Arrow's made batch by batch would each lie in a
+    # place that a batch's memory has left, so that the next batch takes new memory.
+    done: list[Row] = []
     while batch := [_utf8(row) for row in islice(rows, request.batch_size)]:
-        batches.append(pa.RecordBatch.from_pylist(batch, SCHEMA))
+        done += batch
         yield len(batch)
-    table = pa.Table.from_batches(batches).replace_schema_metadata({"network": request.network})
+    table = pa.Table.from_pylist(done, SCHEMA.with_metadata({"network": request.network}))
     with replacing(folder.file(part)) as out:
         pq.write_table(table, out, compression="zstd")
 
