@@ -20,12 +20,14 @@ BUCKET = "photos"
 
 
 class Store:
-    """`broken[key]` answers for a key break off in their middle; -1: all of them."""
+    """`broken[key]` answers for a key break off in their middle; -1: all of them.
+    `stalled[key]` stop there until the client goes."""
 
     def __init__(self, server: str) -> None:
         self.server = server
         self.broken: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
+        self.stalled: Counter[str] = Counter()
         self.door = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self.door.serve_forever, daemon=True).start()
 
@@ -53,7 +55,8 @@ class Store:
             def do_GET(self) -> None:
                 key = urllib.parse.unquote(self.path).removeprefix(f"/{BUCKET}/")
                 store.asked[key] += 1
-                asked = urllib.request.Request(store.server + self.path, headers=dict(self.headers))
+                url, headers = store.server + self.path, dict(self.headers)
+                asked = urllib.request.Request(url, headers=headers, method=self.command)
                 try:
                     answer = urllib.request.urlopen(asked)
                 except urllib.error.HTTPError as error:
@@ -64,12 +67,21 @@ class Store:
                 for name, value in answer.headers.items():
                     if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                         self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
+                size = answer.headers["Content-Length"] if self.command == "HEAD" else len(body)
+                self.send_header("Content-Length", str(size))
                 self.end_headers()
-                if store.broken[key]:
+                if store.broken[key] and body:
                     store.broken[key] -= 1
                     body, self.close_connection = body[: len(body) // 2], True
+                if store.stalled[key] > 0 and body:
+                    store.stalled[key] -= 1
+                    self.wfile.write(body[: len(body) // 2])
+                    self.rfile.read(1)  # the client has had enough
+                    self.close_connection = True
+                    return
                 self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass

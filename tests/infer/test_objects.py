@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from store import Store, serving
 
+from densekit import remote
 from densekit.config import UserError
 from densekit.data.decode import UnreadableImage
-from densekit.infer import objects
 from densekit.infer.inputs import image_names
 from densekit.infer.objects import StoreFailed, objects_below, read_object
 
@@ -31,7 +31,7 @@ def store() -> Iterator[Store]:
         store.put("2026/raw/scan.nii")
         store.put("2026b/other.png", picture(9))
         yield store
-        objects._open_bucket.cache_clear()
+        remote._open_bucket.cache_clear()
 
 
 KEYS = ("2026/a.png", "2026/b c#1%20~é.png", "2026/b/x.PNG", "2026/b/y.png", "2026/z.png")

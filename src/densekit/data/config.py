@@ -171,7 +171,8 @@ class DataConfig(Section):
     train: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """A list file, a folder of class folders, builtin:mnist5k, or the folder of a whole data set:
     train_list.txt and val_list.txt, or train/ and val/ (training/, valid/, test/, ..., in any
-    case); null: data.root is such a folder."""
+    case); null: data.root is such a folder. Or shards, here or in a store:
+    s3://bucket/train-{000000..001023}.tar, or train-index.npz beside them (docs/shards.md)."""
     val: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """The same for evaluation; null: the data set's own, else data.val_fraction of train."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
@@ -213,6 +214,9 @@ class DataConfig(Section):
     """How far an epoch evens out the classes, without changing its length: a class of n images is
     drawn in proportion to n ** (1 - balance). 0: every image once; 1: every class as often; 0.5:
     by square roots. Of images with several classes each counts for its rarest."""
+    shuffle_window: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Of shards: how many are read at a time, so that the cache need not hold all of them. 0: an
+    epoch's order is that of files, over all shards; auto: 16 of shards from elsewhere, else 0."""
     batch_size: int = Field(256, ge=1)
     """Images per optimizer step over all ranks and micro-batches."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
@@ -230,6 +234,11 @@ class DataConfig(Section):
         10, ge=0, json_schema_extra=NO_NUMBER
     )
     """Images that may be left out before the run stops."""
+    cache_dir: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
+    """Folder for shards that come from elsewhere, which runs on a machine may share; null: shards/
+    in densekit's cache, $DENSEKIT_CACHE or ~/.cache/densekit."""
+    cache_gib: float = Field(100.0, gt=0, json_schema_extra=NO_NUMBER)
+    """Most that these shards take there, in GiB; those used longest ago make room."""
     max_pixels: int = Field(MAX_PIXELS, ge=1, json_schema_extra=NO_NUMBER)
     """Images of more pixels are refused before they are decoded, since a small file may claim to
     hold billions; the default is PIL's own limit. Raise it for files that you trust."""
@@ -271,10 +280,16 @@ class DataConfig(Section):
         resize = self.evaluate.resize
         return larger(self.image_size) if resize == "auto" else resize
 
-    def resolved(self, workers: int) -> DataConfig:
-        """The same with a value for each `auto`: these `workers`, and the resize."""
+    def resolved(self, workers: int, shuffle_window: int) -> DataConfig:
+        """The same with a value for each `auto`: these, and the resize."""
         evaluate = self.evaluate.model_copy(update={"resize": self.eval_resize})
-        return self.model_copy(update={"workers": workers, "evaluate": evaluate})
+        return self.model_copy(
+            update={
+                "workers": workers,
+                "shuffle_window": shuffle_window,
+                "evaluate": evaluate,
+            }
+        )
 
     @property
     def train_side(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from densekit.config import UserError
 from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
 from densekit.data.decode import EIGHT_BITS, ImageFile, UnreadableImage, open_image
@@ -18,7 +19,7 @@ from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples
 
 # which tell the uses of a seed apart, so that their draws are independent
-ORDER, SAMPLE, BALANCED = 1, 2, 3
+ORDER, SAMPLE, BALANCED, SHARDS = 1, 2, 3, 4
 Key = tuple[int, int]
 """(epoch, index in the Examples)."""
 
@@ -92,11 +93,11 @@ class ImageDataset(Dataset):
         """Of one image of a Batch."""
         return math.prod(self.shape) * self.intensity.dtype.itemsize
 
-    def __getitem__(self, key: Key) -> Sample | UnreadableImage | BadImage:
-        """An unreadable file is handed on as a value, so that it leaves a worker unchanged."""
+    def __getitem__(self, key: Key) -> Sample | UserError | BadImage:
+        """A mistake is handed on as a value, so that it leaves a worker unchanged."""
         epoch, index = key
         try:
-            source = self.examples.image(index)
+            source = self.examples.image(index, whole=True)
             image = open_image(source, self.shape[0], self.max_pixels, self.intensity)
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
@@ -105,16 +106,16 @@ class ImageDataset(Dataset):
         except UnreadableImage as error:
             error = error.at(self.examples.where(index))
             return BadImage(index, str(error)) if self.skip_bad else error
+        except UserError as error:  # of a store, which says nothing of the image
+            return error
         return Sample(square, index)
 
-    def collate(
-        self, samples: list[Sample | UnreadableImage | BadImage]
-    ) -> Batch | UnreadableImage:
+    def collate(self, samples: list[Sample | UserError | BadImage]) -> Batch | UserError:
         """A Batch of any number of samples, none included; or the first file that failed."""
         read: list[Sample] = []
         bad: list[BadImage] = []
         for sample in samples:
-            if isinstance(sample, UnreadableImage):
+            if isinstance(sample, UserError):
                 return sample
             if isinstance(sample, BadImage):
                 bad.append(sample)

@@ -59,8 +59,11 @@ class Examples:
             return self.labels.shape[1]
         return max(int(self.labels.max(initial=-1)), *self.classes, -1) + 1
 
-    def image(self, index: int) -> str | Content:
-        """What `open_image` opens. Raises UserError where that has to be fetched and cannot be."""
+    def image(self, index: int, whole: bool = False) -> str | Content:
+        """What `open_image` opens; `whole`: all the others will be asked for, too.
+
+        Raises UserError where it has to be fetched and cannot be.
+        """
         return self.paths[index]
 
     def where(self, index: int) -> str:

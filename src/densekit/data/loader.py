@@ -14,11 +14,11 @@ import numpy as np
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.augment import train_transform
-from densekit.data.balance import balanced_order
 from densekit.data.config import MAX_PIXELS, DataConfig
-from densekit.data.dataset import BadImage, Batch, ImageDataset, Key, epoch_order
+from densekit.data.dataset import BadImage, Batch, ImageDataset, Key
 from densekit.data.decode import UnreadableImage
 from densekit.data.listing import Examples
+from densekit.data.shards.order import reading_order, resolve_window
 from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read_batches
 
@@ -171,9 +171,7 @@ class TrainStream:
         )
 
     def _order(self, epoch: int) -> np.ndarray:
-        if not self.config.balance:
-            return epoch_order(self.seed, epoch, len(self.examples))
-        return balanced_order(self.seed, epoch, self.examples.strata, self.config.balance)
+        return reading_order(self.examples, self.config, self.seed, epoch)
 
     def _keys(self, start: int) -> Iterator[list[Key]]:
         """For each share of each step from `start` on: the (epoch, index) of its images."""
@@ -216,6 +214,14 @@ def eval_batches(
         read_batches(dataset, keys, batch_size, min(workers, len(numbers)), pin_memory),
         strict=True,
     )
+
+
+def resolve_reading(
+    config: DataConfig, examples: Examples, device_type: str, local_world: int
+) -> DataConfig:
+    """`config` with a value for each `auto`. Raises UserError."""
+    workers = resolve_workers(config.workers, device_type, local_world)
+    return config.resolved(workers, resolve_window(config.shuffle_window, examples))
 
 
 def resolve_workers(workers: int | str, device_type: str, local_world: int = 1) -> int:

@@ -22,8 +22,11 @@ from densekit.data.config import DataConfig, Task
 from densekit.data.folders import class_folders
 from densekit.data.listing import Examples
 from densekit.data.multilabel import ONE_CLASS, Labelling, match_multilabel, widen
-from densekit.data.shards.examples import ShardSpec, is_shards, open_shards, parse_shards
+from densekit.data.shards.cache import ShardCache
+from densekit.data.shards.examples import open_shards
 from densekit.data.shards.index import INDEX_SUFFIX
+from densekit.data.shards.spec import LOCAL, ShardSpec, in_folder, is_shards, parse_shards
+from densekit.remote import is_url
 
 Split = Literal["train", "val"]
 SUBFOLDERS: dict[Split, tuple[str, ...]] = {
@@ -39,14 +42,16 @@ def open_examples(
     labelling: Labelling = ONE_CLASS,
     split: Split = "val",
     numbering: Numbering | None = None,
+    cache: ShardCache | None = None,
 ) -> Examples:
     """The examples that `spec` means, of `split` where it is a whole data set.
 
     A relative `spec` is looked up under `root`, then in the current folder. Paths in a list file
     that `spec` names start from `root`, else from the file's folder. With a `numbering` labels are
-    brought to it, by name. Raises UserError.
+    brought to it, by name. Shards from elsewhere go through `cache`. Raises UserError.
     """
-    examples = _open(locate_images(spec, root), root, labelling, split)
+    place = locate_images(spec, root, split)
+    examples = _open(place, root, labelling, split, cache or ShardCache.of(DataConfig()))
     return examples if numbering is None else match_labels(examples, numbering)
 
 
@@ -60,7 +65,7 @@ def open_split(
 ) -> tuple[Examples, Examples]:
     """Training and validation examples. Of several classes both have `num_classes`, or as many as
     the one that has more. Raises UserError."""
-    labelling = Labelling.of(config, task)
+    labelling, cache = Labelling.of(config, task), ShardCache.of(config)
     if config.train is not None:
         place = locate_images(config.train, config.root)
     elif config.root is not None:
@@ -71,8 +76,12 @@ def open_split(
             "class, or builtin:mnist5k; or data.root to a folder with train_list.txt and "
             "val_list.txt or with train/ and val/"
         )
-    train = _open(place, config.root, labelling, "train")
-    own_val = find_part(place, "val") if isinstance(place, Path) and place.is_dir() else None
+    train = _open(place, config.root, labelling, "train", cache)
+    own_val: Path | ShardSpec | None = None
+    if isinstance(place, Path) and place.is_dir():
+        own_val = find_part(place, "val")
+    elif not config.val_fraction and is_remote_folder(config.train or config.root or ""):
+        own_val = locate_images(config.train or config.root or "", split="val")
     if config.val_fraction and (config.val is not None or own_val is not None):
         has = f"data.val={config.val}" if config.val is not None else f"{own_val}"
         raise UserError(
@@ -80,9 +89,9 @@ def open_split(
             f"also {has}; set data.val_fraction=0 to use that"
         )
     if config.val is not None:
-        where = locate_images(config.val, config.root)
+        where = locate_images(config.val, config.root, "val")
     elif own_val is not None:
-        where = place
+        where = place if isinstance(place, Path) else own_val
     elif config.val_fraction and config.relabel:
         raise UserError("data.relabel=true needs a validation list: set data.val")
     elif config.val_fraction:
@@ -92,7 +101,7 @@ def open_split(
             f"no validation images for {train.origin}: set data.val, or hold some out with "
             f"data.val_fraction=0.1"
         )
-    val = _open(where, config.root, labelling, "val")
+    val = _open(where, config.root, labelling, "val", cache)
     if train.labels.ndim == 1 or train.classes:
         val = match_labels(val, Numbering.of_examples(train))
     if config.relabel:
@@ -108,14 +117,24 @@ def open_val(config: DataConfig, task: Task = "multiclass") -> Examples:
     A list of its own that is not relabelled needs nothing of theirs. Raises UserError.
     """
     if config.val is not None and not config.relabel:
-        place = locate_images(config.val, config.root)
+        place = locate_images(config.val, config.root, "val")
         if isinstance(place, ShardSpec) or place.is_file():
-            return _open(place, config.root, Labelling.of(config, task), "val")
+            cache = ShardCache.of(config)
+            return _open(place, config.root, Labelling.of(config, task), "val", cache)
     return open_split(config, task)[1]
 
 
-def locate_images(spec: str, root: str | None = None) -> Path | ShardSpec:
-    """What `spec` means; a builtin is written first. Raises UserError."""
+def locate_images(spec: str, root: str | None = None, split: Split = "train") -> Path | ShardSpec:
+    """What `spec` means; of a URL's folder the `split`; a builtin is written first.
+
+    Raises UserError.
+    """
+    if is_remote_folder(spec):
+        spec = in_folder(spec.rstrip("/"), f"{split}{INDEX_SUFFIX}")
+    elif root and is_url(root) and not (is_url(spec) or Path(spec).is_absolute()):
+        return locate_images(in_folder(root.rstrip("/"), spec), split=split)
+    if is_url(spec):
+        return parse_shards(spec)
     if spec.startswith("builtin:"):
         name = spec.removeprefix("builtin:")
         if name not in builtin.WRITERS:
@@ -128,8 +147,13 @@ def locate_images(spec: str, root: str | None = None) -> Path | ShardSpec:
     raise UserError(f"there is no file or folder {' nor '.join(map(str, tried))}")
 
 
+def is_remote_folder(spec: str) -> bool:
+    """Whether it is the URL of a folder of shards."""
+    return is_url(spec) and not is_shards(spec)
+
+
 def _candidates(spec: str, root: str | None) -> list[Path]:
-    path = Path(spec).expanduser()
+    path = Path(spec.removeprefix(LOCAL)).expanduser()
     return [Path(root).expanduser() / path, path] if root and not path.is_absolute() else [path]
 
 
@@ -143,12 +167,14 @@ def anchored(config: DataConfig) -> DataConfig:
     it is needed."""
 
     def absolute(spec: str | None) -> str | None:
-        if spec is None or spec.startswith("builtin:"):
+        if spec is None or spec.startswith("builtin:") or is_url(spec) or is_url(config.root or ""):
             return spec
         tried = _candidates(spec, config.root)
         return str(next(filter(is_there, tried), tried[-1]).absolute())
 
-    root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+    root = config.root
+    if root is not None and not is_url(root):
+        root = str(Path(root).expanduser().absolute())
     paths = {"root": root, "train": absolute(config.train), "val": absolute(config.val)}
     return config.model_copy(update=paths)
 
@@ -179,10 +205,14 @@ def find_part(folder: Path, split: Split) -> Path | None:
 
 
 def _open(
-    place: Path | ShardSpec, root: str | None, labelling: Labelling, split: Split
+    place: Path | ShardSpec,
+    root: str | None,
+    labelling: Labelling,
+    split: Split,
+    cache: ShardCache,
 ) -> Examples:
     if isinstance(place, ShardSpec):
-        return labelling.of_shards(open_shards(place))
+        return labelling.of_shards(open_shards(place, cache))
     if place.is_file():
         start = Path(root).expanduser() if root is not None else place.parent
         return labelling.read_file(place, start)
@@ -196,7 +226,7 @@ def _open(
     if part is None:
         return labelling.read_folders(place)
     if is_shards(part.name) and part.is_file():
-        return labelling.of_shards(open_shards(parse_shards(str(part))))
+        return labelling.of_shards(open_shards(parse_shards(str(part)), cache))
     if part.is_file():
         return labelling.read_file(part, place)
     examples = labelling.read_folders(part)

@@ -40,7 +40,8 @@ from densekit.data.pixels import (
     is_plain_tiff,
     read_pixels,
 )
-from densekit.data.splits import find_part, locate_images, open_examples
+from densekit.data.splits import find_part, is_remote_folder, locate_images, open_examples
+from densekit.remote import is_url
 
 T = TypeVar("T")
 FILES_SAMPLED = 64  # files that are looked at
@@ -102,8 +103,8 @@ def _open_own(
     folder: str | Path, labelling: Labelling = ONE_CLASS
 ) -> tuple[str, str, Examples, bool]:
     """What data.train becomes, a name for it, its training images, and whether it has others."""
-    builtin = str(folder).startswith("builtin:")
-    spec = str(folder) if builtin else str(Path(folder).expanduser().absolute())
+    as_it_is = str(folder).startswith("builtin:") or is_url(str(folder))
+    spec = str(folder) if as_it_is else str(Path(folder).expanduser().absolute())
     place = locate_images(spec)
     train = open_examples(spec, labelling=labelling, split="train")
     if train.labels.ndim == 1 and len(np.unique(train.labels)) < 2:
@@ -111,7 +112,7 @@ def _open_own(
             f"{train.origin}: all images are of one class; give a folder with one folder per class"
         )
     if not isinstance(place, Path):
-        return spec, Path(place.folder).name, train, False
+        return spec, Path(place.folder).name, train, is_remote_folder(spec)
     if not place.is_dir():
         return spec, place.stem, train, False
     return spec, place.name, train, find_part(place, "val") is not None

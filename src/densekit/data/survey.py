@@ -197,7 +197,7 @@ def _decoded(
 
 def _decode(examples: Examples, index: int, config: DataConfig) -> Decoded | str:
     try:
-        content = content_of(examples.image(index)).content
+        content = content_of(examples.image(index, whole=True)).content
         image = open_image(content, config.channels, config.max_pixels, config.scaling)
         pixels = image.pixels().permute(1, 2, 0).numpy()
     except UnreadableImage as error:

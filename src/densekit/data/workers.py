@@ -23,7 +23,6 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.dataset import Batch, ImageDataset, Key
-from densekit.data.decode import UnreadableImage
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 IGNORED = (signal.SIGINT, signal.SIGTERM)
@@ -43,8 +42,8 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Yields one batch for each list in `keys`, in order; no list has more than `largest` keys.
 
-    Raises UnreadableImage for the first file that cannot be read, and UserError if shared memory
-    is too small or a worker was killed. Draws nothing from torch's global generator.
+    Raises UnreadableImage for the first file that cannot be read, and UserError if a store fails,
+    shared memory is too small or a worker was killed. Draws nothing from torch's global generator.
     """
     if workers:
         _check_shared_memory(largest * dataset.image_bytes, workers)
@@ -63,7 +62,7 @@ def read_batches(
     )
     try:
         for batch in batches:
-            if isinstance(batch, UnreadableImage):
+            if isinstance(batch, UserError):
                 raise batch
             yield batch
     except RuntimeError as error:

@@ -34,6 +34,7 @@ from densekit.infer.model import Opened
 from densekit.infer.tta import averaged, squares_for
 from densekit.precision import Precision
 from densekit.progress import bar, say
+from densekit.remote import is_url
 
 __all__ = ["Evaluation", "evaluate", "evaluate_source", "logits_of"]
 
@@ -178,7 +179,9 @@ def evaluate_source(
 def _check_there(data: DataConfig, option: str) -> None:
     """That the images which an artifact names are on this machine. Raises UserError."""
     for path in (data.root, data.val, data.train):
-        if path and not path.startswith("builtin:") and not is_there(Path(path).expanduser()):
+        if not path or path.startswith("builtin:") or is_url(path) or is_url(data.root or ""):
+            continue
+        if not is_there(Path(path).expanduser()):
             under = Path(data.root or "").expanduser() / path
             if not is_there(under) and not (path is data.train and data.val):
                 raise UserError(

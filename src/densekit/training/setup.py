@@ -13,7 +13,7 @@ import torch
 from densekit import distributed, precision
 from densekit.data.checks import check_split
 from densekit.data.listing import Examples
-from densekit.data.loader import resolve_workers, steps_per_epoch
+from densekit.data.loader import resolve_reading, steps_per_epoch
 from densekit.data.splits import anchored, open_split
 from densekit.data.transforms import Preprocessing
 from densekit.models.artifact import ArtifactConfig, Described, Thresholds, provenance
@@ -131,7 +131,7 @@ def make_plan(recipe: Recipe) -> Plan:
     op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
     chosen = for_images(loop, recipe.model.task, train, counts)
     chosen["cuda_graph"], no_graph = resolve_graph(recipe, formats.device)
-    resolved = _resolve(recipe, formats, num_classes, op, chosen)
+    resolved = _resolve(recipe, formats, train, num_classes, op, chosen)
     check_batches(resolved, len(train), distributed.world_size())
     data = resolved.data
     return Plan(
@@ -168,14 +168,18 @@ def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
 
 
 def _resolve(
-    recipe: Recipe, formats: Precision, num_classes: int, op: str, chosen: dict[str, Any]
+    recipe: Recipe,
+    formats: Precision,
+    train: Examples,
+    num_classes: int,
+    op: str,
+    chosen: dict[str, Any],
 ) -> Recipe:
     """`recipe` with every `auto` and every null that the data or the machine decides filled in."""
     model, data, loop = recipe.model, recipe.data, recipe.loop
-    workers = resolve_workers(data.workers, formats.device.type, distributed.local_world_size())
     updates: dict[str, Any] = {
         "model": model.model_copy(update={"num_classes": num_classes, "op": op}),
-        "data": data.resolved(workers),
+        "data": resolve_reading(data, train, formats.device.type, distributed.local_world_size()),
         "loop": loop.model_copy(
             update={
                 "device": formats.device.type,

@@ -11,7 +11,9 @@ from PIL import Image
 
 from densekit.config import UserError
 from densekit.data.config import DataConfig
-from densekit.data.shards.examples import open_shards, parse_shards
+from densekit.data.shards.cache import ShardCache
+from densekit.data.shards.examples import open_shards
+from densekit.data.shards.spec import parse_shards
 from densekit.data.splits import open_examples, open_split
 from runs import begin_densekit, densekit
 
@@ -54,20 +56,21 @@ def test_a_whole_data_set(write_folder, pack_into, tmp_path: Path) -> None:
 def test_lists_of_one_class_and_of_several(write_image, pack_into, tmp_path: Path) -> None:
     for name in "abc":
         write_image(tmp_path / name / "1.png")
+    cache = ShardCache(tmp_path / "cache", 1)
     (tmp_path / "classes.txt").write_text("0 first\n1 second\n2 third\n")
     for task, labels in (("multiclass", "021"), ("multilabel", ("0,2", "-", "1"))):
         list_file = tmp_path / f"{task}.txt"
         lines = [f"{n}/1.png {label}\n" for n, label in zip("abc", labels, strict=True)]
         list_file.write_text("".join(lines))
         pack_into(list_file, tmp_path / task, "val", task=task)
-        shards = open_shards(parse_shards(str(tmp_path / task / "val-index.npz")))
+        shards = open_shards(parse_shards(str(tmp_path / task / "val-index.npz")), cache)
         assert shards.classes == {0: "first", 1: "second", 2: "third"}
         assert [shards.relative(i) for i in range(3)] == ["a/1.png", "b/1.png", "c/1.png"]
         plain = tmp_path / f"plain-{task}"
         plain.mkdir()
         for shard in (tmp_path / task).glob("*.tar"):
             (plain / shard.name).write_bytes(shard.read_bytes())
-        without = open_shards(parse_shards(str(plain / "val-{000000..000000}.tar")))
+        without = open_shards(parse_shards(str(plain / "val-{000000..000000}.tar")), cache)
         assert np.array_equal(without.labels, shards.labels), "an index can be done without"
         assert [without.image(i).content for i in range(3)] == [
             shards.image(i).content for i in range(3)

@@ -14,7 +14,8 @@ from densekit.data.dataset import Batch
 from densekit.data.decode import UnreadableImage
 from densekit.data.listing import Examples
 from densekit.data.loader import TrainStream
-from densekit.data.shards.examples import open_shards, parse_shards
+from densekit.data.shards.cache import ShardCache
+from densekit.data.shards.examples import ShardedExamples
 from densekit.data.splits import anchored, open_examples, open_split
 
 
@@ -81,7 +82,8 @@ def test_mistakes(places: tuple[Path, Path], spec: str, said: str) -> None:
 def test_what_is_damaged_is_named(places: tuple[Path, Path], tmp_path: Path) -> None:
     for file in places[1].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    shards = open_shards(parse_shards(str(tmp_path / "train-index.npz")))
+    shards = open_examples(str(tmp_path / "train-index.npz"))
+    assert isinstance(shards, ShardedExamples)
     index = 5
     shard, name = Path(shards.where(index)), shards.relative(index)
     content = bytearray(shard.read_bytes())
@@ -103,7 +105,8 @@ def test_shards_without_an_index(places: tuple[Path, Path], tmp_path: Path) -> N
     for file in places[1].glob("*.tar"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with_index = open_examples(str(places[1]), split="train")
-    without = open_examples(str(tmp_path / "train-{000000..000007}.tar"))
+    cache = ShardCache(tmp_path / "cache", 1)
+    without = open_examples(str(tmp_path / "train-{000000..000007}.tar"), cache=cache)
     rows = [
         sorted((e.image(i).content, int(e.labels[i])) for i in range(30))
         for e in (with_index, without)
@@ -112,5 +115,5 @@ def test_shards_without_an_index(places: tuple[Path, Path], tmp_path: Path) -> N
     place = tmp_path / "train-000004.tar"
     place.write_bytes(place.read_bytes()[:1500])
     with pytest.raises(UserError, match=r"train-000004\.tar: is cut off in 0000000"):
-        open_examples(str(tmp_path / "train-{000000..000007}.tar"))
+        open_examples(str(tmp_path / "train-{000000..000007}.tar"), cache=cache)
     assert np.array_equal(np.bincount(without.labels), [17, 13])

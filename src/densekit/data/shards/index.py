@@ -30,6 +30,8 @@ class Shard(NamedTuple):
     """Bytes."""
     sha256: str | None = None
     """None: nobody said."""
+    version: str | None = None
+    """Of one without: what changes when it does."""
 
 
 class Names(Sequence[str]):

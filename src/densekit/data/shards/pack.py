@@ -32,7 +32,6 @@ from densekit.data.decode import UnreadableImage, content_of, decode
 from densekit.data.folders import image_suffixes
 from densekit.data.listing import Content, Examples
 from densekit.data.multilabel import Labelling
-from densekit.data.shards.examples import TAR_SUFFIX
 from densekit.data.shards.index import (
     INDEX_SUFFIX,
     MEMBER,
@@ -41,6 +40,7 @@ from densekit.data.shards.index import (
     ShardIndex,
     index_from_bytes,
 )
+from densekit.data.shards.spec import TAR_SUFFIX
 from densekit.data.shards.tar import ImageLabels, read_samples, write_samples
 from densekit.data.splits import Split, find_part, locate_images, open_examples
 from densekit.files import make_folder, remove_left_over, replacing, write_atomically
@@ -211,7 +211,7 @@ class _Job:
 
     def _sample(self, index: int) -> tuple[str, str, bytes, ImageLabels]:
         try:
-            found = content_of(self.examples.image(index))
+            found = content_of(self.examples.image(index, whole=True))
             suffix = _suffix(found)
             if self.options.resize is not None:
                 small = _shrunk(found, self.options.resize, self.options.quality)

@@ -1,0 +1,96 @@
+"""Where the bytes of shards come from: files of this machine, or a store by way of the cache."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from densekit.config import UserError
+from densekit.data.decode import UnreadableImage
+from densekit.data.shards.cache import ShardCache
+from densekit.data.shards.index import Shard
+from densekit.data.shards.spec import in_folder
+from densekit.remote import NotThere, apart, facts_of, is_url, read_range, read_url
+
+ASKED_AT_ONCE = 32  # requests for the facts of shards
+EVICTIONS = 20  # of one shard, each before it could be opened
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """A folder of shards."""
+
+    folder: str
+    """A path, or a URL."""
+    cache: ShardCache
+
+    def name(self, shard: Shard) -> str:
+        """The path or URL of a shard."""
+        return in_folder(self.folder, shard.name)
+
+    def read(self, shard: Shard, offset: int, size: int, whole: bool) -> bytes:
+        """`size` bytes of a shard, fewer at its end; `whole`: more of it will be asked for.
+
+        Raises UserError; UnreadableImage where it is this machine's.
+        """
+        name = self.name(shard)
+        if not is_url(name):
+            try:
+                return _read_part(name, offset, size)
+            except FileNotFoundError as error:
+                raise UnreadableImage(name, "there is no such shard") from error
+            except OSError as error:
+                raise UnreadableImage(name, f"cannot be read: {error.strerror}") from error
+        if not whole and not self.cache.has(name, shard):
+            return apart(lambda: read_range(name, offset, size))
+        for _ in range(EVICTIONS):
+            try:
+                return _read_part(self.cache.fetched(name, shard), offset, size)
+            except FileNotFoundError:  # it made room for another
+                continue
+        raise UserError(
+            f"{self.cache.folder}: shards go before they are read; raise data.cache_gib="
+            f"{self.cache.limit / 2**30:g}, or lower data.shuffle_window"
+        )
+
+    def file(self, shard: Shard) -> Path:
+        """All of it, on this machine. Raises UserError."""
+        name = self.name(shard)
+        return self.cache.fetched(name, shard) if is_url(name) else Path(name)
+
+    def content(self, name: str) -> bytes | None:
+        """Another file of the folder; None if it is not there. Raises UserError."""
+        place = in_folder(self.folder, name)
+        try:
+            return apart(lambda: read_url(place)) if is_url(place) else Path(place).read_bytes()
+        except (NotThere, FileNotFoundError):
+            return None
+        except OSError as error:
+            raise UserError(f"{place}: cannot be read: {error.strerror}") from error
+
+    def shards(self, names: tuple[str, ...]) -> tuple[Shard, ...]:
+        """What is known of shards without an index. Raises UserError."""
+        places = [in_folder(self.folder, name) for name in names]
+        if is_url(self.folder):
+            facts = apart(lambda: _facts(places))
+            return tuple(Shard(n, f.size, None, f.version) for n, f in zip(names, facts))  # noqa: B905
+        found = []
+        for name, place in zip(names, places, strict=True):
+            try:
+                stat = Path(place).stat()
+            except OSError as error:
+                raise UserError(f"{place}: {error.strerror}") from error
+            found.append(Shard(name, stat.st_size, None, str(stat.st_mtime_ns)))
+        return tuple(found)
+
+
+def _facts(urls: list[str]) -> list:
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return list(pool.map(facts_of, urls))
+
+
+def _read_part(file: str | Path, offset: int, size: int) -> bytes:
+    with open(file, "rb", buffering=0) as shard:  # noqa: PTH123 (for each image)
+        shard.seek(offset)
+        return shard.read(size)
