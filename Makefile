@@ -47,8 +47,10 @@ clean:  ## leaves runs/ and data/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	@touch $@
 
-.venv-oldest/test: pyproject.toml  # of each dependency the lowest minor version, in its last release
+.venv-oldest/test: pyproject.toml  # of each dependency and extra the lowest minor version, in its last release
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	@sed -nE 's/^    "([A-Za-z]+)>=([0-9.]+)",$$/\1==\2.*/p' pyproject.toml > $(@D)/oldest.txt
+	@sed -n '/^dependencies/,/^test = /p' pyproject.toml | sed '$$d' \
+	  | grep -oE '"[A-Za-z0-9_-]+(\[[a-z,]+\])?>=[0-9.]+' \
+	  | sed -E 's/^"([A-Za-z0-9_-]+)(\[.*\])?>=([0-9]+)(\.[0-9]+)?.*/\1==\3\4.*/' > $(@D)/oldest.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/oldest.txt -e ".[test]"
 	@touch $@

@@ -9,4 +9,6 @@ from densekit.config import UserError
 try:
     import pyarrow  # noqa: F401
 except ImportError as error:
-    raise UserError('--out writes Parquet with pyarrow: pip install "densekit[score]"') from error
+    raise UserError(
+        f'--out writes Parquet with pyarrow ({error}): pip install "densekit[score]"'
+    ) from error
