@@ -129,7 +129,7 @@ def gate(name: str, network: Network, to: str, work: Path, train: list[str]) -> 
     """Exports the trained network; what is kept of it."""
     export = ["export", f"{name}/best", "--to", to, "--out", f"{name}/{to}", "--replace"]
     export += ["--images", network.images] if network.images else []
-    found = json.loads(densekit([*export, "--json"], work))
+    found = json.loads(densekit([*export, "--json"], work).replace(f"{work.resolve()}/", ""))
     kept: dict[str, Any] = {
         "name": f"{name}-{to}",
         "about": network.about,
