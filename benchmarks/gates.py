@@ -33,6 +33,18 @@ from densekit.infer.exported import Target
 RESULTS = rows.RESULTS / "gates"
 COMMAND = [sys.executable, "-m", "densekit"]
 ANIMALS = 398  # ImageNet's first classes are animals, all others are not
+COLUMNS = (
+    "Network",
+    "`--to`",
+    "Images",
+    "Largest difference of a logit",
+    "Norm of the difference",
+    "Same answer",
+    "Top-1 of torch and export",
+    "On images held out",
+    "ms of torch and export, batch 1",
+    "batch 16",
+)
 STARTS = 3  # of `densekit predict`
 TARGETS: tuple[str, ...] = get_args(Target)
 COUNTED = ("count", "top1", "loss")  # of an evaluation
@@ -180,6 +192,33 @@ def densekit(words: Sequence[str], work: Path) -> str:
 
 def readable(words: Sequence[str]) -> str:
     return " ".join(["densekit", *(f'"{word}"' if " " in word else word for word in words)])
+
+
+# The table of docs/export.md -----------------------------------------------------------------
+
+
+def markdown(folder: Path = RESULTS) -> str:
+    """What was kept, a line for each export."""
+    kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    lines = ["| " + " | ".join(row) + " |\n" for row in (COLUMNS, *map(cells, kept))]
+    return "".join([lines[0], "|" + "---|" * len(COLUMNS) + "\n", *lines[1:]])
+
+
+def cells(kept: dict[str, Any]) -> tuple[str, ...]:
+    """Of one export, as COLUMNS has them."""
+    gate, held_out = kept["gate"], kept.get("held_out")
+    network, difference = kept["name"].removesuffix(f"-{gate['to']}"), gate["difference"]
+    return (
+        network,
+        gate["to"],
+        f"{gate['images']['count']:,}",
+        f"{difference['max']:.2g}",
+        f"{difference['relative_norm']:.2g}",
+        f"{difference['agreement']:.2%}",
+        f"{gate['torch']['top1']:.4f}, {gate['exported']['top1']:.4f}",
+        f"{held_out['torch']['top1']:.4f}, {held_out['exported']['top1']:.4f}" if held_out else "-",
+        *(f"{row['torch_ms']:.3g}, {row['exported_ms']:.3g}" for row in gate["latency"]),
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import rooms  # noqa: E402 (docs/rooms.py)
 
+import gates  # noqa: E402 (benchmarks/gates.py)
 import row_tables  # noqa: E402 (benchmarks/row_tables.py)
 import rows  # noqa: E402 (benchmarks/rows.py)
 from densekit.config import Section, to_yaml  # noqa: E402
@@ -127,6 +128,11 @@ def benchmarks(text: str) -> str:
     return _between(text, "results", row_tables.markdown(measured))
 
 
+def export(text: str) -> str:
+    """`text` with the gates between the marks. Raises ValueError without them."""
+    return _between(text, "gates", gates.markdown())
+
+
 def architecture(text: str) -> str:
     """`text` with the rooms and their picture between the marks. Raises ValueError without them."""
     text = _between(text, "rooms", rooms.table())
@@ -162,6 +168,7 @@ def main() -> None:
     for name, fill in (
         ("docs/architecture.md", architecture),
         ("docs/paddleclas.md", paddleclas),
+        ("docs/export.md", export),
         ("README.md", readme),
         ("benchmarks/README.md", benchmarks),
     ):

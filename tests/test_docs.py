@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -28,6 +29,15 @@ def test_the_recipe_reference_is_current() -> None:
 def test_the_paddleclas_keys_are_current() -> None:
     text = (ROOT / "docs" / "paddleclas.md").read_text(encoding="utf-8")
     assert text == generate.paddleclas(text), "run make docs"
+
+
+def test_the_gates_are_current() -> None:
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    assert text == generate.export(text), "run make docs"
+    for file in generate.gates.RESULTS.glob("*.json"):
+        kept = file.read_text(encoding="utf-8")
+        assert json.loads(kept)["gate"]["passed"], file
+        assert not re.search(r'"/|[ =]/\w', kept), f"{file} names a path of a machine"
 
 
 def test_the_readmes_results_are_current() -> None:

@@ -37,6 +37,34 @@ def test_what_fails_within_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
         fail_within(tmp_path / "out", OSError(28, "No space left on device"))
     assert left(tmp_path) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RuntimeError):
+        fail_within(tmp_path / "mine" / "new" / "deep" / "out", RuntimeError("ours"))
+    assert (left(tmp_path), left(tmp_path / "mine")) == (["mine"], [])
+
+
+def test_of_two_renames_the_second_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export that was there is there again."""
+    target, rename = tmp_path / "out", Path.rename
+    target.mkdir()
+    (target / "one.txt").write_text("one")
+
+    def failing(self: Path, other: Path) -> Path:
+        if other == target and "two.txt" in left(self):
+            raise OSError(5, os.strerror(5))
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match="out: cannot be written: Input/output error"):
+        replace_with_two(target)
+    assert left(tmp_path) == ["out"]
+    assert left(target) == ["one.txt"]
+
+
+def replace_with_two(target: Path) -> None:
+    with folder.folder_beside(target) as beside:
+        (beside / "two.txt").write_text("two")
+        folder.publish(beside, target)
 
 
 def test_an_export_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

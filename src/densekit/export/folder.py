@@ -35,7 +35,9 @@ def check_free(target: Path, replace: bool) -> None:
 
 @contextlib.contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
-    """An empty folder on the same disk, gone at the end unless it was published."""
+    """An empty folder on the same disk, gone at the end unless it was published, and so are the
+    folders above it that were not there."""
+    above = [folder for folder in target.parents if not folder.exists()]
     make_folder(target.parent)
     beside = temporary(target)
     make_folder(beside)
@@ -45,6 +47,9 @@ def folder_beside(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is something in it
+            for folder in above:
+                folder.rmdir()
 
 
 def write_notes(beside: Path, config: ExportedConfig, gate: dict[str, Any]) -> None:
@@ -64,7 +69,11 @@ def publish(beside: Path, target: Path) -> None:
     if target.is_dir():
         old = temporary(beside)
         target.rename(old)
-        beside.rename(target)
+        try:
+            beside.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
         shutil.rmtree(old)
     else:
         beside.rename(target)
