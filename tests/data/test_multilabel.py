@@ -11,9 +11,10 @@ from densekit.config import UserError
 from densekit.data.checks import check_examples
 from densekit.data.classes import Numbering
 from densekit.data.config import DataConfig
+from densekit.data.holdout import divide
 from densekit.data.listing import Examples
 from densekit.data.multilabel import Labelling, as_binary, match_multilabel, widen
-from densekit.data.splits import hold_out, open_split
+from densekit.data.splits import open_split
 
 CHEXPERT = """Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Cardiomegaly,Edema
 train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,
@@ -177,7 +178,7 @@ def test_train_and_val_have_the_same_classes(tmp_path: Path) -> None:
 
 def test_a_share_of_every_class_is_held_out() -> None:
     rows = [[1, 0]] * 40 + [[1, 1]] * 10 + [[0, 0]] * 50
-    rest, share = hold_out(several(rows), 0.2)
+    rest, share = divide(several(rows), DataConfig(val_fraction=0.2))
     assert (len(rest), len(share)) == (80, 20)
     assert share.labels.sum(0).tolist() == [10, 2]
 

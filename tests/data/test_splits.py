@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import random
 import shutil
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from densekit.config import UserError
 from densekit.data import builtin
@@ -19,7 +15,6 @@ from densekit.data.listing import Examples
 from densekit.data.splits import (
     anchored,
     find_part,
-    hold_out,
     open_examples,
     open_split,
     open_val,
@@ -214,65 +209,6 @@ def test_the_builtin_has_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(open_examples("builtin:mnist5k")) == 1
     assert open_split(DataConfig(train="builtin:mnist5k", root="x"))[0].paths[0] == "x/a.png"
     assert written == [Path("data/mnist5k")] * 2 + [Path("x")]
-
-
-# Holding out --------------------------------------------------------------------------------
-
-
-def many(labels: list[int], root: str = "/data") -> Examples:
-    paths = [f"{root}/{label}/{i}.png" for i, label in enumerate(labels)]
-    lines = list(range(1, len(labels) + 1))
-    return Examples(paths, np.array(labels, np.int64), {}, root, f"{root}/list.txt", lines)
-
-
-@given(
-    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
-    fraction=st.floats(0.01, 0.99),
-    seed=st.integers(0, 99),
-)
-def test_held_out_files_depend_on_nothing_but_the_files(
-    labels: list[int], fraction: float, seed: int
-) -> None:
-    examples = many(labels)
-    if max(np.bincount(labels)) < 2:
-        with pytest.raises(UserError, match="no class of two images"):
-            hold_out(examples, fraction)
-        return
-    train, val = hold_out(examples, fraction)
-    assert sorted(train.paths + val.paths) == sorted(examples.paths)
-    assert train.paths == [p for p in examples.paths if p in set(train.paths)]  # order kept
-    for label, count in enumerate(np.bincount(labels)):
-        held = int((val.labels == label).sum())
-        if count >= 2:
-            assert 1 <= held < count
-        assert held == 0 or abs(held - fraction * count) <= 1
-    order = list(range(len(labels)))
-    random.Random(seed).shuffle(order)
-    moved = many(labels, "/elsewhere/data").subset(order)
-    assert sorted(names(hold_out(moved, fraction)[1])) == sorted(names(val))
-
-
-def test_all_lines_of_a_file_go_the_same_way() -> None:
-    once = many([0] * 10)
-    twice = once.subset([i for i in range(10) for _ in range(3)])
-    train, val = hold_out(twice, 0.3)
-    assert not set(train.paths) & set(val.paths)
-    assert len(val) == 9
-
-
-def test_val_fraction_holds_out_of_a_folder(tmp_path: Path, write_folder) -> None:
-    write_folder(tmp_path, {"cat": 10, "dog": 5})
-    train, val = open_split(DataConfig(train=str(tmp_path), val_fraction=0.2))
-    assert np.bincount(train.labels).tolist() == [8, 4]
-    assert np.bincount(val.labels).tolist() == [2, 1]
-    assert val.classes == train.classes == {0: "cat", 1: "dog"}
-
-
-def test_a_class_of_one_image_is_named(tmp_path: Path, write_folder) -> None:
-    write_folder(tmp_path, {"cat": 10, "dog": 1})
-    train, val = open_split(DataConfig(train=str(tmp_path), val_fraction=0.2))
-    assert np.bincount(val.labels, minlength=2).tolist() == [2, 0]
-    assert train.notes[-1].endswith("validation says nothing of dog")
 
 
 # The real ones ------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
 def print_rehearsal(found: Rehearsal, as_json: bool) -> None:
     """What --dry-run says: the recipe, the data, the model, the schedule, the time."""
     from densekit.config import to_yaml
+    from densekit.data.groups import group_counts
     from densekit.models import variants
     from densekit.training.progress import duration
 
@@ -121,6 +122,7 @@ def print_rehearsal(found: Rehearsal, as_json: bool) -> None:
                 "train": len(plan.train),
                 "val": len(plan.val),
                 "counts": plan.counts.tolist(),
+                "groups": group_counts(plan.train, plan.val),
                 "warnings": found.notes,
                 "seconds": found.seconds,
             }

@@ -27,12 +27,14 @@ FEW = 10  # images per class, below which a list says nothing of its classes' si
 def check_split(
     train: Examples,
     val: Examples,
-    num_classes: int,
+    num_classes: int | None,
     config: DataConfig,
 ) -> tuple[np.ndarray, list[str]]:
-    """`check_examples` of both, and that they share no file -> training images per class,
-    warnings. With data.on_bad_image=skip, training files may be bad. Raises UserError.
+    """`check_examples` of both, and that they share no file -> training images per class, int64
+    [K], warnings. K is `num_classes`, or as many as the lists know. With data.on_bad_image=skip,
+    training files may be bad. Raises UserError.
     """
+    num_classes = num_classes or max(train.num_classes, val.num_classes)
     sample, channels, max_pixels = config.check_files, config.channels, config.max_pixels
     scaling = config.scaling
     may_skip = config.max_bad_images if config.on_bad_image == "skip" else 0

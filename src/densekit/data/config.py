@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, TypeVar
 
@@ -37,6 +38,13 @@ def _of_pixels_to_one(values: tuple[float, ...]) -> tuple[float, ...]:
             f"0..255 by 255"
         )
     return values
+
+
+def _fold_of(text: str | None) -> str | None:
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text or "1/2")
+    if not found or not 1 <= int(found[1]) <= int(found[2]) or int(found[2]) < 2:
+        raise ValueError(f"expected a fold and their number, such as 2/5, got {text}")
+    return text
 
 
 Span = Annotated[tuple[Number, Number], AfterValidator(_in_order)]
@@ -177,6 +185,15 @@ class DataConfig(Section):
     """The same for evaluation; null: the data set's own, else data.val_fraction of train."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of train, class by class, that is held out when data.val is null."""
+    fold: Annotated[str | None, AfterValidator(_fold_of)] = None
+    """2/5: train is dealt into five parts alike in their classes, of which the second is validated
+    on; for data.val and data.val_fraction, and for cross-validation."""
+    group: Annotated[str | None, Field(min_length=1)] = None
+    """What no two sides may share, such as a patient with several images: a column of the CSV file,
+    or a regular expression on the path with one group in brackets, such as ^(patient\\d+)/. All
+    images of a group are held out, or none; a group on both sides is an error."""
+    split_seed: Annotated[int, Field(ge=0), when(val_fraction=ON), when(fold=ON)] = 0
+    """Another one holds others out; loop.seed does not."""
     delimiter: str | None = Field(None, min_length=1)
     """What separates path and label in list files; null: a comma, semicolon or bar if the first
     line has one before its label, else the last run of whitespace."""
@@ -250,6 +267,11 @@ class DataConfig(Section):
     def _agrees(self) -> DataConfig:
         check_agreement(self.channels, self.eval_resize, self.image_size, self.mean, self.std)
         self._check_colours()
+        if self.fold is not None and self.val_fraction:
+            raise ValueError(
+                f"fold={self.fold} and val_fraction={self.val_fraction:g} both say what is held "
+                f"out of train; set one of them"
+            )
         return self
 
     def _check_colours(self) -> None:
@@ -268,6 +290,13 @@ class DataConfig(Section):
                 f"augment.{'color_jitter' if any(augment.color_jitter) else policy} is for 1 or 3 "
                 f"channels, and channels={self.channels}"
             )
+
+    @property
+    def held_out(self) -> str | None:
+        """The option that holds images of train out for validation."""
+        if self.fold is not None:
+            return f"data.fold={self.fold}"
+        return f"data.val_fraction={self.val_fraction}" if self.val_fraction else None
 
     @property
     def scaling(self) -> Intensity:

@@ -48,6 +48,8 @@ class Examples:
     """Of several classes: what the label of one is that the list does not know, 0 or -1."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The other columns of a CSV file, by their heads: text [n]."""
+    groups: np.ndarray | None = None
+    """Of each image what data.group names, such as its patient: text [n]."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,6 +100,7 @@ class Examples:
             labels=self.labels[np.asarray(indices, dtype=np.int64)],
             lines=None if self.lines is None else [self.lines[i] for i in indices],
             columns={name: column[indices] for name, column in self.columns.items()},
+            groups=None if self.groups is None else self.groups[np.asarray(indices, np.int64)],
         )
 
     def relabelled(self, new: Mapping[int, int]) -> Examples:

@@ -7,19 +7,18 @@ shards, by their names or their index, which such a folder may hold as well.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from densekit.config import UserError, nearest
 from densekit.data import builtin
-from densekit.data.checks import named_labels
 from densekit.data.classes import Numbering, match
 from densekit.data.config import DataConfig, Task
 from densekit.data.folders import class_folders
+from densekit.data.groups import check_apart, with_groups
+from densekit.data.holdout import Side, Sides, divide, held_before
 from densekit.data.listing import Examples
 from densekit.data.multilabel import ONE_CLASS, Labelling, match_multilabel, widen
 from densekit.data.shards.cache import ShardCache
@@ -28,8 +27,7 @@ from densekit.data.shards.index import INDEX_SUFFIX
 from densekit.data.shards.spec import LOCAL, ShardSpec, in_folder, is_shards, parse_shards
 from densekit.remote import is_url
 
-Split = Literal["train", "val"]
-SUBFOLDERS: dict[Split, tuple[str, ...]] = {
+SUBFOLDERS: dict[Side, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "test", "testing"),
 }
@@ -40,7 +38,7 @@ def open_examples(
     spec: str,
     root: str | None = None,
     labelling: Labelling = ONE_CLASS,
-    split: Split = "val",
+    split: Side = "val",
     numbering: Numbering | None = None,
     cache: ShardCache | None = None,
 ) -> Examples:
@@ -61,11 +59,40 @@ def match_labels(examples: Examples, target: Numbering) -> Examples:
 
 
 def open_split(
-    config: DataConfig, task: Task = "multiclass", num_classes: int | None = None
+    config: DataConfig,
+    task: Task = "multiclass",
+    num_classes: int | None = None,
+    known: Sides | None = None,
 ) -> tuple[Examples, Examples]:
     """Training and validation examples. Of several classes both have `num_classes`, or as many as
-    the one that has more. Raises UserError."""
+    the one that has more. What is held out of the training list stays on the side where it is
+    `known` to be. Raises UserError, too for a group on both sides.
+    """
+    place, train = _open_train(config, task)
+    where = _own_val(config, place)
+    if where is None:
+        if config.held_out is None:
+            raise UserError(
+                f"no validation images for {train.origin}: set data.val, or hold some out with "
+                f"data.val_fraction=0.1"
+            )
+        if config.relabel:
+            raise UserError("data.relabel=true needs a validation list: set data.val")
+        return divide(widen(train, num_classes or 0), config, known)
     labelling, cache = Labelling.of(config, task), ShardCache.of(config)
+    val = _grouped(_open(where, config.root, labelling, "val", cache), config)
+    if config.group is not None:
+        check_apart(train, val, config.group)
+    if train.labels.ndim == 1 or train.classes:
+        val = match_labels(val, Numbering.of_examples(train))
+    if config.relabel:
+        new = {old: label for label, old in enumerate(np.unique(train.labels).tolist())}
+        return train.relabelled(new), val.relabelled(new)
+    count = num_classes or max(train.num_classes, val.num_classes)
+    return widen(train, count), widen(val, count)
+
+
+def _open_train(config: DataConfig, task: Task) -> tuple[Path | ShardSpec, Examples]:
     if config.train is not None:
         place = locate_images(config.train, config.root)
     elif config.root is not None:
@@ -76,46 +103,44 @@ def open_split(
             "class, or builtin:mnist5k; or data.root to a folder with train_list.txt and "
             "val_list.txt or with train/ and val/"
         )
-    train = _open(place, config.root, labelling, "train", cache)
-    own_val: Path | ShardSpec | None = None
+    cache = ShardCache.of(config)
+    train = _open(place, config.root, Labelling.of(config, task), "train", cache)
+    return place, _grouped(train, config)
+
+
+def _grouped(examples: Examples, config: DataConfig) -> Examples:
+    return examples if config.group is None else with_groups(examples, config.group)
+
+
+def _own_val(config: DataConfig, place: Path | ShardSpec) -> Path | ShardSpec | None:
+    """Where the validation images are that are nobody's training images; None: there are none."""
+    own: Path | ShardSpec | None = None
     if isinstance(place, Path) and place.is_dir():
-        own_val = find_part(place, "val")
-    elif not config.val_fraction and is_remote_folder(config.train or config.root or ""):
-        own_val = locate_images(config.train or config.root or "", split="val")
-    if config.val_fraction and (config.val is not None or own_val is not None):
-        has = f"data.val={config.val}" if config.val is not None else f"{own_val}"
+        own = find_part(place, "val")
+    elif config.held_out is None and is_remote_folder(config.train or config.root or ""):
+        own = locate_images(config.train or config.root or "", split="val")
+    if config.val is None and own is None:
+        return None
+    if config.held_out:
+        has = f"data.val={config.val}" if config.val is not None else f"{own}"
+        off = "data.fold=null" if config.fold else "data.val_fraction=0"
         raise UserError(
-            f"data.val_fraction={config.val_fraction} holds out training images, but there is "
-            f"also {has}; set data.val_fraction=0 to use that"
+            f"{config.held_out} holds out training images, but there is also {has}; set {off} to "
+            f"use that"
         )
     if config.val is not None:
-        where = locate_images(config.val, config.root, "val")
-    elif own_val is not None:
-        where = place if isinstance(place, Path) else own_val
-    elif config.val_fraction and config.relabel:
-        raise UserError("data.relabel=true needs a validation list: set data.val")
-    elif config.val_fraction:
-        return hold_out(widen(train, num_classes or 0), config.val_fraction)
-    else:
-        raise UserError(
-            f"no validation images for {train.origin}: set data.val, or hold some out with "
-            f"data.val_fraction=0.1"
-        )
-    val = _open(where, config.root, labelling, "val", cache)
-    if train.labels.ndim == 1 or train.classes:
-        val = match_labels(val, Numbering.of_examples(train))
-    if config.relabel:
-        new = {old: label for label, old in enumerate(np.unique(train.labels).tolist())}
-        return train.relabelled(new), val.relabelled(new)
-    count = num_classes or max(train.num_classes, val.num_classes)
-    return widen(train, count), widen(val, count)
+        return locate_images(config.val, config.root, "val")
+    return place if isinstance(place, Path) else own
 
 
-def open_val(config: DataConfig, task: Task = "multiclass") -> Examples:
-    """The validation examples of `open_split`, where the training images may not be there.
+def open_val(config: DataConfig, task: Task = "multiclass", known: Sides | None = None) -> Examples:
+    """The validation examples of `open_split`, where the training images may not be there; of
+    those that were held out the ones that are `known` to have been.
 
     A list of its own that is not relabelled needs nothing of theirs. Raises UserError.
     """
+    if known is not None and config.held_out:
+        return held_before(_open_train(config, task)[1], known)
     if config.val is not None and not config.relabel:
         place = locate_images(config.val, config.root, "val")
         if isinstance(place, ShardSpec) or place.is_file():
@@ -124,7 +149,7 @@ def open_val(config: DataConfig, task: Task = "multiclass") -> Examples:
     return open_split(config, task)[1]
 
 
-def locate_images(spec: str, root: str | None = None, split: Split = "train") -> Path | ShardSpec:
+def locate_images(spec: str, root: str | None = None, split: Side = "train") -> Path | ShardSpec:
     """What `spec` means; of a URL's folder the `split`; a builtin is written first.
 
     Raises UserError.
@@ -179,7 +204,7 @@ def anchored(config: DataConfig) -> DataConfig:
     return config.model_copy(update=paths)
 
 
-def find_part(folder: Path, split: Split) -> Path | None:
+def find_part(folder: Path, split: Side) -> Path | None:
     """`train_list.txt`, `train-index.npz` or `train/` of a whole data set's folder; None if it has
     none of them.
 
@@ -208,7 +233,7 @@ def _open(
     place: Path | ShardSpec,
     root: str | None,
     labelling: Labelling,
-    split: Split,
+    split: Side,
     cache: ShardCache,
 ) -> Examples:
     if isinstance(place, ShardSpec):
@@ -244,43 +269,3 @@ def _beside(place: Path, val: Path, train: Path) -> list[str]:
     if unused:
         notes.append(f"{place}: beside {train.name}/ and {val.name}/, not used: {unused}")
     return notes
-
-
-def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """Splits off `fraction` of each class, -> (the rest, the share). Raises UserError.
-
-    Of images with several classes each counts for its rarest (`Examples.strata`).
-
-    Which files go is decided by a hash of their relative paths: neither the order of the list nor
-    the place of the data changes it, and all lines of one file go the same way. A class of two
-    files or more keeps and gives at least one.
-    """
-    by_class: dict[int, set[str]] = {}
-    classes = examples.num_classes
-    names = [examples.relative(i) for i in range(len(examples))]
-    for name, label in zip(names, examples.strata.tolist(), strict=True):
-        by_class.setdefault(label, set()).add(name)
-    held: set[str] = set()
-    for files in by_class.values():
-        count = min(max(round(fraction * len(files)), 1), len(files) - 1)
-        held.update(sorted(files, key=_hash)[:count])
-    is_held = np.array([name in held for name in names])
-    if not is_held.any():
-        raise UserError(
-            f"data.val_fraction={fraction}: {examples.origin} has no class of two images or more, "
-            f"so none can be held out; add images or set data.val"
-        )
-    rest, share = (examples.subset(np.flatnonzero(part)) for part in (~is_held, is_held))
-    single = sorted(k for k, files in by_class.items() if len(files) == 1 and k in range(classes))
-    if single:
-        shown = named_labels(examples, single)
-        note = (
-            f"data.val_fraction={fraction}: a class of a single image keeps it for training, so "
-            f"validation says nothing of {shown}"
-        )
-        rest = replace(rest, notes=(*rest.notes, note))
-    return rest, replace(share, notes=())
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()

@@ -12,6 +12,7 @@ from densekit.config import ConfigSource, UserError, build
 from densekit.data.config import DataConfig
 from densekit.data.dataset import Batch, epoch_order
 from densekit.data.folders import class_folders, image_suffixes, images_below
+from densekit.data.holdout import read_sides
 from densekit.data.listing import Examples
 from densekit.data.loader import eval_batches
 from densekit.data.multilabel import Labelling
@@ -74,7 +75,8 @@ def calibration_images(opened: Opened, spec: str | None, limit: int) -> RealImag
             examples = _loose(spec) or open_examples(spec, labelling=labelling, split="train")
         else:
             section = build(DataConfig, ConfigSource(opened.data))
-            examples = open_split(section, opened.task)[0]
+            known = None if opened.split is None else read_sides(opened.split)
+            examples = open_split(section, opened.task, known=known)[0]
     except UserError as error:
         asked = "" if spec else "; say where calibration images are: --calibration LIST|FOLDER"
         raise UserError(f"{error}{asked}") from error

@@ -23,6 +23,7 @@ from densekit.data.bit_depth import dark_files
 from densekit.data.checks import check_examples
 from densekit.data.classes import Numbering
 from densekit.data.config import DataConfig, Task
+from densekit.data.holdout import read_sides
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
 from densekit.data.multilabel import Labelling, widen
@@ -214,7 +215,8 @@ def validation_examples(
     elif opened.data:
         section = build(DataConfig, ConfigSource(opened.data))
         _check_there(section, option)
-        examples = match_labels(open_val(section, opened.task), outputs)
+        known = None if opened.split is None else read_sides(opened.split)
+        examples = match_labels(open_val(section, opened.task, known), outputs)
     else:
         raise UserError(f"say which images to evaluate on: {option} LIST|FOLDER|builtin:NAME")
     examples = widen(examples, len(opened.classes))

@@ -9,6 +9,7 @@ from typing import Any
 from densekit.config import UserError
 from densekit.data.classes import names_by_output
 from densekit.data.config import MAX_PIXELS, DataConfig
+from densekit.data.holdout import SPLIT_FILE
 from densekit.infer.exported import Exported, is_exported, read_exported
 from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Preprocessing, Task
@@ -36,6 +37,9 @@ class Opened:
     """Of each class, from which probability on it is taken for there; None: nobody chose any."""
     data: dict[str, Any] = field(default_factory=dict)
     """The data section it was trained with, where that is known."""
+    split: Path | None = None
+    """The file that says which images were held out, where it lies in a run's folder that has
+    one."""
     described: ArtifactConfig | None = None
     """An artifact's or export's own config."""
     notes: tuple[str, ...] = ()
@@ -131,6 +135,7 @@ def _stored_names(pretrained: str, config: DenseNetConfig) -> list[str] | None:
 
 def _open_folder(folder: Path) -> Opened:
     place = artifact.locate_artifact(folder)
+    split = place.absolute().parent / SPLIT_FILE
     stored = artifact.read_artifact(place)
     config = stored.config
     network, _ = _loaded(config.model.architecture, FoundWeights(stored.state_dict), str(place))
@@ -142,6 +147,7 @@ def _open_folder(folder: Path) -> Opened:
         task=config.task,
         thresholds=_thresholds(config),
         data=config.data,
+        split=split if split.is_file() else None,
         described=config,
         notes=() if place == folder else (f"{folder}: a run's folder; taking {place}",),
     )

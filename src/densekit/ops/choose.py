@@ -57,6 +57,16 @@ def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | Non
     raise UserError(f"model.op=lean cannot compute this network: {reason}; use model.op=reference")
 
 
+def op_of_run(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
+    """The op that a run takes, fixed before its first step, and why auto takes no faster one."""
+    if name != "auto":
+        return name, []
+    reason = why_not_lean(device, dtype)  # compiles kernels, and says so
+    if reason is None:
+        return "lean", []
+    return "reference", [f"model.op=auto takes the reference: {reason}"]
+
+
 def why_not_inference(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why auto takes the reference in evaluation; None where the network is one call.
 

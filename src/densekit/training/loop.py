@@ -95,6 +95,9 @@ def train(recipe: Recipe) -> Outcome:
         learner, notes = create_learner(plan.recipe, plan.precision)
         with RunFolder.opened(plan.recipe, plan.digest) as folder:
             state = distributed.from_main(lambda: folder.starting_state(plan.recipe, plan.digest))
+            if state is not None and state["data"] != plan.digest:  # loop.accept_data_change
+                plan = make_plan(recipe, distributed.from_main(folder.known_sides))
+            folder.keep_split(plan.train, plan.val, plan.recipe.data)
             bars = EpochBars(plan.recipe.loop.epochs, plan.steps_per_epoch)
             notes = [*folder.notes, *folder.states.corrupt.values(), *plan.warnings, *notes]
             for note in notes:

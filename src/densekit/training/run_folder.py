@@ -1,4 +1,5 @@
-"""A run's folder: recipe.yaml, log.jsonl, curves.png, state/, best/, last/; held by one run."""
+"""A run's folder: recipe.yaml, split.csv, log.jsonl, curves.png, state/, best/, last/; held by one
+run."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ import filelock
 
 from densekit import distributed
 from densekit.config import UserError, build, read_yaml, to_yaml
+from densekit.data.config import DataConfig
+from densekit.data.holdout import SPLIT_FILE, Sides, read_sides, split_text
+from densekit.data.listing import Examples
 from densekit.files import make_folder, remove_left_over, write_atomically
 from densekit.training.recipe import Recipe, differences
 from densekit.training.state import STATE_FORMAT, State, StateFolder, read_state, step_of
@@ -220,6 +224,22 @@ class RunFolder:
                 make_folder(target.parent)
                 write_atomically(target, file.read_bytes())
         write_atomically(self.states.folder / state.name, state.read_bytes())
+
+    # split.csv ------------------------------------------------------------------------------
+
+    def known_sides(self) -> Sides | None:
+        """On which side each image has been so far: a run that goes on with others validates on
+        none that it was trained on. None: it holds none out, or began before there was a file."""
+        split = self.path / SPLIT_FILE
+        return read_sides(split) if split.exists() else None
+
+    def keep_split(self, train: Examples, val: Examples, data: DataConfig) -> None:
+        """Writes who is held out of the training list, for people, `evaluate` and `known_sides`."""
+        split = self.path / SPLIT_FILE
+        if distributed.is_main() and data.held_out:
+            write_atomically(split, split_text(train, val))
+        elif distributed.is_main():
+            split.unlink(missing_ok=True)  # of a start that did no step
 
     # log.jsonl ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import torch
 
 from densekit import distributed, precision
 from densekit.data.checks import check_split
+from densekit.data.holdout import Sides
 from densekit.data.listing import Examples
 from densekit.data.loader import resolve_reading, steps_per_epoch
 from densekit.data.splits import anchored, open_split
@@ -19,7 +20,7 @@ from densekit.data.transforms import Preprocessing
 from densekit.models.artifact import ArtifactConfig, Described, Thresholds, provenance
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import architecture
-from densekit.ops.choose import why_not_lean
+from densekit.ops.choose import op_of_run
 from densekit.ops.lean import kernels
 from densekit.precision import Precision
 from densekit.training.graph import resolve_graph
@@ -109,8 +110,9 @@ class Plan:
         ]
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Starts the process group and looks at the data. Raises UserError, alike on all ranks."""
+def make_plan(recipe: Recipe, known: Sides | None = None) -> Plan:
+    """Starts the process group and looks at the data; what is held out of the training list stays
+    on the side where it is `known` to be. Raises UserError, alike on all ranks."""
     check(recipe, distributed.world_size())
     loop = recipe.loop
     formats = precision.resolve(
@@ -122,16 +124,17 @@ def make_plan(recipe: Recipe) -> Plan:
     distributed.start(formats.device, loop.rank_timeout)
     threads = distributed.set_threads(loop.threads)
     train, val = distributed.on_every_rank(
-        lambda: open_split(recipe.data, recipe.model.task, recipe.model.num_classes)
+        lambda: open_split(recipe.data, recipe.model.task, recipe.model.num_classes, known)
     )
-    num_classes = recipe.model.num_classes or max(train.num_classes, val.num_classes)
     counts, warnings = distributed.from_main(
-        lambda: check_split(train, val, num_classes, recipe.data)
+        lambda: check_split(train, val, recipe.model.num_classes, recipe.data)
     )
-    op, why = distributed.from_main(lambda: _op(recipe.model.op, formats))
+    op, why = distributed.from_main(
+        lambda: op_of_run(recipe.model.op, formats.device, formats.dtype)
+    )
     chosen = for_images(loop, recipe.model.task, train, counts)
     chosen["cuda_graph"], no_graph = resolve_graph(recipe, formats.device)
-    resolved = _resolve(recipe, formats, train, num_classes, op, chosen)
+    resolved = _resolve(recipe, formats, train, len(counts), op, chosen)
     check_batches(resolved, len(train), distributed.world_size())
     data = resolved.data
     return Plan(
@@ -146,7 +149,7 @@ def make_plan(recipe: Recipe) -> Plan:
             *warnings,
             *why,
             *no_graph,
-            *recipe_notes(resolved, train),
+            *recipe_notes(resolved, train, val),
         ],
         precision=formats,
         eval_precision=precision.resolve(
@@ -155,16 +158,6 @@ def make_plan(recipe: Recipe) -> Plan:
         threads=threads,
         steps_per_epoch=steps_per_epoch(len(train), data.batch_size, data.drop_last),
     )
-
-
-def _op(name: str, formats: Precision) -> tuple[str, list[str]]:
-    """The op that the run takes, fixed before its first step, and why auto takes no faster one."""
-    if name != "auto":
-        return name, []
-    reason = why_not_lean(formats.device, formats.dtype)  # compiles kernels, and says so
-    if reason is None:
-        return "lean", []
-    return "reference", [f"model.op=auto takes the reference: {reason}"]
 
 
 def _resolve(

@@ -1,0 +1,105 @@
+"""data.group: the patient, or whatever else binds images together, so that none is on both sides.
+
+A network that has seen a patient's other images knows more of this one than it will of the next
+patient's, so validation on such images flatters.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from densekit.config import UserError, nearest
+from densekit.data.listing import Examples, readable
+
+GROUPS_NAMED = 5  # in a message
+
+
+def with_groups(examples: Examples, group: str) -> Examples:
+    """`examples` with the group of each, by data.group: a column of their CSV file, or a regular
+    expression on their paths below the root, of which the one group in brackets counts.
+
+    Raises UserError, with file and line, for an image without a group.
+    """
+    if group in examples.columns:
+        named = examples.columns[group]
+        empty = np.flatnonzero(named == "")
+        if len(empty):
+            raise UserError(
+                f"{examples.where(empty[0])}: {group} is empty, by which data.group={group} keeps "
+                f"images together; fill it in, in {len(empty)} lines"
+            )
+        return replace(examples, groups=named)
+    if "(" not in group:
+        heads = list(examples.columns)
+        has = f"its other columns are {', '.join(heads)}" if heads else "there are no columns"
+        raise UserError(
+            f"data.group={group}: {examples.origin} has no such column{nearest(group, heads)} "
+            f"({has}); or give a regular expression on the paths, with brackets around what is the "
+            f"same for one group, such as ^(patient\\d+)/"
+        )
+    return replace(examples, groups=_of_paths(examples, _compiled(group)))
+
+
+def _compiled(group: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise UserError(f"data.group={group}: not a regular expression: {error}") from error
+    if pattern.groups != 1:
+        raise UserError(
+            f"data.group={group}: expected one group in brackets, got {pattern.groups}; brackets "
+            f"that do not count are written (?:...)"
+        )
+    return pattern
+
+
+def _of_paths(examples: Examples, pattern: re.Pattern[str]) -> np.ndarray:
+    named = np.empty(len(examples), object)
+    for index in range(len(examples)):
+        path = examples.relative(index)
+        found = pattern.search(path)
+        if not (found and found[1]):
+            raise UserError(
+                f"{examples.where(index)}: data.group={pattern.pattern} finds nothing in "
+                f"{readable(path)}; every image needs its group"
+            )
+        named[index] = found[1]
+    return named
+
+
+def check_apart(train: Examples, val: Examples, group: str) -> None:
+    """Raises UserError for a group that is on both sides, and names some."""
+    assert train.groups is not None
+    assert val.groups is not None
+    both = sorted(set(train.groups) & set(val.groups))
+    if both:
+        images = int(np.isin(val.groups, both).sum())
+        more = ", ..." if len(both) > GROUPS_NAMED else ""
+        raise UserError(
+            f"data.group={group}: {len(both)} are in both the training and the validation images "
+            f"({readable(', '.join(both[:GROUPS_NAMED]))}{more}), with {images} of the {len(val)} "
+            f"validation images, so validation would flatter; take them out of one, or leave "
+            f"data.val out and hold groups out with data.val_fraction=0.2"
+        )
+
+
+def group_counts(train: Examples, val: Examples) -> dict[str, int] | None:
+    """How many groups are in each, and in both; None without groups."""
+    if train.groups is None or val.groups is None:
+        return None
+    sides = set(train.groups), set(val.groups)
+    return {"train": len(sides[0]), "val": len(sides[1]), "both": len(sides[0] & sides[1])}
+
+
+def group_notes(train: Examples, val: Examples, group: str | None) -> list[str]:
+    """How many groups are on both sides; nothing without groups."""
+    counts = group_counts(train, val)
+    if counts is None:
+        return []
+    return [
+        f"data.group={group}: {counts['train']:,} in training, {counts['val']:,} in validation, "
+        f"{counts['both']} in both"
+    ]
