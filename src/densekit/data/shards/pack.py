@@ -30,6 +30,7 @@ from densekit.config import UserError
 from densekit.data.config import MAX_PIXELS, Task
 from densekit.data.decode import UnreadableImage, content_of, decode
 from densekit.data.folders import image_suffixes
+from densekit.data.holdout import Side
 from densekit.data.listing import Content, Examples
 from densekit.data.multilabel import Labelling
 from densekit.data.shards.index import (
@@ -42,7 +43,7 @@ from densekit.data.shards.index import (
 )
 from densekit.data.shards.spec import TAR_SUFFIX
 from densekit.data.shards.tar import ImageLabels, read_samples, write_samples
-from densekit.data.splits import Split, find_part, locate_images, open_examples
+from densekit.data.splits import find_part, locate_images, open_examples
 from densekit.files import make_folder, remove_left_over, replacing, write_atomically
 from densekit.progress import bar
 
@@ -88,12 +89,12 @@ def pack_splits(
     are spread over the shards, others are not. Also notes on how they were read. Raises UserError.
     """
     labels: Task | None = next((each for each in get_args(Task) if each == task), None)
-    one: Split | None = next((each for each in get_args(Split) if each == split), None)
+    one: Side | None = next((each for each in get_args(Side) if each == split), None)
     if labels is None or one != split:
         raise UserError(f"expected --task {'|'.join(get_args(Task))} and --split train|val")
     place = locate_images(source)
     whole = isinstance(place, Path) and place.is_dir() and find_part(place, "val") is not None
-    splits: list[Split] = ["train", "val"] if whole else ["train"]
+    splits: list[Side] = ["train", "val"] if whole else ["train"]
     packed: list[Packed] = []
     notes: list[str] = []
     for each in splits if one is None else [one]:
