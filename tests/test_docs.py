@@ -128,10 +128,13 @@ def test_links_lead_to_files_and_named_files_are_there(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_that_a_page_names_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    known = {
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in app.registered_commands
+    }
     known |= {str(group.typer_instance.info.name) for group in app.registered_groups}
     blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     code = "\n".join(
         [*re.findall(r"`([^`\n]+)`", text), *blocks, *re.findall(r"^    (.+)", text, re.M)]
     )
-    assert set(re.findall(r"^(?:.*-m )?densekit ([a-z]+)", code, re.MULTILINE)) <= known
+    assert set(re.findall(r"^(?:.*-m )?densekit ([a-z-]+)", code, re.MULTILINE)) <= known

@@ -209,3 +209,58 @@ def test_arrays_of_five_channels(tmp_path: Path) -> None:
     assert recipe["data"]["channels"] == recipe["model"]["in_channels"] == 5
     assert recipe["data"]["intensity"] == "percentile"
     assert "the files have 5 channels" in said
+
+
+# Patients and fine-tuning -------------------------------------------------------------------
+
+
+def recipe_of(folder: Path, *options: str) -> tuple[Recipe, str]:
+    tree, said = suggest(folder, options)
+    return assemble(Recipe, Layers(tree, options=options))[0], "\n".join(said)
+
+
+def test_patients_in_paths_or_a_column_are_kept_together(tmp_path: Path, write_image) -> None:
+    rows = ["path,mass,edema,Patient ID"]
+    for index in range(24):
+        path = f"patient{index // 3:03d}/view{index % 3}.png"
+        write_image(tmp_path / path, seed=index)
+        rows.append(f"{path},{index % 2},{int(index % 5 == 0)},{index // 3}")
+    (tmp_path / "all.csv").write_text("\n".join(rows))
+    task = "model.task=multilabel"
+    recipe, said = recipe_of(tmp_path / "all.csv", task)
+    assert recipe.data.group == "Patient ID"
+    assert "column Patient ID names 8 patients" in said
+    recipe, _ = recipe_of(tmp_path / "all.csv", task, "data.group=null")
+    assert recipe.data.group is None
+    (tmp_path / "all.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows))
+    recipe, said = recipe_of(tmp_path / "all.csv", task)
+    assert "the paths name 8 patients" in said
+    train, val = open_split(recipe.data, "multilabel")
+    assert not set(train.groups) & set(val.groups)  # type: ignore[arg-type]
+    recipe, _ = recipe_of(tmp_path / "all.csv", task, "data.fold=1/4")
+    assert recipe.data.held_out == "data.fold=1/4"
+
+
+def test_pretrained_weights_are_fine_tuned(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 30, "dog": 20}, size=(20, 20))
+    recipe, said = recipe_of(tmp_path, "model.pretrained=torchvision")
+    optim = recipe.optim
+    assert (optim.name, optim.lr, optim.head_lr) == ("adamw", 3e-4, pytest.approx(9e-4))
+    assert (optim.layer_decay, optim.head_epochs, optim.freeze_norm) == (0.5, 1, True)
+    assert (recipe.model.name, recipe.data.image_size) == ("densenet121", 128)
+    scratch, _ = recipe_of(tmp_path)
+    assert recipe.loop.epochs < scratch.loop.epochs
+    assert "optim.layer_decay=0.5: each block learns" in said
+    assert "the first epoch trains the head alone" in said
+    assert "optim.freeze_norm=true: of 40 training images" in said
+
+
+def test_what_is_typed_wins_over_the_plan(tmp_path: Path, write_folder) -> None:
+    write_folder(tmp_path, {"cat": 30, "dog": 20}, mode="L")
+    typed = ["optim.name=sgd", "optim.lr=0.02", "loop.epochs=2", "optim.freeze_norm=false"]
+    recipe, said = recipe_of(tmp_path, "model.pretrained=torchvision", *typed)
+    optim = recipe.optim
+    assert (optim.name, optim.lr, optim.head_lr) == ("sgd", 0.02, pytest.approx(0.06))
+    assert (optim.head_epochs, optim.freeze_norm, recipe.loop.epochs) == (0, False, 2)
+    assert (recipe.data.mean, recipe.data.std) == ((0.449,), (0.226,))
+    assert "optim.name=sgd at optim.lr=0.02" in said

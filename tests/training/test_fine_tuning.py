@@ -178,3 +178,36 @@ def test_a_run_from_an_artifact_is_fine_tuned(runs: Runs, tmp_path: Path) -> Non
     text = " ".join(started.output.split())
     assert "fine-tuning, peak rates: from epoch 1 the classifier at 0.05; from epoch 2" in text
     assert last_step(tmp_path / "tuned") == 24
+
+
+@pytest.mark.parametrize("op", ["reference", "lean"])
+def test_frozen_norms_keep_their_statistics_and_train_their_scales(op: str) -> None:
+    """The steps of `op` are those of torch's modules in evaluation mode."""
+    recipe = load_recipe(None, [
+        *SMALL, f"model.op={op}", "optim.milestones=[4]", "loop.epochs=5", "optim.head_epochs=1",
+    ])  # fmt: skip
+    optim = recipe.optim.model_copy(update={"freeze_norm": True})  # which asks for weights
+    recipe = recipe.model_copy(update={"optim": optim})
+    learner, _ = create_learner(recipe, resolve("cpu", "fp32"))
+    assert isinstance(learner.model, DenseNet)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    peer = DenseNet(learner.model.config, op="reference").eval()
+    for epoch in (0, 1):
+        thaw(learner, recipe, epoch)
+        peer.load_state_dict(learner.model.state_dict())
+        peer.zero_grad()
+        torch.nn.functional.cross_entropy(peer(learner.prepare(images)), labels).backward()
+        train_step(learner, recipe.loop, [(images, labels)], 6, step=epoch)
+        for (name, own), theirs in zip(
+            learner.model.named_parameters(), peer.parameters(), strict=True
+        ):
+            if own.grad is not None:
+                torch.testing.assert_close(own.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+    for name, value in learner.model.state_dict().items():
+        moved = not torch.equal(value, before[name])
+        assert moved != ("running" in name or "tracked" in name), name
+    learner.model.unfreeze()
+    assert all(m.training for m in learner.model.modules())

@@ -21,6 +21,7 @@ from densekit.cli import (
     evaluate,
     explain,
     export,
+    lr_find,
     predict,
     push,
     serve,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 for command in (
     train.train,
+    lr_find.lr_find,
     evaluate.evaluate,
     predict.predict,
     explain.explain,

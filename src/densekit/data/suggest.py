@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from PIL import Image
 from densekit.config import Tree, UserError, merge, parse_override
 from densekit.data.config import MAX_PIXELS, Task
 from densekit.data.decode import UnreadableImage, content_of, decode, raise_pils_limit
+from densekit.data.groups import with_groups
 from densekit.data.listing import Examples, readable
 from densekit.data.multilabel import ONE_CLASS, Labelling
 from densekit.data.pixels import (
@@ -41,6 +43,7 @@ from densekit.data.pixels import (
     read_pixels,
 )
 from densekit.data.splits import find_part, is_remote_folder, locate_images, open_examples
+from densekit.data.suggest_tuning import tuning_settings
 from densekit.remote import is_url
 
 T = TypeVar("T")
@@ -53,6 +56,11 @@ GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I", "F"}  # PIL's modes
 NO_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 STEPS = 6000  # optimizer steps to train for, within EPOCHS
 VAL_FRACTION = 0.2
+ENLARGED = 128  # pixels, of small images for a network that was pretrained on large ones
+IMAGENET_GREY = [0.449], [0.226]  # the means over the channels of data.mean and data.std
+PATIENTS = frozenset(("patient", "patientid", "subject", "subjectid", "person", "personid"))
+"""Heads of the column that says whose an image is, without case, blanks and signs."""
+PATIENT_IN_PATH = r"((?:[Pp]atient|[Pp]erson|[Ss]ubject|sub)[-_ ]?\d+)"
 EPOCHS = (30, 200)
 BATCH = (32, 256)
 
@@ -133,20 +141,21 @@ def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list
             {"name": name, "data": {"train": spec}},
             f"{len(train)} images of {classes} classes in {train.origin}",
         ),
-        _validation(has_val),
-        _size(look),
-        _channels(look),
+        _validation(has_val, options),
+        _group(train, options),
+        _size(look, options),
+        _channels(look, options),
         _intensity(look),
         _augment(look, train),
         _length(
             len(train) if has_val else round((1 - VAL_FRACTION) * len(train)),
-            _asked("loop.epochs", options, int),
+            options,
         ),
     ]
     tree: Tree = {}
     for settings, _ in picks:
         tree = merge(tree, settings)
-    return tree, [sentence for _, sentence in picks if sentence]
+    return tree, [line for _, sentences in picks for line in sentences.splitlines()]
 
 
 def labelling_asked(options: Sequence[str], file: Tree | None = None) -> Labelling:
@@ -226,8 +235,9 @@ def _colourless(image: Image.Image) -> bool:
 Pick = tuple[Tree, str]
 
 
-def _validation(has_val: bool) -> Pick:
-    if has_val:
+def _validation(has_val: bool, options: Sequence[str]) -> Pick:
+    asked = [_asked(f"data.{key}", options, str) for key in ("fold", "val")]
+    if has_val or any(asked):
         return {}, ""
     return {"data": {"val_fraction": VAL_FRACTION}}, (
         f"no validation images of their own: data.val_fraction={VAL_FRACTION} of each class is "
@@ -235,8 +245,35 @@ def _validation(has_val: bool) -> Pick:
     )
 
 
-def _size(look: Look) -> Pick:
+def _group(train: Examples, options: Sequence[str]) -> Pick:
+    """Patients that a column or the paths name, unless an option says who belongs together."""
+    if any(".".join(map(str, path)) == "data.group" for path, _ in map(parse_override, options)):
+        return {}, ""
+    column = next((h for h in train.columns if re.sub(r"[\W_]", "", h.lower()) in PATIENTS), None)
+    try:
+        groups = with_groups(train, column or PATIENT_IN_PATH).groups
+    except UserError:  # not all images have one
+        return {}, ""
+    found = len(set([] if groups is None else groups))
+    if not 1 < found < len(train):
+        return {}, ""
+    return {"data": {"group": column or PATIENT_IN_PATH}}, (
+        f"{'column ' + column if column else 'the paths'} name{'s' if column else ''} {found} "
+        f"patients: data.group={column or PATIENT_IN_PATH} keeps each one's images on one side; "
+        f"data.group=null lets them be"
+    )
+
+
+def _size(look: Look, options: Sequence[str]) -> Pick:
     side = look.short_side
+    name = _asked("model.name", options, str) or "densenet121"
+    pretrained = _asked("model.pretrained", options, str)
+    if side < SMALL and pretrained and "_" not in name:
+        whole = {"image_size": ENLARGED, "evaluate": {"resize": ENLARGED}}
+        return {"data": {**whole, "augment": {"crop": "none"}}}, (
+            f"the short side is {side} pixels, of which {name} leaves nothing at its end: enlarged "
+            f"to data.image_size={ENLARGED}"
+        )
     if side < SMALL:
         resize = None if look.all_alike else side
         settings = {
@@ -261,7 +298,7 @@ def _size(look: Look) -> Pick:
     )
 
 
-def _channels(look: Look) -> Pick:
+def _channels(look: Look, options: Sequence[str]) -> Pick:
     if look.channels not in (1, 3):
         several = {"channels": look.channels, "mean": [0.5], "std": [0.5]}
         return {"data": several, "model": {"in_channels": look.channels}}, (
@@ -269,7 +306,8 @@ def _channels(look: Look) -> Pick:
         )
     if not look.grey:
         return {}, ""
-    grey = {"channels": 1, "mean": [0.5], "std": [0.5]}
+    mean, std = IMAGENET_GREY if _asked("model.pretrained", options, str) else ([0.5], [0.5])
+    grey = {"channels": 1, "mean": mean, "std": std}
     return {"data": grey, "model": {"in_channels": 1}}, (
         "the files are grey: data.channels=1 (to start from weights for colour images, set "
         "data.channels=3 and model.in_channels=3)"
@@ -311,14 +349,25 @@ def _augment(look: Look, train: Examples) -> Pick:
     )
 
 
-def _length(images: int, asked: int | None) -> Pick:
+def _length(images: int, options: Sequence[str]) -> Pick:
     """Batch and epochs by the number of training images; the warm-up is a 20th of the epochs."""
     batch = min(max(2 ** int(math.log2(max(images, 1) / 50 + 1)), BATCH[0]), BATCH[1])
     tens = round(STEPS / math.ceil(images / batch) / 10)
     epochs = min(max(10 * tens, EPOCHS[0]), EPOCHS[1])
+    asked = _asked("loop.epochs", options, int)
+    if _asked("model.pretrained", options, str):
+        wanted: Tree = {
+            "optim.name": _asked("optim.name", options, str),
+            "optim.lr": _asked("optim.lr", options, float),
+            "loop.epochs": asked,
+        }
+        settings, sentences = tuning_settings(images, batch, epochs, wanted)
+        return merge({"data": {"batch_size": batch}}, settings), (
+            f"{images} training images: data.batch_size={batch}\n" + "\n".join(sentences)
+        )
     run = epochs if asked is None else asked
     optim = {"schedule": "cosine", "warmup_epochs": max(run, 0) // 20, "nesterov": True}
     return {"data": {"batch_size": batch}, "optim": optim, "loop": {"epochs": epochs}}, (
         f"{images} training images: data.batch_size={batch}, loop.epochs={run}, a cosine "
-        f"schedule; with model.pretrained a third of the epochs is often enough"
+        f"schedule; of few images model.pretrained=torchvision, ImageNet's weights, makes more"
     )

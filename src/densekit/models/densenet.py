@@ -230,7 +230,7 @@ class DenseNet(nn.Module):
     def __init__(self, config: DenseNetConfig, op: str = "auto", sync_bn: bool = False) -> None:
         super().__init__()
         self.config = config
-        self._frozen_stages = 0
+        self._frozen_stages, self._frozen_norms = 0, False
         norm = partial(SyncBatchNorm2d if sync_bn else nn.BatchNorm2d, eps=config.bn_eps)
         self.features = Features()
         self._add_stem(norm)
@@ -342,24 +342,27 @@ class DenseNet(nn.Module):
             stages.setdefault(stage, []).append(module)
         return stages
 
-    def freeze(self, stage: str) -> None:
+    def freeze(self, stage: str | None, norms: bool = False) -> None:
         """Fine-tuning: all from the input to the end of `stage` keeps its weights.
 
         Its parameters ask for no gradient, and its modules stay in evaluation mode, also after
-        `train()`: BatchNorm keeps its running statistics and dropout is off. Raises UserError for
-        an unknown stage.
+        `train()`: BatchNorm keeps its running statistics and dropout is off. With `norms` all
+        BatchNorms stay in evaluation mode, and only their scales and shifts are trained. Raises
+        UserError for an unknown stage.
         """
         names = list(self.stages())
-        if stage not in names:
+        if stage is not None and stage not in names:
             raise UserError(f'optim.freeze: unknown stage "{stage}"{nearest(stage, names)}')
-        self._frozen_stages = max(self._frozen_stages, names.index(stage) + 1)
+        count = 0 if stage is None else names.index(stage) + 1
+        self._frozen_stages = max(self._frozen_stages, count)
+        self._frozen_norms |= norms
         for module in self._frozen():
             module.requires_grad_(False)
         self.train(self.training)
 
     def unfreeze(self) -> None:
         """All is trained again."""
-        self._frozen_stages = 0
+        self._frozen_stages, self._frozen_norms = 0, False
         self.requires_grad_(True)
         self.train(self.training)
 
@@ -377,4 +380,8 @@ class DenseNet(nn.Module):
         super().train(mode)
         for module in self._frozen():
             module.eval()
+        if self._frozen_norms:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self

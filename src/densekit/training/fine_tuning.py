@@ -35,8 +35,7 @@ def thaw(learner: Learner, recipe: Recipe, epoch: int) -> None:
     if stage == model.frozen_to:
         return
     model.unfreeze()
-    if stage is not None:
-        model.freeze(stage)
+    model.freeze(stage, recipe.optim.freeze_norm)
     if isinstance(learner.forward, DistributedDataParallel):
         learner.forward = model
         gc.collect()  # the old one's hooks on the parameters go with it
@@ -72,7 +71,8 @@ def fine_tuning_plan(recipe: Recipe) -> list[str]:
     Raises UserError for an unknown stage.
     """
     optim = recipe.optim
-    if not (optim.freeze or optim.head_epochs or optim.layer_decay != 1):
+    tuned = optim.freeze or optim.head_epochs or optim.head_lr or optim.layer_decay != 1
+    if not (tuned or optim.freeze_norm):
         return []
     blocks = len(architecture(recipe.model).block_config)
     stages = _stage_names(blocks)
@@ -92,7 +92,9 @@ def fine_tuning_plan(recipe: Recipe) -> list[str]:
             joined.setdefault(joins_at(optim, part, blocks), []).append(f"{name} at {rate:.4g}")
     texts = [f"from epoch {epoch + 1} {', '.join(names)}" for epoch, names in joined.items()]
     never = f"; never anything up to {optim.freeze}" if optim.freeze else ""
-    return [f"fine-tuning, peak rates: {'; '.join(texts)}{never}"]
+    norms = "; BatchNorm keeps the statistics of the weights that it began with"
+    kept = norms if optim.freeze_norm else ""
+    return [f"fine-tuning, peak rates: {'; '.join(texts)}{never}{kept}"]
 
 
 def _stage_names(blocks: int) -> list[str]:

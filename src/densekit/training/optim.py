@@ -77,6 +77,9 @@ class OptimConfig(Section):
     freeze: str | None = None
     """Fine-tuning: nothing up to and including this stage is trained (stem, block1, transition1,
     ... norm5)."""
+    freeze_norm: Annotated[bool, when(**{"/model.pretrained": ON})] = False
+    """Fine-tuning: BatchNorm stays in evaluation mode, with the statistics of the weights that the
+    run begins with; its scales and shifts are trained."""
     head_lr: float | None = Field(None, gt=0)
     """Fine-tuning: the classifier's own lr; null: lr."""
     head_epochs: int = Field(0, ge=0)

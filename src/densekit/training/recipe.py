@@ -280,7 +280,7 @@ def check_batches(recipe: Recipe, images: int, world: int) -> None:
             count, data.batch_size, recipe.loop.accumulation, rank, len(parts)
         )
     )
-    if alone and pixels == 1:
+    if alone and pixels == 1 and not recipe.optim.freeze_norm:
         raise UserError(
             f"{images} training images in batches of data.batch_size={data.batch_size} leave one "
             f"image alone, and of {data.train_side} x {data.train_side} pixels one is left at the "

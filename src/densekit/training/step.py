@@ -71,8 +71,7 @@ def create_learner(recipe: Recipe, precision: Precision) -> tuple[Learner, list[
     torch.manual_seed(recipe.loop.seed)
     model = variants.create(recipe.model)
     notes = start_from(model, recipe.model.pretrained) if recipe.model.pretrained else []
-    if recipe.optim.freeze:
-        model.freeze(recipe.optim.freeze)
+    model.freeze(recipe.optim.freeze, recipe.optim.freeze_norm)
     precision.place(model.train())
     preprocessing, side = Preprocessing.from_config(recipe.data), recipe.data.train_side
     blank = torch.zeros(1, recipe.data.channels, side, side, dtype=torch.uint8)
