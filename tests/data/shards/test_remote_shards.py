@@ -132,7 +132,7 @@ def stays_small(root: str, cache: Path, limit: int) -> None:
     assert sum(kept) <= limit
     assert not list(cache.glob(".*.tmp"))
     with pytest.raises(UserError, match=r"reads 10 shards at a time.*data\.cache_gib"):
-        pixels(data_config(root, cache, shuffle_window=0, **size))
+        pixels(data_config(root, cache, workers=0, shuffle_window=0, **size))
 
 
 def test_the_cache_is_bounded(store: Store, folder: Path, tmp_path: Path) -> None:
