@@ -55,7 +55,7 @@ def test_loaders_give_normalised_batches_of_one_shape(
 def test_every_stage_takes_time(photos: Path) -> None:
     stages = measure_stages(open_examples(str(photos)), DataConfig(image_size=32), 4)
     names = [one.name for one in stages if one.name not in ("disk", "transfer")]
-    assert names == ["read (cached)", "decode", "augment", "collate", "normalise"]
+    assert names == ["read (cached)", "decode, crop", "augment", "collate", "normalise"]
     assert all(one.seconds > 0 for one in stages)
 
 

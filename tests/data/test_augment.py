@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from densekit.config import ConfigSource, UserError, build
-from densekit.data.augment import train_transform
-from densekit.data.config import DataConfig, EvaluateConfig
+from densekit.data.augment import RandomResizedCrop, train_transform
+from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
 from densekit.data.dataset import ImageDataset
 from densekit.data.decode import ImageFile
 from densekit.data.listing import Examples
@@ -138,3 +139,29 @@ def test_draws_do_not_depend_on_who_reads(tmp_path) -> None:  # type: ignore[no-
 def test_options_that_do_not_go_together(tree: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         build(DataConfig, ConfigSource({"augment": tree}))
+
+
+@pytest.mark.parametrize("size", [(37, 61), (500, 375), (3, 400), (400, 3), (1, 1)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.5)])
+def test_crop_and_flip_are_torchvisions_with_its_own_draws(
+    size: tuple[int, int], scale: tuple[float, float]
+) -> None:
+    height, width = size
+    image = torch.arange(height * width).remainder(251).to(torch.uint8)
+    image = image.reshape(height, width).expand(3, height, width)
+    ours = RandomResizedCrop(AugmentConfig(crop_scale=scale))
+    theirs = v2.RandomResizedCrop(8, scale)
+    transform = train_transform(
+        config({"crop": "random_resized", "flip": 0.3, "crop_scale": scale})
+    )
+    whole = v2.Compose([v2.RandomResizedCrop(32, scale), v2.RandomHorizontalFlip(0.3)])
+    for seed in range(60):
+        torch.manual_seed(seed)
+        box, after = ours.draw(height, width), torch.rand(1)
+        torch.manual_seed(seed)
+        assert box._asdict() == theirs.make_params([image])
+        assert torch.equal(after, torch.rand(1))
+        torch.manual_seed(seed)
+        changed = transform(ImageFile(image))
+        torch.manual_seed(seed)
+        assert torch.equal(changed, whole(image))

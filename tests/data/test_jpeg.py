@@ -14,9 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from densekit.data import jpeg
-from densekit.data.decode import Box, JpegFile, UnreadableImage, decode, open_image
+from densekit.data.config import Interpolation
+from densekit.data.decode import (
+    Box,
+    ImageFile,
+    JpegFile,
+    Resize,
+    UnreadableImage,
+    decode,
+    open_image,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,6 +68,57 @@ def test_a_rectangle_is_pillows(
     part = jpeg.read_rectangle(file, whole.shape[2], top, left, h, w)
     assert part is not None
     np.testing.assert_array_equal(part, whole[top : top + h, left : left + w])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    mode=st.sampled_from(["RGB", "L"]),
+    width=st.integers(1, 150),
+    height=st.integers(1, 150),
+    subsampling=st.sampled_from(["4:4:4", "4:2:0"]),
+    side=st.integers(1, 100),
+    data=st.data(),
+)
+def test_a_square_is_torchvisions_of_pillows_pixels(
+    mode: str, width: int, height: int, subsampling: str, side: int, data: st.DataObject
+) -> None:
+    """Antialiased, larger and smaller, to the bit."""
+    file = encoded(mode, width, height, subsampling=subsampling)
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
+    whole = np.array(Image.open(io.BytesIO(file))).reshape(height, width, -1)
+    part = torch.from_numpy(whole).permute(2, 0, 1)[:, top : top + h, left : left + w]
+    square = jpeg.read_square(file, len(part), top, left, h, w, 1, side)
+    assert square is not None
+    assert torch.equal(square, F.resize(part, [side, side], antialias=True))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_square_is_what_the_whole_image_gives(
+    mode: str, interpolation: Interpolation, antialias: bool
+) -> None:
+    file, box = encoded(mode, 131, 97), Box(7, 11, 80, 70)
+    resize = Resize(32, interpolation, antialias)
+    found = open_image(file, 3).square(box, resize)
+    assert torch.equal(found, ImageFile(decode(file, 3)).square(box, resize))
+
+
+def test_the_header_is_read_as_pillow_reads_it(sample: list[bytes]) -> None:
+    """Or left to Pillow: EXIF may turn an image, a profile does not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [encoded("RGB", 40, 30, icc_profile=b"profile"), encoded("L", 17, 3, comment=b"!")]
+    read = [jpeg.plain_size(file) for file in files]
+    assert read == [(30, 40, 3), (3, 17, 1)]
+    for file in (encoded("RGB", 40, 30, exif=exif), encoded("CMYK", 40, 30), b"\xff\xd8\xff\xe0"):
+        assert jpeg.plain_size(file) is None
+    read = [jpeg.plain_size(file) for file in sample]
+    for file, size in zip(sample, read, strict=True):
+        image = Image.open(io.BytesIO(file))
+        assert size in (None, (image.height, image.width, len(image.getbands())))
+    assert read.count(None) < len(read) / 10
 
 
 @pytest.mark.parametrize("channels", [1, 3])

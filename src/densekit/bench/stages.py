@@ -47,16 +47,15 @@ def _image_stages(examples: Examples, config: DataConfig) -> tuple[list[StageTim
     """Stages of single images, and what they lead to."""
     transform = train_transform(config)
     squares: list[Tensor] = []
-    clock: dict[str, list[float]] = {"read (cached)": [], "decode": [], "augment": []}
+    clock: dict[str, list[float]] = {"read (cached)": [], "decode, crop": [], "augment": []}
     for path in bar(examples.paths, len(examples), "stages"):
         times = [time.perf_counter()]
         content = read_file(Path(path))
         times.append(time.perf_counter())
         image = open_image(content, config.channels, config.max_pixels, config.scaling)
-        box = transform.region(image.height, image.width) if transform.region else None
-        pixels = image.pixels(box)
+        pixels = transform.read(image)
         times.append(time.perf_counter())
-        squares.append(transform.stages(pixels))
+        squares.append(transform.change(pixels))
         times.append(time.perf_counter())
         for seconds, began, ended in zip(clock.values(), times, times[1:], strict=False):
             seconds.append(ended - began)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
 from densekit.data.config import AugmentConfig, DataConfig
-from densekit.data.decode import Box, ImageFile
+from densekit.data.decode import Box, ImageFile, Resize
 from densekit.data.transforms import Preprocessing
 
 Stage = Callable[[Tensor], Tensor]
@@ -33,41 +34,67 @@ class TrainTransform:
 
     region: Region | None
     """Where only a part of the image is needed, so that no more of it is decoded."""
-    stages: Stage
+    resize: Resize
+    """Of that part."""
+    stages: tuple[Stage, ...]
 
     def __call__(self, image: ImageFile) -> Tensor:
-        box = self.region(image.height, image.width) if self.region else None
-        return self.stages(image.pixels(box))
+        return self.change(self.read(image))
+
+    def read(self, image: ImageFile) -> Tensor:
+        """The pixels that the stages begin with. Raises UnreadableImage."""
+        if self.region is None:
+            return image.pixels()
+        return image.square(self.region(image.height, image.width), self.resize)
+
+    def change(self, pixels: Tensor) -> Tensor:
+        for stage in self.stages:
+            pixels = stage(pixels)
+        return pixels
 
 
 def train_transform(config: DataConfig) -> TrainTransform:
     augment, size = config.augment, config.train_side
     mode = InterpolationMode(config.interpolation)
     region: Region | None = None
+    crop: list[Stage] = []
     if augment.crop == "random_resized":
         paddle = augment.crop_distribution == "paddle"
         region = PaddleCrop(augment).draw if paddle else RandomResizedCrop(augment).draw
-        crop: list[Stage] = [v2.Resize([size, size], mode, antialias=config.antialias)]
     elif augment.crop == "pad":
         resize = config.eval_resize
         first = [] if resize is None else [v2.Resize([resize], mode, antialias=config.antialias)]
         crop = [*first, v2.RandomCrop(size, augment.crop_padding or None, pad_if_needed=True)]
     else:
         crop = [Preprocessing.from_config(config)]
-    flip = [v2.RandomHorizontalFlip(augment.flip)] if augment.flip else []
-    erase = [Erase(config)] if augment.erase else []
-    stages = [*crop, *affine(augment), *flip, *colours(augment, config.mean), *erase]
-    return TrainTransform(region, v2.Compose(stages))
+    flip: list[Stage] = [partial(_flipped, augment.flip)] if augment.flip else []
+    erase: list[Stage] = [Erase(config)] if augment.erase else []
+    stages: list[Stage] = [*crop, *affine(augment), *flip, *colours(augment, config.mean), *erase]
+    to_square = Resize(size, config.interpolation, config.antialias)
+    return TrainTransform(region, to_square, tuple(stages))
 
 
 class RandomResizedCrop:
-    """Where torchvision's RandomResizedCrop crops, with its own draws."""
+    """Where torchvision's RandomResizedCrop crops, with its own draws but not its own time: it
+    spends a tenth of a millisecond on what is not drawing."""
 
     def __init__(self, augment: AugmentConfig) -> None:
-        self.crop = v2.RandomResizedCrop(1, augment.crop_scale, augment.crop_ratio)
+        self.scale, self.ratio = augment.crop_scale, augment.crop_ratio
+        self.log_ratio = torch.log(torch.tensor(self.ratio)).tolist()
 
     def draw(self, height: int, width: int) -> Box:
-        return Box(**self.crop.make_params([torch.empty(1, height, width, device="meta")]))
+        for _ in range(10):
+            area = height * width * torch.empty(1).uniform_(*self.scale).item()
+            ratio = torch.empty(1).uniform_(*self.log_ratio).exp_().item()
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(torch.randint(height - h + 1, (1,)))
+                return Box(top, int(torch.randint(width - w + 1, (1,))), h, w)
+        # the largest part of such a ratio, in the middle
+        ratio = min(max(width / height, min(self.ratio)), max(self.ratio))
+        h = height if ratio <= width / height else round(width / ratio)
+        w = width if ratio >= width / height else round(height * ratio)
+        return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 class PaddleCrop:
@@ -89,6 +116,11 @@ class PaddleCrop:
         left = int(torch.randint(width - w + 1, ()))
         top = int(torch.randint(height - h + 1, ()))
         return Box(top, left, h, w)
+
+
+def _flipped(probability: float, image: Tensor) -> Tensor:
+    """Mirrored so often, by torchvision's draw."""
+    return image.flip(-1) if torch.rand(1) < probability else image
 
 
 def affine(augment: AugmentConfig) -> list[Stage]:

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from densekit.config import UserError
 from densekit.data import jpeg
-from densekit.data.config import MAX_PIXELS
+from densekit.data.config import MAX_PIXELS, Interpolation
 from densekit.data.intensity import Intensity
 from densekit.data.listing import Content
 from densekit.data.pixels import (
@@ -66,6 +68,14 @@ class Box(NamedTuple):
     width: int
 
 
+class Resize(NamedTuple):
+    """To a square of `side` pixels."""
+
+    side: int
+    interpolation: Interpolation
+    antialias: bool
+
+
 class ImageFile:
     """An image whose header has been read; its pixels are decoded when they are asked for."""
 
@@ -81,25 +91,40 @@ class ImageFile:
         top, left, height, width = box
         return self.whole[:, top : top + height, left : left + width]
 
+    def square(self, box: Box, resize: Resize) -> Tensor:
+        """[C, side, side], the pixels of `box` resized. Raises UnreadableImage."""
+        size, mode = [resize.side, resize.side], InterpolationMode(resize.interpolation)
+        return F.resize(self.pixels(box), size, mode, antialias=resize.antialias)
+
 
 class JpegFile(ImageFile):
     """A grey or colour JPEG file, upright as it stands."""
 
-    def __init__(self, content: bytes, image: Image.Image, channels: int, name: str) -> None:
-        self.name, self.content, self.image, self.channels = name, content, image, channels
-        self.height, self.width = image.height, image.width
+    def __init__(
+        self, content: bytes, size: tuple[int, int], bands: int, channels: int, name: str
+    ) -> None:
+        self.name, self.content, self.bands, self.channels = name, content, bands, channels
+        self.height, self.width = size
 
     def pixels(self, box: Box | None = None) -> Tensor:
         """Only the rectangle is decoded; to the bit what the whole image has there."""
         box = box or Box(0, 0, self.height, self.width)
-        found = jpeg.read_rectangle(self.content, len(self.image.getbands()), *box)
+        found = jpeg.read_rectangle(self.content, self.bands, *box)
         if found is None:
             with _damage_named(self.name):
-                return ImageFile(_to_tensor(self.image, self.channels)).pixels(box)
-        if found.shape[2] != self.channels:
-            converted = Image.fromarray(found.squeeze(2) if found.shape[2] == 1 else found)
+                return ImageFile(_to_tensor(_open_jpeg(self.content), self.channels)).pixels(box)
+        if self.bands != self.channels:
+            converted = Image.fromarray(found.squeeze(2) if self.bands == 1 else found)
             found = np.array(converted.convert(MODES[self.channels]))
         return _channels_first(found)
+
+    def square(self, box: Box, resize: Resize) -> Tensor:
+        """Resized as it is decoded, where that is to the bit what torchvision makes of it."""
+        if self.bands == self.channels and resize.antialias and resize.interpolation == "bilinear":
+            found = jpeg.read_square(self.content, self.bands, *box, 1, resize.side)
+            if found is not None:
+                return found
+        return super().square(box, resize)
 
 
 ImageSource = str | Path | bytes | Content
@@ -128,14 +153,18 @@ def open_image(
             if not _in_eight_bits(channels, intensity) or not is_pils(content):
                 found = intensity.apply(read_pixels(content, max_pixels), channels)
                 return ImageFile(found, name)
-            formats = (
-                ("JPEG",) if content.startswith(jpeg.START) else None
-            )  # else PIL tries others first
-            image = Image.open(io.BytesIO(content), formats=formats)
-            if image.width * image.height > max_pixels:
+            is_jpeg = content.startswith(jpeg.START)
+            if is_jpeg and (plain := jpeg.plain_size(content)):
+                height, width, bands = plain
+            else:
+                image = _open_jpeg(content) if is_jpeg else Image.open(io.BytesIO(content))
+                height, width, bands = image.height, image.width, len(image.getbands())
+                upright_jpeg = image.format == "JPEG" and turn_of(image) is None
+                is_jpeg = upright_jpeg and image.mode in MODES.values()
+            if width * height > max_pixels:
                 raise Image.DecompressionBombError
-            if image.format == "JPEG" and image.mode in MODES.values() and turn_of(image) is None:
-                return JpegFile(content, image, channels, name)
+            if is_jpeg:
+                return JpegFile(content, (height, width), bands, channels, name)
             return ImageFile(_to_tensor(image, channels), name)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(
@@ -143,6 +172,10 @@ def open_image(
             f"has more than {max_pixels:,} pixels; if you trust the file, raise data.max_pixels "
             f"(of evaluate and predict: --max-pixels)",
         ) from error
+
+
+def _open_jpeg(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=("JPEG",))  # of all, PIL tries others first
 
 
 def _in_eight_bits(channels: int, intensity: Intensity) -> bool:

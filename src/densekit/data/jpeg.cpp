@@ -13,11 +13,15 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <new>
+
+#include "resize.h"
 
 namespace {
 
 constexpr int kVersion = 62, kGrey = 1, kRgb = 2;
 constexpr unsigned kRows = 1, kColumns = 16;  // that are decoded beyond the rectangle
+constexpr size_t kBeyond = 16;                  // bytes that may be read beyond a row
 static_assert(sizeof(void*) == 8, "the structs below are those of 64-bit machines");
 
 struct Decompress;
@@ -100,10 +104,21 @@ extern "C" int use_library(const char* path) {
   return 1;
 }
 
-// Rows `top` to `top + height` and columns `left` to `left + width` of a file of `width x height`
-// pixels, 1 or 3 channels each, into out. Returns 0 for what libjpeg warns of or cannot decode.
-extern "C" int read_rectangle(const unsigned char* file, size_t size, int channels, unsigned top,
-                              unsigned left, unsigned height, unsigned width, unsigned char* out) {
+namespace {
+
+// Part of an image, in pixels of the file.
+struct Part {
+  unsigned top, left, height, width;
+};
+
+// Decodes `part`, and hands its rows to `take(y, row)`, y from 0 on. With a `denominator` of 2, 4 or
+// 8 the image is that much smaller, and so is the part, whose edges are moved outward to whole
+// pixels. Returns 0 for what libjpeg warns of or cannot decode.
+//
+// Nothing with a destructor may live here: libjpeg's errors jump over it.
+template <class Take>
+int decode(const unsigned char* file, size_t size, int channels, unsigned denominator, Part part,
+           Take& take) {
   Errors errors{};
   Decompress jpeg{};
   unsigned char* volatile row = nullptr;
@@ -116,26 +131,68 @@ extern "C" int read_rectangle(const unsigned char* file, size_t size, int channe
   library.create(&jpeg, kVersion, sizeof jpeg);
   library.source(&jpeg, file, size);
   library.read_header(&jpeg, 1);
+  if (part.left + part.width > jpeg.image_width || part.top + part.height > jpeg.image_height)
+    fail(&jpeg);
   jpeg.out_color_space = channels == 1 ? kGrey : kRgb;
+  jpeg.scale_num = 1;
+  jpeg.scale_denom = denominator;
   library.start(&jpeg);
-  if (left + width > jpeg.output_width || top + height > jpeg.output_height) fail(&jpeg);
 
+  const unsigned top = part.top / denominator, left = part.left / denominator;
+  const unsigned bottom = (part.top + part.height + denominator - 1) / denominator;
+  const unsigned right = (part.left + part.width + denominator - 1) / denominator;
   unsigned first = left > kColumns ? left - kColumns : 0, above = top > kRows ? top - kRows : 0;
-  unsigned last = left + width + kColumns;
+  unsigned last = right + kColumns;
   unsigned columns = (last < jpeg.output_width ? last : jpeg.output_width) - first;
   library.crop(&jpeg, &first, &columns);  // moves `first` left, to a block's edge
   if (above) library.skip(&jpeg, above);
-  row = static_cast<unsigned char*>(std::malloc(size_t(jpeg.output_width) * channels));
+  row = static_cast<unsigned char*>(std::malloc(size_t(jpeg.output_width) * channels + kBeyond));
   if (!row) fail(&jpeg);
-  size_t stride = size_t(width) * channels;
-  while (jpeg.output_scanline < top + height) {
+  while (jpeg.output_scanline < bottom) {
     unsigned y = jpeg.output_scanline;
     unsigned char* rows[1] = {row};
     if (library.read(&jpeg, rows, 1) != 1) fail(&jpeg);
-    if (y >= top)
-      std::memcpy(out + (y - top) * stride, row + size_t(left - first) * channels, stride);
+    if (y >= top) take(y - top, row + size_t(left - first) * channels);
   }
   library.destroy(&jpeg);
   std::free(row);
   return 1;
+}
+
+// What the outputs take along one side of a part, of `length` pixels from `start` on.
+Taps along(unsigned start, unsigned length, unsigned denominator, int size) {
+  const double times = denominator, begin = start / times;
+  const unsigned low = start / denominator;
+  const unsigned high = (start + length + denominator - 1) / denominator;
+  return {static_cast<int>(high - low), size, begin - low, length / times / size};
+}
+
+}  // namespace
+
+// Rows `top` to `top + height` and columns `left` to `left + width` of a file, 1 or 3 channels each,
+// into out, [height, width, channels]. Returns 0 where Pillow has to decode.
+extern "C" int read_rectangle(const unsigned char* file, size_t size, int channels, unsigned top,
+                              unsigned left, unsigned height, unsigned width, unsigned char* out) {
+  const size_t stride = size_t(width) * channels;
+  auto copy = [=](unsigned y, const unsigned char* row) {
+    std::memcpy(out + y * stride, row, stride);
+  };
+  return decode(file, size, channels, 1, {top, left, height, width}, copy);
+}
+
+// The same rectangle resized to a square, into out, [channels, side, side]; of an image that is
+// decoded at a `denominator`th of its size.
+extern "C" int read_square(const unsigned char* file, size_t size, int channels, unsigned top,
+                           unsigned left, unsigned height, unsigned width, unsigned denominator,
+                           int side, unsigned char* out) {
+  try {
+    const Taps across = along(left, width, denominator, side);
+    const Taps down = along(top, height, denominator, side);
+    const unsigned rows = (top + height + denominator - 1) / denominator - top / denominator;
+    Resizer resizer(channels, across, down, static_cast<int>(rows), out);
+    auto take = [&](unsigned y, const unsigned char* row) { resizer.take(y, row); };
+    return decode(file, size, channels, denominator, {top, left, height, width}, take);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
 }

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image  # which loads its libjpeg
+import torch
 
 from densekit.native_code import NativeCode, Unavailable
 
 CODE = NativeCode(
     "JPEG reader",
-    (Path(__file__).with_name("jpeg.cpp"),),
-    ("-std=c++17", "-O2", "-fPIC", "-shared", "-ldl"),
+    (Path(__file__).with_name("jpeg.cpp"), Path(__file__).with_name("resize.h")),
+    ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ldl"),
 )
 START, END = b"\xff\xd8\xff", b"\xff\xd9"  # of a whole file
+FRAMES = (0xC0, 0xC1, 0xC2)  # of Huffman codes
+# Huffman and quantization tables, restarts, JFIF, Photoshop, Adobe, comments.
+UNTURNED = (0xC4, 0xDB, 0xDD, 0xE0, 0xED, 0xEE, 0xFE)
+APP2, PROFILE = 0xE2, b"ICC_PROFILE\0"
 PTR, SIZE, UINT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
 
 
@@ -31,27 +38,64 @@ def read_rectangle(
 
     None where Pillow has to decode it: there is no native reader, or the file may be damaged.
     """
-    reader = _reader()
-    if reader is None or not file.endswith(END):
+    code = _code()
+    if code is None or not file.endswith(END):
         return None
     pixels = np.empty((height, width, channels), np.uint8)
-    done = reader(file, len(file), channels, top, left, height, width, pixels.ctypes.data)
+    into = pixels.ctypes.data
+    done = code.read_rectangle(file, len(file), channels, top, left, height, width, into)
     return pixels if done else None
+
+
+def read_square(
+    file: bytes, channels: int, top: int, left: int, height: int, width: int, scale: int, side: int
+) -> torch.Tensor | None:
+    """The same part, resized -> uint8 [channels, side, side]: bilinear, antialiased, torch's to the
+    bit. With a `scale` of 2, 4 or 8 the image is decoded at that fraction of its size first, which
+    changes pixels.
+
+    None where `read_rectangle` is.
+    """
+    code = _code()
+    if code is None or not file.endswith(END):
+        return None
+    pixels = torch.empty((channels, side, side), dtype=torch.uint8)
+    box, into = (top, left, height, width), pixels.data_ptr()
+    done = code.read_square(file, len(file), channels, *box, scale, side, into)
+    return pixels if done else None
+
+
+def plain_size(file: bytes) -> tuple[int, int, int] | None:
+    """Height, width and channels that the header of a JPEG file gives; None where Pillow has to
+    look: other than 8 bits, grey or three colours, EXIF (which may turn it), several pictures.
+    """
+    at = 2
+    while file[at : at + 1] == b"\xff" and at + 9 < len(file):
+        marker, length = file[at + 1], int.from_bytes(file[at + 2 : at + 4], "big")
+        if marker in FRAMES:
+            bits, *sides, channels = struct.unpack_from(">BHHB", file, at + 4)
+            plain = bits == 8 and min(sides) > 0 and channels in (1, 3)
+            return (*sides, channels) if plain else None
+        is_profile = marker == APP2 and file.startswith(PROFILE, at + 4)
+        if marker not in UNTURNED and not is_profile:
+            return None
+        at += 2 + length
+    return None
 
 
 @functools.cache
 def why_no_reader() -> str | None:
     """None if there is a native reader, else why not, in a line. Compiles it if need be."""
-    return None if _reader() else _load()[1]
+    return None if _code() else _load()[1]
 
 
-def _reader() -> ctypes._NamedFuncPointer | None:
+def _code() -> ctypes.CDLL | None:
     return _load()[0]
 
 
 @functools.cache
-def _load() -> tuple[ctypes._NamedFuncPointer | None, str]:
-    """The function of jpeg.cpp; or none, and why."""
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """What jpeg.cpp was compiled to; or none, and why."""
     found = _pillows_libraries()
     if not found:
         return None, "Pillow's libjpeg is no library of its own here"
@@ -62,8 +106,10 @@ def _load() -> tuple[ctypes._NamedFuncPointer | None, str]:
     code.use_library.argtypes = (ctypes.c_char_p,)
     if not any(code.use_library(str(path).encode()) for path in found):
         return None, f"{found[0]} is not libjpeg 6.2 with turbo's functions"
-    code.read_rectangle.argtypes = (ctypes.c_char_p, SIZE, ctypes.c_int, *[UINT] * 4, PTR)
-    return code.read_rectangle, ""
+    part: list[Any] = [ctypes.c_char_p, SIZE, ctypes.c_int, *[UINT] * 4]
+    code.read_rectangle.argtypes = [*part, PTR]
+    code.read_square.argtypes = [*part, UINT, ctypes.c_int, PTR]
+    return code, ""
 
 
 def _pillows_libraries() -> list[Path]:
