@@ -7,14 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from torch import Tensor
-
 from densekit.bench.compare import TrainingStep, as_options, random_batch, training_step
 from densekit.bench.rounds import StepFunction
 from densekit.config import Section
-from densekit.data.config import DataConfig
-from densekit.data.loader import TrainStream
-from densekit.data.splits import open_examples
 from densekit.data.transforms import Preprocessing
 from densekit.export import formats, quantize
 from densekit.export.network import ExportedNetwork, traced
@@ -28,7 +23,6 @@ from densekit.training import recipe
 
 NUM_CLASSES = 1000
 CALIBRATION = 16  # images of noise: the speed is that of any other ranges
-BATCHES_READ = 8  # in a step of `reading`: a loader's batches come in bursts
 
 
 class Workload(Section):
@@ -93,18 +87,3 @@ def write_int8(work: Workload, folder: Path) -> Exported:
     )
     formats.write_openvino(made, folder, config.model_dump_json())
     return Exported(folder, config)
-
-
-def reading(list_file: str, work: Workload) -> StepFunction:
-    """`densekit train`'s next batches of the listed images, read by one worker and normalised."""
-    config = DataConfig(
-        image_size=work.image_size, batch_size=work.batch_size, workers=1, drop_last=True
-    )
-    preprocessing = Preprocessing.from_config(config)
-    stream = iter(TrainStream(open_examples(list_file), config, seed=0, epochs=1_000_000))
-
-    def step() -> list[Tensor]:
-        read = (next(stream).batches for _ in range(BATCHES_READ))
-        return [preprocessing.normalize(batch.images) for batches in read for batch in batches]
-
-    return step

@@ -27,16 +27,18 @@ from rich.table import Table
 
 import densekit_steps
 import inference_sides
+import input_sides
 import row_tables
 import rows
 import scoring_sides
 import startup
 import torchvision_steps
+from densekit.bench.reading import BATCHES
 from densekit.bench.rounds import Candidate, Settings, StepFunction, measure_rounds
 from densekit.config import UserError, nearest
 from densekit.data.splits import open_examples
 from densekit.precision import Format, resolve, resolve_device
-from densekit_steps import BATCHES_READ, Workload
+from densekit_steps import Workload
 from startup import Commands, measure_commands
 
 SAMPLE = "imagenet-sample"  # in the folder that DENSEKIT_TEST_DATA names
@@ -60,7 +62,7 @@ class Comparison:
     theirs: Candidate
     work: Workload
     reads: bool = False
-    """A step is BATCHES_READ batches."""
+    """A step is BATCHES batches."""
     elsewhere: tuple[bool, bool] = (False, False)
     """Which sides compute in a process of their own, whose memory is not seen."""
 
@@ -184,22 +186,9 @@ def inference(work: Workload) -> dict[str, Comparison]:
 
 
 def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
-    """The next training batch, read by one worker."""
-    ours = Candidate("densekit, 1 worker", partial(densekit_steps.reading, list_file, work))
-    pil, fast = (
-        Candidate(
-            f"torchvision, {name}, 1 worker",
-            partial(torchvision_steps.reading, list_file, work, decode),
-        )
-        for name, decode in (
-            ("PIL", torchvision_steps.pil),
-            ("torchvision.io", torchvision_steps.fast),
-        )
-    )
-    return {
-        "input/as-it-comes": Comparison(ours, pil, work, True, (True, True)),
-        "input/tuned": Comparison(ours, fast, work, True, (True, True)),
-    }
+    """The next training batches, read by one worker."""
+    sides = input_sides.sides(list_file, work)
+    return {name: Comparison(*pair, work, True, (True, True)) for name, pair in sides.items()}
 
 
 def _torchvision(
@@ -222,7 +211,7 @@ def _torchvision(
 def measure(name: str, comparison: Comparison, settings: Settings) -> rows.Row:
     """All rounds of one comparison."""
     ours, theirs, work = comparison.ours, comparison.theirs, comparison.work
-    images = work.batch_size * (BATCHES_READ if comparison.reads else 1)
+    images = work.batch_size * (BATCHES if comparison.reads else 1)
     rounds = measure_rounds([ours, theirs], settings)
     pairs = list(track(rounds, name, total=settings.rounds, console=Console(stderr=True)))
     results = [

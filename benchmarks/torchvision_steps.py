@@ -10,19 +10,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torchvision.transforms import v2
 
 from densekit.bench.rounds import StepFunction
-from densekit.data.listing import Examples
-from densekit.data.splits import open_examples
 from densekit.models.variants import variant
 from densekit.precision import DTYPES, MEMORY_FORMATS, Format, MemoryLayout, resolve_device
-from densekit_steps import BATCHES_READ, NUM_CLASSES, Workload
-
-Decode = Callable[[str], Image.Image | torch.Tensor]
+from densekit_steps import NUM_CLASSES, Workload
 
 
 def training(
@@ -123,47 +116,6 @@ def network(name: str, memory_efficient: bool = False) -> nn.Module:
         features.conv0 = nn.Conv2d(3, config.num_init_features, 3, padding=1, bias=False)
         del features.norm0, features.relu0, features.pool0
     return model
-
-
-def reading(list_file: str, work: Workload, decode: Decode) -> StepFunction:
-    """The next batches of the listed images: torch's loader with one worker, torchvision's v2."""
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(work.image_size),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-    images = ListedImages(open_examples(list_file), decode, transform)
-    sampler = RandomSampler(images, replacement=True, num_samples=10**9)
-    batches = iter(DataLoader(images, work.batch_size, sampler=sampler, num_workers=1))
-    return lambda: [next(batches) for _ in range(BATCHES_READ)]
-
-
-class ListedImages(Dataset):
-    """torchvision.datasets.ImageFolder, for a list file."""
-
-    def __init__(self, examples: Examples, decode: Decode, transform: v2.Transform) -> None:
-        self.examples, self.decode, self.transform = examples, decode, transform
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = self.decode(self.examples.paths[index])
-        return self.transform(image), int(self.examples.labels[index])
-
-
-def pil(path: str) -> Image.Image:
-    """As ImageFolder opens files unless it is told otherwise; torchvision resizes with PIL then."""
-    return Image.open(path).convert("RGB")
-
-
-def fast(path: str) -> torch.Tensor:
-    """torchvision's own decoder."""
-    return torchvision.io.decode_image(path, mode="RGB")
 
 
 def normalised_batch(work: Workload) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from densekit.bench import reading
 from densekit.bench.rounds import Candidate, RoundSample, Spread
 from densekit.config import UserError
 from densekit.data.splits import open_examples
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import densekit_steps  # noqa: E402 (benchmarks/densekit_steps.py, and so on)
+import input_sides  # noqa: E402
 import row_tables  # noqa: E402
 import rows  # noqa: E402
 import run as command  # noqa: E402
@@ -84,17 +86,19 @@ def test_the_inference_side_gives_logits() -> None:
 
 def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
     file = str(write_images(tmp_path))
-    ours = densekit_steps.reading(file, TINY)()
-    theirs = [
-        torchvision_steps.reading(file, TINY, decode)()
-        for decode in (torchvision_steps.pil, torchvision_steps.fast)
-    ]
-    assert all(len(found) == densekit_steps.BATCHES_READ for found in (ours, *theirs))  # type: ignore[arg-type]
-    for batch in (ours[0], *(found[0][0] for found in theirs)):  # type: ignore[index]
-        assert batch.dtype == torch.float32
-        assert batch.shape == (2, 3, 32, 32)
-        assert batch.mean().abs() < 1
-        assert 0.5 < batch.std() < 2
+    for ours, theirs in input_sides.sides(file, TINY).values():
+        steps = ours.make_step()(), theirs.make_step()()
+        assert all(len(found) == reading.BATCHES for found in steps)  # type: ignore[arg-type]
+        assert_normalised(steps[0][0])  # type: ignore[index]
+        first = steps[1][0]  # type: ignore[index]
+        assert_normalised(first if isinstance(first, Tensor) else first[0])
+
+
+def assert_normalised(batch: Tensor) -> None:
+    assert batch.dtype == torch.float32
+    assert batch.shape == (2, 3, 32, 32)
+    assert batch.mean().abs() < 1
+    assert 0.5 < batch.std() < 2
 
 
 def test_the_scoring_sides_take_the_same_images(tmp_path: Path) -> None:

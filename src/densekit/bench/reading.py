@@ -34,7 +34,7 @@ from densekit.data import jpeg
 from densekit.data.augment import affine, colours
 from densekit.data.config import DataConfig
 from densekit.data.decode import MODES
-from densekit.data.listing import Examples
+from densekit.data.listing import Content, Examples
 from densekit.data.loader import TrainStream
 from densekit.data.transforms import Preprocessing
 from densekit.progress import bar
@@ -109,7 +109,7 @@ def measure_reading(
         speedup_vs_tvio=tvio,
         rate=rate,
         cores_for_rate=None if rate is None else math.ceil(rate / per_core),
-        notes=tuple(_notes(config)),
+        notes=tuple(_notes(some, config)),
     )
 
 
@@ -119,7 +119,7 @@ def _entrants(some: Examples, config: DataConfig, cores: int) -> list[Entrant]:
     for workers in sorted({1, cores}):
         step = partial(densekit_loader, some, config, workers)
         found.append(Entrant(Candidate("densekit", step), workers, is_peer=False))
-    if why_no_peers(config) is None:
+    if why_no_peers(some, config) is None:
         for name, decode in DECODERS.items():
             step = partial(torchvision_loader, some, config, decode)
             found.append(Entrant(Candidate(f"torchvision v2, {name}", step), 1, is_peer=True))
@@ -146,8 +146,8 @@ def _speedup(ours: Sequence[RoundSample], theirs: Sequence[RoundSample]) -> Spre
     return Spread.of([their.step_seconds / our.step_seconds for our, their in pairs])
 
 
-def _notes(config: DataConfig) -> Iterator[str]:
-    if why := why_no_peers(config):
+def _notes(some: Examples, config: DataConfig) -> Iterator[str]:
+    if why := why_no_peers(some, config):
         yield f"not compared with torchvision, which {why}"
     if why := jpeg.why_no_reader():
         yield f"JPEG files are decoded by Pillow, whole: {why}"
@@ -156,9 +156,11 @@ def _notes(config: DataConfig) -> Iterator[str]:
 # The loaders --------------------------------------------------------------------------------
 
 
-def densekit_loader(examples: Examples, config: DataConfig, workers: int) -> StepFunction:
+def densekit_loader(
+    examples: Examples, config: DataConfig, workers: int, batch_size: int = BATCH_READ
+) -> StepFunction:
     """`densekit train`'s next batches, normalised."""
-    size = min(BATCH_READ, len(examples))
+    size = min(batch_size, len(examples))
     own = config.model_copy(update={"batch_size": size, "workers": workers, "drop_last": True})
     normalize = Preprocessing.from_config(own).normalize
     stream = iter(TrainStream(examples, own, seed=0, epochs=ENDLESS))
@@ -171,11 +173,15 @@ def densekit_loader(examples: Examples, config: DataConfig, workers: int) -> Ste
 
 
 def torchvision_loader(
-    examples: Examples, config: DataConfig, decode: Decode, workers: int = 1
+    examples: Examples,
+    config: DataConfig,
+    decode: Decode,
+    workers: int = 1,
+    batch_size: int = BATCH_READ,
 ) -> StepFunction:
     """The same by torch's loader and torchvision's transforms v2, as its references write it."""
     images = _ListedImages(examples, decode, config)
-    size = min(BATCH_READ, len(examples))
+    size = min(batch_size, len(examples))
     sampler = RandomSampler(images, replacement=True, num_samples=ENDLESS * size)
     batches = iter(DataLoader(images, size, sampler=sampler, num_workers=workers))
     return lambda: [next(batches) for _ in range(BATCHES)]
@@ -218,8 +224,10 @@ def torchvision_transform(config: DataConfig) -> v2.Compose:
     return v2.Compose([*crops[augment.crop], *changes, *to_floats, *erase])
 
 
-def why_no_peers(config: DataConfig) -> str | None:
+def why_no_peers(examples: Examples, config: DataConfig) -> str | None:
     """What torchvision cannot do; None if it reads such images."""
+    if isinstance(examples.image(0), Content):
+        return "reads files, not shards"
     if config.channels not in MODES:
         return f"reads images of 1 or 3 channels, not data.channels={config.channels}"
     if config.intensity != "8bit":

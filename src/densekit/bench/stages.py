@@ -15,8 +15,8 @@ from densekit.config import Section
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import Batch, ImageDataset, Sample
-from densekit.data.decode import open_image, read_file
-from densekit.data.listing import Examples
+from densekit.data.decode import content_of, open_image, read_file
+from densekit.data.listing import Content, Examples
 from densekit.data.transforms import Preprocessing
 from densekit.progress import bar
 
@@ -48,9 +48,9 @@ def _image_stages(examples: Examples, config: DataConfig) -> tuple[list[StageTim
     transform = train_transform(config)
     squares: list[Tensor] = []
     clock: dict[str, list[float]] = {"read (cached)": [], "decode, crop": [], "augment": []}
-    for path in bar(examples.paths, len(examples), "stages"):
+    for index in bar(range(len(examples)), len(examples), "stages"):
         times = [time.perf_counter()]
-        content = read_file(Path(path))
+        content = content_of(examples.image(index))
         times.append(time.perf_counter())
         image = open_image(content, config.channels, config.max_pixels, config.scaling)
         pixels = transform.read(image)
@@ -94,6 +94,8 @@ def _batch_stages(
 
 def _disk(examples: Examples) -> list[StageTime]:
     """Reading files that the system has been told to forget, which it does only on request."""
+    if isinstance(examples.image(0), Content):
+        return []  # of a shard, which is no file of its own
     seconds = []
     for path in examples.paths:
         if not _forget(path):
