@@ -210,3 +210,29 @@ def test_without_a_compiler_pillow_decodes_to_the_same_pixels(tmp_path: Path) ->
     assert found[0][0] == b"no C++ compiler was found (nonsense++); install g++"
     assert found[1][0] == b"None"
     assert found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_scaled_square_is_of_the_same_part(scale: int) -> None:
+    """Of a smooth photograph: libjpeg's own smaller image, of which nothing is moved."""
+    y, x = np.mgrid[0:480, 0:640] / 100
+    waves = [np.sin(3 * x + y), np.cos(2 * y - x), np.sin(x * y)]
+    pixels = (np.stack(waves, -1) * 100 + 128).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=95)
+    box = (37, 101, 301, 420)
+    exact, scaled = (
+        jpeg.read_square(content.getvalue(), 3, *box, each, 301 // scale) for each in (1, scale)
+    )
+    assert exact is not None
+    assert scaled is not None
+    error = (exact.double() - scaled.double()).square().mean()
+    assert not torch.equal(exact, scaled)
+    assert 10 * torch.log10(255**2 / error) > 40  # dB
+
+
+def test_an_image_is_scaled_as_far_as_the_square_stays_covered() -> None:
+    resize = Resize(100, "bilinear", True, scaled=True)
+    sizes = [(99, 500), (199, 500), (200, 500), (399, 400), (500, 400), (799, 9000), (900, 800)]
+    assert [resize.fraction(*size) for size in sizes] == [1, 1, 2, 2, 4, 4, 8]
+    assert resize._replace(scaled=False).fraction(900, 900) == 1

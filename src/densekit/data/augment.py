@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
+from densekit.config import UserError
+from densekit.data import jpeg
 from densekit.data.config import AugmentConfig, DataConfig
 from densekit.data.decode import Box, ImageFile, Resize
 from densekit.data.transforms import Preprocessing
@@ -70,7 +72,10 @@ def train_transform(config: DataConfig) -> TrainTransform:
     flip: list[Stage] = [partial(_flipped, augment.flip)] if augment.flip else []
     erase: list[Stage] = [Erase(config)] if augment.erase else []
     stages: list[Stage] = [*crop, *affine(augment), *flip, *colours(augment, config.mean), *erase]
-    to_square = Resize(size, config.interpolation, config.antialias)
+    scaled = config.decode == "scaled"
+    if scaled and (why := jpeg.why_no_reader()):
+        raise UserError(f"data.decode=scaled is not to be had here: {why}; set data.decode=exact")
+    to_square = Resize(size, config.interpolation, config.antialias, scaled)
     return TrainTransform(region, to_square, tuple(stages))
 
 

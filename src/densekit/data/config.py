@@ -55,6 +55,9 @@ RESIZED = when(crop="random_resized")
 EVAL_RESIZED = when(**{"evaluate.resize": ON})
 YES_OR_NO = when(**{"/model.task": ("multilabel", "binary")})
 TRAIN_RESIZED = when(**{"augment.crop": "random_resized"})
+SMOOTHLY_RESIZED = when(
+    **{"augment.crop": "random_resized", "interpolation": "bilinear", "antialias": ON}
+)
 
 
 class AugmentConfig(Section):
@@ -218,6 +221,10 @@ class DataConfig(Section):
     Hounsfield units), such as [40, 400]; null: the DICOM file's own window."""
     image_size: int = Field(224, ge=1)
     """Side of the square that the network sees."""
+    decode: Annotated[Literal["exact", "scaled"], SMOOTHLY_RESIZED] = "exact"
+    """How training decodes JPEG files. exact: every pixel; scaled: at 1/2, 1/4 or 1/8 of their size
+    where the random crop is still no smaller than the network's input, which is faster on large
+    photographs and changes pixels slightly. Evaluation decodes exactly."""
     interpolation: Annotated[Interpolation, EVAL_RESIZED, TRAIN_RESIZED] = "bilinear"
     """Interpolation of every resize, in training and evaluation."""
     antialias: Annotated[bool, EVAL_RESIZED, TRAIN_RESIZED] = True

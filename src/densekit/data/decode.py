@@ -74,6 +74,13 @@ class Resize(NamedTuple):
     side: int
     interpolation: Interpolation
     antialias: bool
+    scaled: bool = False
+    """Whether a JPEG file may be decoded at a fraction of its size, if that covers the square."""
+
+    def fraction(self, height: int, width: int) -> int:
+        """The denominator at which a part of so many pixels is decoded: 1, 2, 4 or 8."""
+        most = min(height, width) // self.side if self.scaled else 1
+        return next(n for n in (8, 4, 2, 1) if n <= max(most, 1))
 
 
 class ImageFile:
@@ -121,7 +128,8 @@ class JpegFile(ImageFile):
     def square(self, box: Box, resize: Resize) -> Tensor:
         """Resized as it is decoded, where that is to the bit what torchvision makes of it."""
         if self.bands == self.channels and resize.antialias and resize.interpolation == "bilinear":
-            found = jpeg.read_square(self.content, self.bands, *box, 1, resize.side)
+            scale = resize.fraction(box.height, box.width)
+            found = jpeg.read_square(self.content, self.bands, *box, scale, resize.side)
             if found is not None:
                 return found
         return super().square(box, resize)
