@@ -36,11 +36,12 @@ ROOMS = {
     "export": "infer models data files precision progress",
     "score": "infer models data files precision distributed progress stop",
     "training": "infer weights models data ops files precision distributed progress stop",
+    "report": "training explain infer models data files precision",
     "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models data ops precision distributed progress",
-    "cli": "serve explain hub score export training infer bench weights models data paddleclas "
-    "precision distributed progress",
+    "cli": "serve report explain hub score export training infer bench weights models data "
+    "paddleclas precision distributed progress",
     "api": "training infer weights models paddleclas distributed",
 }
 
@@ -116,6 +117,7 @@ SAME_MEANING = {
     "batch_sums",
     "summary",
     "report",
+    "resampled",
 }
 KERNELS = ROOT / "ops/lean/kernels"  # the same functions several times
 

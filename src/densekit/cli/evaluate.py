@@ -72,6 +72,10 @@ def evaluate(
         int,
         typer.Option("--bootstrap", min=0, help="Resamples for the 95 % intervals; 0: none."),
     ] = 1000,
+    report: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--report", metavar="DIR", help="A page of it, figures and every answer."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Evaluate a network: accuracy, loss, AUROC, calibration, confusion, per class, 95 % intervals.
@@ -80,13 +84,19 @@ def evaluate(
 
       densekit evaluate runs/quickstart/best
       densekit evaluate densenet121.pth --model densenet121 --data /imagenet/val_list.txt
+      densekit evaluate runs/chest --data test.csv --report chest-report
       torchrun --nproc-per-node=4 -m densekit evaluate runs/pets/best --json
     """
+    from pathlib import Path
+
     from densekit import distributed
     from densekit.cli.inputs import ask
+    from densekit.explain.folder import PAGE_NAME
     from densekit.infer.bootstrap import Resampling
-    from densekit.infer.evaluate import evaluate_source
+    from densekit.infer.evaluate import Judged, evaluate_source
     from densekit.precision import FLAG, keep_freed_memory, resolve
+    from densekit.report.answers import Answered
+    from densekit.report.page import ReportSource, claim_report, write_report
 
     keep_freed_memory()
     with distributed.session():
@@ -98,10 +108,19 @@ def evaluate(
         opened = distributed.on_every_rank(lambda: asked.open(classes, model))
         show_notes([*asked.notes, *opened.notes])
         loaders = "auto" if workers is None else workers
+        judged: list[Judged] = []
+        folder = None if report is None else Path(report).expanduser()
+        if folder is not None:
+            distributed.from_main(lambda: claim_report(folder))
         found = evaluate_source(
             opened, formats, data, batch_size, loaders, max_pixels, engine, tta,
             specificity=specificity, resampling=Resampling(bootstrap) if bootstrap else None,
+            keep=None if folder is None else judged.append,
         )  # fmt: skip
+        if folder is not None and judged:
+            of = ReportSource(source or str(config), data)
+            write_report(folder, Answered(opened, judged[0], found), formats, of)
+            show_notes([f"{folder / PAGE_NAME}: the report"])
         print_evaluation(found, as_json=json)
 
 

@@ -1,4 +1,4 @@
-"""The folder that an explanation is written to: new, empty, or an earlier explanation's."""
+"""The folder that an explanation or report is written to: new, empty, or an earlier one's."""
 
 from __future__ import annotations
 
@@ -11,31 +11,37 @@ import densekit
 from densekit.config import UserError
 from densekit.files import make_folder, write_atomically
 
-MANIFEST = "explain.json"
+MANIFEST, REPORT = "explain.json", "report.json"
 PAGE_NAME, OVERLAYS = "index.html", "overlays"
 REUSE_FIGURE = "feature-reuse.png"
-ExplanationKind = Literal["images", "feature-reuse"]
+FIGURES = ("confusion", "roc", "precision-recall", "calibration", "balance", "curves")
+"""Of a report: NAME.png."""
+PREDICTIONS = "predictions.npz"
+ExplanationKind = Literal["images", "feature-reuse", "report"]
 OWN: dict[ExplanationKind, re.Pattern[str]] = {
     "images": re.compile(rf"{PAGE_NAME}|{OVERLAYS}(/\d{{4,}}-[\w.-]+\.png)?"),
     "feature-reuse": re.compile(re.escape(REUSE_FIGURE)),
+    "report": re.compile(rf"{PAGE_NAME}|{re.escape(PREDICTIONS)}|({'|'.join(FIGURES)})\.png"),
 }
-"""What an explanation of each kind consists of, beside explain.json and files being written."""
+"""What a folder of each kind consists of, beside its manifest and files being written."""
 
 
 def claim(folder: Path, kind: ExplanationKind) -> None:
-    """Makes `folder`, or clears it of an earlier explanation of this kind.
+    """Makes `folder`, or clears it of what was written there before, of this kind.
 
     Raises UserError where it holds anything else, which is left as it is.
     """
     make_folder(folder)
     there = sorted(path for path in folder.rglob("*"))
-    known = re.compile(rf"{OWN[kind].pattern}|{MANIFEST}|(.*/)?\..*\.densekit-\d+\.tmp")
+    own = f"{OWN[kind].pattern}|{_manifest(folder, kind).name}"
+    known = re.compile(rf"{own}|(.*/)?\..*\.densekit-\d+\.tmp")
     strange = [path for path in there if not known.fullmatch(path.relative_to(folder).as_posix())]
-    if there and (strange or _kind_of(folder) != kind):
+    if there and (strange or _kind_of(_manifest(folder, kind)) != kind):
         name = (strange or there)[0].relative_to(folder)
         raise UserError(
-            f"{folder}: holds {name}, which is not of an earlier explanation of this kind; choose "
-            f"a new or empty folder"
+            f"{folder}: holds {name}, which is not of an earlier "
+            f"{'report' if kind == 'report' else 'explanation of this kind'}; choose a new or "
+            f"empty folder"
         )
     for path in there:
         if not path.is_dir():
@@ -44,15 +50,20 @@ def claim(folder: Path, kind: ExplanationKind) -> None:
 
 
 def write_manifest(folder: Path, kind: ExplanationKind, content: dict[str, Any]) -> dict[str, Any]:
-    """explain.json, which also says that the folder is ours. Returns all that it holds."""
+    """explain.json or report.json, which also says that the folder is ours. Returns all that it
+    holds."""
     whole = {"densekit": densekit.__version__, "kind": kind, **content}
-    write_atomically(folder / MANIFEST, (json.dumps(whole, indent=1) + "\n").encode())
+    write_atomically(_manifest(folder, kind), (json.dumps(whole, indent=1) + "\n").encode())
     return whole
 
 
-def _kind_of(folder: Path) -> str | None:
+def _manifest(folder: Path, kind: ExplanationKind) -> Path:
+    return folder / (REPORT if kind == "report" else MANIFEST)
+
+
+def _kind_of(manifest: Path) -> str | None:
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content.get("kind") if isinstance(content, dict) and "densekit" in content else None

@@ -58,6 +58,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Every image that was counted, and what the network said of it."""
+
+    examples: Examples
+    """With the network's labels."""
+    logits: Tensor
+    """[n, K], in the order of the examples."""
+
+
+@dataclass(frozen=True)
 class Answers:
     """One batch's."""
 
@@ -134,13 +144,14 @@ def evaluate_source(
     tta: str = "none",
     specificity: float = multilabel_metrics.SPECIFICITY,
     resampling: Resampling | None = None,
+    keep: Callable[[Judged], None] | None = None,
 ) -> dict[str, Any]:
     """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
 
     `data` is a list file, a folder or builtin:NAME, None for the validation images that the
     network was trained with; `batch_size` is a rank's and `max_pixels` an image's limit,
     None for the training's own. `tta` is one of VIEWS; `resampling` is how intervals are found.
-    Raises UserError, alike on all ranks.
+    `keep` is handed every answer, on rank 0. Raises UserError, alike on all ranks.
     """
     examples, notes = distributed.on_every_rank(lambda: validation_examples(opened, data))
     for note in notes:
@@ -157,7 +168,14 @@ def evaluate_source(
     shown = bar(batches, own, "evaluating")
     of_one = distributed.on_every_rank(lambda: open_engine(opened, precision, engine))
     logits = averaged(of_one, tta, opened.task, opened.preprocessing.crop)
-    found = evaluate(logits, shown, opened.task, report_of(opened, specificity, resampling))
+    of_logits = report_of(opened, specificity, resampling)
+
+    def report(found: Tensor, labels: Tensor) -> dict[str, Any]:
+        if keep is not None:
+            keep(Judged(examples, found))
+        return of_logits(found, labels)
+
+    found = evaluate(logits, shown, opened.task, report)
     per_class = [
         {"class": label, "label": name, **row}
         for label, (name, row) in enumerate(

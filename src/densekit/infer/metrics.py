@@ -12,7 +12,7 @@ the calibration error.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densekit.infer.bootstrap import Resampling, known, pair
-from densekit.infer.ranking import Ranking, mean_of_known, ratio
+from densekit.infer.ranking import Ranking, ratio, with_mean
 
 COLUMNS = ("count", "top1", "top5", "loss")
 RANKED = 100  # classes up to which AUROC and average precision are resampled, which takes long
@@ -71,7 +71,8 @@ def report(
     against the rest. f1: mean over the classes. per_class: precision, recall, f1, auroc,
     average_precision and count (of labels) of each class. confusion: counts, a row for each label,
     a column for each answer. With a `resampling`, intervals: [low, high] of top1,
-    balanced_accuracy, f1, and up to RANKED classes of auroc and average_precision.
+    balanced_accuracy, f1, and up to RANKED classes of auroc and average_precision; and in each
+    class' row, of its own.
 
     What is not defined is None: the recall of a class without images, the precision of a class
     that is never answered, the auroc of a class with no images or with all of them; means are over
@@ -100,13 +101,25 @@ def report(
         "average_precision": known_mean([row["average_precision"] for row in per_class]),
     }
     if resampling is not None and finite:
-        resamples = _Resamples(probabilities.numpy(), labels.numpy())
-        ends = resampling.intervals(resamples.statistics, labels.numpy(), groups)
-        found["intervals"] = {name: pair(low_high) for name, low_high in ends.items()}
+        ends = resampling.intervals(resampled(logits, labels), labels.numpy(), groups)
+        top1 = pair(ends.pop("top1"))
+        means = {name: pair(of_classes[-1]) for name, of_classes in ends.items()}
+        found["intervals"] = {"top1": top1} | {
+            WHOLE[name]: low_high for name, low_high in means.items() if name in WHOLE
+        }
+        for k, row in enumerate(per_class):
+            row["intervals"] = {name: pair(of_classes[k]) for name, of_classes in ends.items()}
     return found
 
 
 PER_CLASS = ("precision", "recall", "f1", "auroc", "average_precision", "count")
+WHOLE = {
+    "recall": "balanced_accuracy",
+    "f1": "f1",
+    "auroc": "auroc",
+    "average_precision": "average_precision",
+}
+"""What the mean over the classes of a class' number is called."""
 
 
 def _first_answers(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,34 +145,38 @@ def _ranked(probabilities: Tensor, labels: Tensor) -> list[tuple[float | None, f
     return found
 
 
-class _Resamples:
-    """The numbers that have an interval, of resampled images."""
+def resampled(logits: Tensor, labels: Tensor) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """[n, K], [n] -> the numbers that have an interval, of each image int64 [b, n] times in each
+    of b resamples: top1 [b], the others [b, K + 1], of each class and their mean.
 
-    def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
-        num_classes = probabilities.shape[1]
-        classes, images = np.arange(num_classes), np.arange(len(labels))
-        answers = probabilities.argmax(1)
-        self.labels = (labels[:, None] == classes).astype(np.float64)
-        self.answers = (answers[:, None] == classes).astype(np.float64)
-        self.right = (answers == labels).astype(np.float64)
-        ranked = classes if num_classes <= RANKED else classes[:0]
-        self.rankings = [Ranking.of(probabilities[:, k], labels == k, images) for k in ranked]
+    Up to RANKED classes auroc and average_precision are among them. No logit may be NaN.
+    """
+    probabilities, own = logits.double().softmax(1).numpy(), labels.numpy()
+    num_classes, images = probabilities.shape[1], np.arange(len(own))
+    classes, first = np.arange(num_classes), probabilities.argmax(1)
+    there = (own[:, None] == classes).astype(np.float64)
+    answers = (first[:, None] == classes).astype(np.float64)
+    right = (first == own).astype(np.float64)
+    ranked = classes if num_classes <= RANKED else classes[:0]
+    rankings = [Ranking.of(probabilities[:, k], own == k, images) for k in ranked]
 
-    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """int64 [b, n] -> [b] of each number."""
-        hits = weights @ (self.labels * self.right[:, None])
-        counts, answered = weights @ self.labels, weights @ self.answers
+    def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
+        hits = weights @ (there * right[:, None])
+        counts, answered = weights @ there, weights @ answers
         found = {
-            "top1": ratio(hits.sum(1), counts.sum(1)),
-            "balanced_accuracy": mean_of_known(ratio(hits, counts)),
-            "f1": mean_of_known(ratio(2 * hits, counts + answered)),
+            "precision": ratio(hits, answered),
+            "recall": ratio(hits, counts),
+            "f1": ratio(2 * hits, counts + answered),
         }
-        if self.rankings:
-            ranked = [ranking.counts(weights) for ranking in self.rankings]
-            precisions = [each.average_precision() for each in ranked]
-            found["auroc"] = mean_of_known(np.stack([each.auroc() for each in ranked], -1))
-            found["average_precision"] = mean_of_known(np.stack(precisions, -1))
-        return found
+        if rankings:
+            of_each = [ranking.counts(weights) for ranking in rankings]
+            precisions = [each.average_precision() for each in of_each]
+            found["auroc"] = np.stack([each.auroc() for each in of_each], -1)
+            found["average_precision"] = np.stack(precisions, -1)
+        top1 = ratio(hits.sum(1), counts.sum(1))
+        return {"top1": top1} | {name: with_mean(values) for name, values in found.items()}
+
+    return statistics
 
 
 def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:

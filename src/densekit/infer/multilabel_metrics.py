@@ -8,7 +8,7 @@ have a number.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from densekit.data.listing import strata_of
 from densekit.data.mix import as_targets
 from densekit.infer.bootstrap import Resampling, known, pair
 from densekit.infer.metrics import calibration_error, known_mean
-from densekit.infer.ranking import Counts, Ranking, mean_of_known, ratio
+from densekit.infer.ranking import Counts, Ranking, ratio, with_mean
 
 ThresholdRule = Literal["youden", "f1"]
 SPECIFICITY = 0.9
@@ -97,20 +97,7 @@ def report(
     there are `intervals`, [low, high] for each number that has one, beside the means and in each
     row. Where a logit is NaN, nothing but labels is counted.
     """
-    rankings = _rankings(logits, labels)
-    places = [
-        None if ranking is None or threshold is None else ranking.place(_logit(threshold))
-        for ranking, threshold in zip(rankings, thresholds, strict=True)
-    ]
-    sized = range(labels.shape[1])
-
-    def statistics(weights: np.ndarray | None) -> dict[str, np.ndarray]:
-        """[..., K + 1]: of each class, and their means."""
-        counts = [None if ranking is None else ranking.counts(weights) for ranking in rankings]
-        shape = () if weights is None else (len(weights),)
-        rows = [_of_class(counts[k], places[k], specificity, shape) for k in sized]
-        return {name: _with_mean(np.stack([row[name] for row in rows], -1)) for name in NUMBERS}
-
+    statistics, sized = resampled(logits, labels, thresholds, specificity), range(labels.shape[1])
     found = statistics(None)
     calibration = [_calibration(logits[:, k], labels[:, k]) for k in sized]
     per_class: list[dict[str, Any]] = [
@@ -132,6 +119,26 @@ def report(
             row["intervals"] = {name: pair(ends[name][k]) for name in NUMBERS}
         whole["intervals"] = {name: pair(ends[name][-1]) for name in NUMBERS[:MEANS]}
     return whole
+
+
+def resampled(
+    logits: Tensor, labels: Tensor, thresholds: Sequence[float | None], specificity: float
+) -> Callable[[np.ndarray | None], dict[str, np.ndarray]]:
+    """NUMBERS, [..., K + 1], of each class and their means: of the images as they are (None), or
+    of each image int64 [b, n] times in each of b resamples."""
+    rankings = _rankings(logits, labels)
+    places = [
+        None if ranking is None or threshold is None else ranking.place(_logit(threshold))
+        for ranking, threshold in zip(rankings, thresholds, strict=True)
+    ]
+
+    def statistics(weights: np.ndarray | None) -> dict[str, np.ndarray]:
+        counts = [None if ranking is None else ranking.counts(weights) for ranking in rankings]
+        shape = () if weights is None else (len(weights),)
+        rows = [_of_class(*pair, specificity, shape) for pair in zip(counts, places, strict=True)]
+        return {name: with_mean(np.stack([row[name] for row in rows], -1)) for name in NUMBERS}
+
+    return statistics
 
 
 def _of_class(
@@ -180,8 +187,3 @@ def _calibration(logits: Tensor, labels: Tensor) -> float | None:
     if not len(there) or there.isnan().any():
         return None
     return calibration_error(there, labels[images] == 1)
-
-
-def _with_mean(values: np.ndarray) -> np.ndarray:
-    """[..., K] -> [..., K + 1]: the mean over the classes that have a number."""
-    return np.concatenate([values, mean_of_known(values)[..., None]], -1)

@@ -100,6 +100,11 @@ def mean_of_known(values: np.ndarray) -> np.ndarray:
     return ratio(np.where(has, values, 0).sum(-1), has.sum(-1))
 
 
+def with_mean(values: np.ndarray) -> np.ndarray:
+    """[..., K] -> [..., K + 1]: behind the numbers of the classes the mean of those that exist."""
+    return np.concatenate([values, mean_of_known(values)[..., None]], -1)
+
+
 def ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
     """parts / wholes, NaN where the whole is 0."""
     parts, wholes = np.broadcast_arrays(parts, wholes)

@@ -16,12 +16,18 @@ from densekit.files import write_atomically
 
 SPOKEN = {"top1": "top-1", "auroc": "AUROC"}
 TITLES = {"top1": "Top-1 error, %", "auroc": "1 - AUROC, %"}
-TRAIN, EVAL, QUIET = "#8fb3d9", "#d1495b", "#666666"
+TRAIN, EVAL, QUIET, GRID = "#8fb3d9", "#d1495b", "#666666", "#e6e6e6"
 
 
 def draw(lines: Iterable[dict[str, Any]], title: str, file: Path) -> None:
-    """Loss, error (of top-1, else of the AUROC) and learning rate over epochs, one panel each;
-    written whole or not at all."""
+    """`figure_of` these lines, written whole or not at all."""
+    png = io.BytesIO()
+    figure_of(lines, title).savefig(png, dpi=120, format="png")
+    write_atomically(file, png.getbuffer())
+
+
+def figure_of(lines: Iterable[dict[str, Any]], title: str) -> Figure:
+    """Loss, error (of top-1, else of the AUROC) and learning rate over epochs, a panel each."""
     by_kind: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "event": []}
     for line in lines:
         by_kind[line["kind"]].append(line)
@@ -40,9 +46,7 @@ def draw(lines: Iterable[dict[str, Any]], title: str, file: Path) -> None:
     rate.plot([t["epoch"] for t in train], [t["lr"] for t in train], color=QUIET)
     _dress(rate, "Learning rate")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    png = io.BytesIO()
-    figure.savefig(png, dpi=120, format="png")
-    write_atomically(file, png.getbuffer())
+    return figure
 
 
 def _curves(axes: Axes, by_kind: dict[str, list[dict[str, Any]]], key: str, title: str) -> None:
@@ -85,7 +89,7 @@ def _mark_best(axes: Axes, evaluations: list[dict[str, Any]], name: str) -> None
 def _dress(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("epoch", fontsize=9)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8.5, length=0)
     axes.spines[:].set_visible(False)

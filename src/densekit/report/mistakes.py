@@ -1,0 +1,152 @@
+"""The most confident mistakes, with class activation maps of what was said and what is true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from densekit.config import UserError
+from densekit.data.dataset import ImageDataset, Sample
+from densekit.data.listing import readable
+from densekit.explain.cam import class_maps, densenet_of
+from densekit.explain.overlay import enlarged, overlay, strongest_of
+from densekit.infer.classifier import Classifier
+from densekit.report.answers import Answered
+
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image, and the classes that its maps are of."""
+
+    image: int
+    """Among the examples."""
+    said: str
+    """What the network said, for people."""
+    true: str
+    """What is true."""
+    classes: tuple[int, ...]
+    """The wrong answer, then the label; of a class that is there or not, this one."""
+    confidence: float
+    """The probability of what was said."""
+    missed: bool = False
+    """A class that is there, and was not said to be."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the network saw, or a map over it."""
+
+    image: Image.Image
+    title: str
+    number: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A mistake with its pictures."""
+
+    mistake: Mistake
+    file: str
+    pictures: list[Picture]
+
+
+def find_mistakes(answered: Answered) -> list[Mistake]:
+    """All of them, the most confident first."""
+    found = _of_several(answered) if answered.several else _of_one(answered)
+    return sorted(found, key=lambda each: -each.confidence)
+
+
+def most_confident(mistakes: Sequence[Mistake], count: int = SHOWN) -> list[Mistake]:
+    """The first `count`. Of classes that are there or not, half of them false alarms and half
+    misses, where there are as many."""
+    alarms = [each for each in mistakes if not each.missed]
+    misses = [each for each in mistakes if each.missed]
+    half = count // 2
+    kept = max(half, count - len(misses))
+    return alarms[:kept] + misses[: count - min(kept, len(alarms))]
+
+
+def _of_one(answered: Answered) -> list[Mistake]:
+    scores, labels, names = (
+        answered.probabilities,
+        answered.examples.labels,
+        answered.opened.classes,
+    )
+    sound = ~np.isnan(scores).any(1)
+    answers = np.where(sound[:, None], scores, 0).argmax(1)
+    wrong = np.flatnonzero(sound & (answers != labels))
+    return [
+        Mistake(
+            i,
+            f"said {names[answers[i]]}",
+            f"is {names[labels[i]]}",
+            (int(answers[i]), int(labels[i])),
+            float(scores[i, answers[i]]),
+        )
+        for i in wrong.tolist()
+    ]
+
+
+def _of_several(answered: Answered) -> list[Mistake]:
+    """Of all classes; a miss is as confident as the class was taken to be absent."""
+    found = []
+    for k, name in enumerate(answered.opened.classes):
+        images, there = answered.of_class(k)
+        scores, positive = answered.probabilities[:, k], answered.positive(k)
+        sound = not np.isnan(answered.thresholds[k]) and not np.isnan(scores[images]).any()
+        for i in images[positive[images] != there[images]].tolist() if sound else ():
+            words = ("missed", "has") if there[i] else ("said", "has no")
+            sure = float(1 - scores[i] if there[i] else scores[i])
+            what = f"{words[0]} {name}", f"{words[1]} {name}"
+            found.append(Mistake(i, *what, (k,), sure, missed=bool(there[i])))
+    return found
+
+
+def why_no_maps(classifier: Classifier) -> str | None:
+    """Why the network has no class activation maps; None where it has."""
+    try:
+        densenet_of(classifier)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def show_mistakes(
+    answered: Answered, classifier: Classifier, mistakes: Sequence[Mistake], maps: bool
+) -> Iterator[Shown]:
+    """Each with what the network saw and, if there are `maps`, those of its classes.
+
+    The maps are of the whole square, without test-time augmentation.
+    """
+    for mistake in mistakes:
+        square = _square_of(answered, classifier, mistake.image)
+        scores = answered.probabilities[mistake.image]
+        names = answered.opened.classes
+        pictures = [Picture(enlarged(square), "as the network sees it", "")]
+        if maps:
+            found = class_maps(classifier, square[None], mistake.classes)[0]
+            strongest = strongest_of(found)
+            for k, own in zip(mistake.classes, found, strict=True):
+                over = overlay(square, own, strongest)
+                pictures.append(Picture(over, names[k], f"{scores[k]:.1%}"))
+        yield Shown(mistake, readable(answered.examples.relative(mistake.image)), pictures)
+
+
+def _square_of(answered: Answered, classifier: Classifier, image: int) -> Tensor:
+    """As evaluation read it, [C, crop, crop]."""
+    seen = classifier.preprocess
+    dataset = ImageDataset(
+        answered.examples, seen.square, seen.channels, seen.crop,
+        max_pixels=classifier.max_pixels, intensity=seen.scaling,
+    )  # fmt: skip
+    sample = dataset[(0, image)]
+    if not isinstance(sample, Sample):
+        raise UserError(f"{sample}: it was read before, and cannot be read now")
+    return torch.as_tensor(sample.image)
