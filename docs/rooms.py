@@ -28,7 +28,7 @@ PURPOSES = {
     "precision": "device, number format, memory format: one table, used by every command",
     "progress": "progress bars on the terminal",
     "export": "a network out of torch: files for other engines, int8, the gate that measures both",
-    "report": "`evaluate --report`: a page, figures and the answers themselves",
+    "report": "`evaluate --report` and `compare`: a page, figures, every answer, paired tests",
     "serve": "`densekit serve`: HTTP, dynamic batches, limits, metrics, KServe's protocol, page",
     "score": "`predict --out`: millions of images in parts, on this machine or Ray; resumes",
     "stop": "SIGTERM and Ctrl-C as a question, for what keeps what is done",

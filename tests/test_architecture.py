@@ -42,7 +42,7 @@ ROOMS = {
     "bench": "training models data ops precision distributed progress",
     "cli": "serve report explain hub score export training infer bench weights models data "
     "paddleclas precision distributed progress",
-    "api": "training infer weights models paddleclas distributed",
+    "api": "training infer weights models paddleclas data distributed",
 }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 from densekit import distributed
-from densekit.config import ConfigSource, build
+from densekit.config import ConfigSource, UserError, build
+from densekit.data.own_dataset import MapStyle, open_datasets
 from densekit.infer.classifier import Classifier, load
 from densekit.models import variants
 from densekit.models.densenet import DenseNet
@@ -57,12 +59,26 @@ def list_models() -> list[str]:
     return list(variants.VARIANTS)
 
 
-def train(config: str | None = None, *options: str) -> Outcome:
+def train(
+    config: str | None = None,
+    *options: str,
+    train: MapStyle | None = None,
+    val: MapStyle | None = None,
+) -> Outcome:
     """Trains by a recipe's name or file, a PaddleClas file too, and dotted options, as
     `densekit train -c ... -o ...`.
+
+    `train` and `val` are map-style Datasets of (image, label), in place of the recipe's images;
+    without a `val` data.val_fraction of `train` is held out. An image is a PIL image or a uint8
+    array or tensor [H, W, C], the same whenever it is asked for; a label is a number, or of
+    model.task=multilabel 0, 1 or -1 (unknown) for each class. Raises UserError.
     """
     with distributed.session():
         opened = open_recipe(config, options)
         for note in opened.notes:
             warnings.warn(note, stacklevel=2)
-        return run(opened.recipe)
+        if train is None:
+            if val is not None:
+                raise UserError("val=Dataset goes with train=Dataset")
+            return run(opened.recipe)
+        return run(opened.recipe, partial(open_datasets, train, val))

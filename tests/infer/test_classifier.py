@@ -284,3 +284,21 @@ def test_rows_come_before_the_last_file_is_read(classifier: Classifier, files: l
     first = next(classifier.rows(files, batch_size=2))
     assert first["file"] == files[0]
     assert len(read) <= 4
+
+
+def test_a_notebook_shows_it_escaped(tmp_path: Path) -> None:
+    config = artifact.read_artifact(write(tmp_path / "plain")).config
+    changed = config.model_copy(
+        update={
+            "classes": ("<script>", "a&b", *config.classes[2:]),
+            "metrics": {"top1": 0.75, "loss": 1.25, "count": 1234, "ece": None},
+        }
+    )
+    artifact.write_artifact(tmp_path / "best", changed, network().state_dict())
+    shown = load(tmp_path / "best", "cpu")._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;script&gt;, a&amp;b, cat, dog, &quot;big&quot;, égret" in shown
+    assert "Classes (7)" in shown
+    assert "top-1 0.7500, loss 1.2500, images 1,234" in shown
+    assert "tiny, torch on cpu in fp32" in shown
+    assert shown.count("<tr>") == shown.count("</tr>") == 5

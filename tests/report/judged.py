@@ -20,7 +20,7 @@ from densekit.models.artifact import (
     write_artifact,
 )
 from densekit.precision import resolve
-from densekit.report.answers import Answered
+from densekit.report.answers import Judgement
 
 NAMES = ("<u>line</u>", 'a "quote"', "c|d", "ü", "e" * 40)
 IMAGES = 30
@@ -63,11 +63,11 @@ def images(folder: Path, task: Task) -> Path:
     return folder / "list.txt"
 
 
-def answered(folder: Path, task: Task) -> Answered:
+def answered(folder: Path, task: Task) -> Judgement:
     """All of it below `folder`."""
     opened, kept = open_path(str(network(folder / "net", task))), list[Judged]()
     found = evaluate_source(
         opened, FP32, str(images(folder / "images", task)), batch_size=8, workers=0,
         resampling=Resampling(50), keep=kept.append,
     )  # fmt: skip
-    return Answered(opened, kept[0], found)
+    return Judgement(opened, kept[0], found)

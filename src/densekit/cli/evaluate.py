@@ -95,7 +95,7 @@ def evaluate(
     from densekit.infer.bootstrap import Resampling
     from densekit.infer.evaluate import Judged, evaluate_source
     from densekit.precision import FLAG, keep_freed_memory, resolve
-    from densekit.report.answers import Answered
+    from densekit.report.answers import Judgement
     from densekit.report.page import ReportSource, claim_report, write_report
 
     keep_freed_memory()
@@ -119,7 +119,7 @@ def evaluate(
         )  # fmt: skip
         if folder is not None and judged:
             of = ReportSource(source or str(config), data)
-            write_report(folder, Answered(opened, judged[0], found), formats, of)
+            write_report(folder, Judgement(opened, judged[0], found), formats, of)
             show_notes([f"{folder / PAGE_NAME}: the report"])
         print_evaluation(found, as_json=json)
 

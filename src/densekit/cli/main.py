@@ -16,6 +16,7 @@ import typer
 from densekit.cli import (
     bench,
     catalog,
+    compare,
     convert,
     data,
     evaluate,
@@ -54,6 +55,7 @@ for command in (
     catalog.recipes,
 ):
     app.command()(command)
+app.command("compare")(compare.compare_runs)
 app.add_typer(data.data_app)
 
 

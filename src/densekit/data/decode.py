@@ -140,7 +140,7 @@ ImageSource = str | Path | bytes | Content
 
 
 def open_image(
-    source: ImageSource,
+    source: ImageSource | Image.Image | np.ndarray,
     channels: int,
     max_pixels: int = MAX_PIXELS,
     intensity: Intensity = EIGHT_BITS,
@@ -150,8 +150,11 @@ def open_image(
     Grey and colour of 8 bits are decoded by PIL: JPEG bit for bit as torchvision, and most other
     formats too. EXIF orientation is applied, as in cv2. Alpha is dropped, as in cv2, torchvision
     and PIL's convert. Of 16 bits the high 8 are kept, as in cv2. Of several frames the first is
-    taken. All else is read by `pixels.read_pixels`, without loss.
+    taken. All else is read by `pixels.read_pixels`, without loss. An image that is at hand is
+    taken as `from_image` takes it.
     """
+    if isinstance(source, (Image.Image, np.ndarray)):
+        return _at_hand(source, channels, max_pixels, intensity)
     name, content = content_of(source)
     if not content:
         raise UnreadableImage(name, "is empty")
@@ -186,13 +189,24 @@ def _open_jpeg(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=("JPEG",))  # of all, PIL tries others first
 
 
+def _at_hand(
+    image: Image.Image | np.ndarray, channels: int, max_pixels: int, intensity: Intensity
+) -> ImageFile:
+    try:
+        return ImageFile(from_image(image, channels, max_pixels, intensity))
+    except UnreadableImage:
+        raise
+    except UserError as error:
+        raise UnreadableImage("its image", str(error)) from error
+
+
 def _in_eight_bits(channels: int, intensity: Intensity) -> bool:
     """Whether what PIL makes of an image in 8 bits is taken, and not the file's own values."""
     return intensity.rule == "8bit" and channels in MODES
 
 
 def decode(
-    source: ImageSource,
+    source: ImageSource | Image.Image | np.ndarray,
     channels: int,
     max_pixels: int = MAX_PIXELS,
     intensity: Intensity = EIGHT_BITS,

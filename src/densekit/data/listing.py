@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Examples:
             return self.labels.shape[1]
         return max(int(self.labels.max(initial=-1)), *self.classes, -1) + 1
 
-    def image(self, index: int, whole: bool = False) -> str | Content:
+    def image(self, index: int, whole: bool = False) -> Any:
         """What `open_image` opens; `whole`: all the others will be asked for, too.
 
         Raises UserError where it has to be fetched and cannot be.

@@ -19,6 +19,7 @@ from densekit.data.bit_depth import dark_files
 from densekit.data.decode import UnreadableImage, from_image
 from densekit.data.folders import images_below
 from densekit.infer.engines import Logits, open_engine, resolve_engine
+from densekit.infer.html import as_html
 from densekit.infer.model import Opened, device_of, open_path
 from densekit.infer.objects import is_object, read_object
 from densekit.infer.rows import Answer, Row
@@ -63,6 +64,10 @@ class Classifier:
     def model(self) -> DenseNet:
         """torch's network. Raises UserError for an exported one."""
         return self.opened.model
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the network, its classes, what its validation gave."""
+        return as_html(self.opened, self.engine, self.precision)
 
     def predict(
         self, images: Sequence[Input], topk: int | None = None, batch_size: int = 32

@@ -232,6 +232,11 @@ def validation_examples(
         examples = open_examples(data, labelling=labelling, numbering=outputs)
     elif opened.data:
         section = build(DataConfig, ConfigSource(opened.data))
+        if section.root is section.train is section.val is None:
+            raise UserError(
+                f"its training took its images from a program, so say which to evaluate on: "
+                f"{option} LIST|FOLDER|builtin:NAME"
+            )
         _check_there(section, option)
         known = None if opened.split is None else read_sides(opened.split)
         examples = match_labels(open_val(section, opened.task, known), outputs)

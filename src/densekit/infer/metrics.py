@@ -105,7 +105,7 @@ def report(
         top1 = pair(ends.pop("top1"))
         means = {name: pair(of_classes[-1]) for name, of_classes in ends.items()}
         found["intervals"] = {"top1": top1} | {
-            WHOLE[name]: low_high for name, low_high in means.items() if name in WHOLE
+            MEAN_NAMES[name]: low_high for name, low_high in means.items() if name in MEAN_NAMES
         }
         for k, row in enumerate(per_class):
             row["intervals"] = {name: pair(of_classes[k]) for name, of_classes in ends.items()}
@@ -113,7 +113,7 @@ def report(
 
 
 PER_CLASS = ("precision", "recall", "f1", "auroc", "average_precision", "count")
-WHOLE = {
+MEAN_NAMES = {
     "recall": "balanced_accuracy",
     "f1": "f1",
     "auroc": "auroc",

@@ -11,10 +11,11 @@ import numpy as np
 from densekit.data.listing import Examples
 from densekit.infer.evaluate import DEFAULT_THRESHOLD, Judged
 from densekit.infer.model import Opened
+from densekit.report.predictions import KeptAnswers
 
 
 @dataclass(frozen=True)
-class Answered:
+class Judgement:
     """A network, the images that it was asked about, its answers, and what they came to."""
 
     opened: Opened
@@ -68,6 +69,19 @@ class Answered:
         images, there = self.of_class(k)
         pairs = 2 * there[images] + self.positive(k)[images]
         return np.bincount(pairs, minlength=4).reshape(2, 2)
+
+    def predictions(self, name: str) -> KeptAnswers:
+        """The answers alone; `name` says whose, for people."""
+        examples = self.examples
+        return KeptAnswers(
+            name,
+            self.opened.task,
+            tuple(self.opened.classes),
+            files=np.array([examples.relative(i) for i in range(len(examples))]),
+            labels=examples.labels,
+            logits=self.judged.logits.numpy(),
+            thresholds=self.thresholds,
+        )
 
     def claims(self) -> tuple[np.ndarray, np.ndarray]:
         """The probabilities of what the network says, and whether it was so: of every image's

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 
 from densekit.infer.metrics import BINS
 from densekit.infer.ranking import Counts, Ranking
-from densekit.report.answers import Answered
+from densekit.report.answers import Judgement
 from densekit.report.theme import FILL, INK, LINE, SERIES, SOFT, new_figure
 
 NAMED_CURVES = 5  # of more classes than there are colours: so many of the lowest are told apart
 CELLS_NAMED = 20  # classes up to which a confusion matrix has names and numbers
 PANELS, ACROSS = 21, 3  # confusion matrices of several classes: at most, and side by side
 BARS = 30  # classes up to which each has a bar of its own
-LONGEST = 22  # characters of a class' name in a figure
+NAME_LENGTH = 22  # characters of a class' name in a figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def calibration_points(
     return sums[0] / there[has], sums[1] / there[has], there[has]
 
 
-def draw_roc(answered: Answered) -> Figure:
+def draw_roc(answered: Judgement) -> Figure:
     """With the AUROC of each class."""
     figure, axes = _square("ROC, with the area under it", "1 - specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=":")
@@ -75,7 +75,7 @@ def draw_roc(answered: Answered) -> Figure:
     return figure
 
 
-def draw_precision_recall(answered: Answered) -> Figure:
+def draw_precision_recall(answered: Judgement) -> Figure:
     """With the average precision of each class."""
     figure, axes = _square(
         "Precision and recall, with the average precision", "recall", "precision"
@@ -89,7 +89,7 @@ def draw_precision_recall(answered: Answered) -> Figure:
     return figure
 
 
-def draw_calibration(answered: Answered) -> Figure:
+def draw_calibration(answered: Judgement) -> Figure:
     """Of the first answer, or of all classes that are there or not together."""
     figure = new_figure()
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -107,7 +107,7 @@ def draw_calibration(answered: Answered) -> Figure:
     return figure
 
 
-def draw_confusion(answered: Answered) -> Figure:
+def draw_confusion(answered: Judgement) -> Figure:
     """A row for each label, a column for each answer; of several classes, each has its own."""
     names = answered.opened.classes
     if not answered.several:
@@ -161,7 +161,7 @@ def _cells(axes: Axes, confusion: np.ndarray, names: Sequence[str]) -> None:
                       fontsize=size, fontweight=weight)  # fmt: skip
 
 
-def draw_balance(answered: Answered) -> Figure:
+def draw_balance(answered: Judgement) -> Figure:
     """Images in which each class is there."""
     counts, names = answered.positives, answered.opened.classes
     few = len(names) <= BARS
@@ -187,10 +187,10 @@ def draw_balance(answered: Answered) -> Figure:
 
 def short(name: str) -> str:
     """A class' name that leaves room for the figure."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
-def _ranked(answered: Answered) -> list[tuple[str, Counts]]:
+def _ranked(answered: Judgement) -> list[tuple[str, Counts]]:
     """Each class' images by score, where every one has a score."""
     scores, found = answered.probabilities, []
     for k, name in enumerate(answered.opened.classes):

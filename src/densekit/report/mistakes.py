@@ -16,9 +16,9 @@ from densekit.data.listing import readable
 from densekit.explain.cam import class_maps, densenet_of
 from densekit.explain.overlay import enlarged, overlay, strongest_of
 from densekit.infer.classifier import Classifier
-from densekit.report.answers import Answered
+from densekit.report.answers import Judgement
 
-SHOWN = 12
+MISTAKES_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Shown:
     pictures: list[Picture]
 
 
-def find_mistakes(answered: Answered) -> list[Mistake]:
+def find_mistakes(answered: Judgement) -> list[Mistake]:
     """All of them, the most confident first."""
     found = _of_several(answered) if answered.several else _of_one(answered)
     return sorted(found, key=lambda each: -each.confidence)
 
 
-def most_confident(mistakes: Sequence[Mistake], count: int = SHOWN) -> list[Mistake]:
+def most_confident(mistakes: Sequence[Mistake], count: int = MISTAKES_SHOWN) -> list[Mistake]:
     """The first `count`. Of classes that are there or not, half of them false alarms and half
     misses, where there are as many."""
     alarms = [each for each in mistakes if not each.missed]
@@ -73,7 +73,7 @@ def most_confident(mistakes: Sequence[Mistake], count: int = SHOWN) -> list[Mist
     return alarms[:kept] + misses[: count - min(kept, len(alarms))]
 
 
-def _of_one(answered: Answered) -> list[Mistake]:
+def _of_one(answered: Judgement) -> list[Mistake]:
     scores, labels, names = (
         answered.probabilities,
         answered.examples.labels,
@@ -94,7 +94,7 @@ def _of_one(answered: Answered) -> list[Mistake]:
     ]
 
 
-def _of_several(answered: Answered) -> list[Mistake]:
+def _of_several(answered: Judgement) -> list[Mistake]:
     """Of all classes; a miss is as confident as the class was taken to be absent."""
     found = []
     for k, name in enumerate(answered.opened.classes):
@@ -119,7 +119,7 @@ def why_no_maps(classifier: Classifier) -> str | None:
 
 
 def show_mistakes(
-    answered: Answered, classifier: Classifier, mistakes: Sequence[Mistake], maps: bool
+    answered: Judgement, classifier: Classifier, mistakes: Sequence[Mistake], maps: bool
 ) -> Iterator[Shown]:
     """Each with what the network saw and, if there are `maps`, those of its classes.
 
@@ -139,7 +139,7 @@ def show_mistakes(
         yield Shown(mistake, readable(answered.examples.relative(mistake.image)), pictures)
 
 
-def _square_of(answered: Answered, classifier: Classifier, image: int) -> Tensor:
+def _square_of(answered: Judgement, classifier: Classifier, image: int) -> Tensor:
     """As evaluation read it, [C, crop, crop]."""
     seen = classifier.preprocess
     dataset = ImageDataset(

@@ -22,18 +22,19 @@ from densekit.infer.classifier import Classifier
 from densekit.models.artifact import locate_artifact
 from densekit.precision import Precision
 from densekit.report import figures
-from densekit.report.answers import Answered
+from densekit.report.answers import Judgement
 from densekit.report.mistakes import find_mistakes, most_confident, show_mistakes, why_no_maps
+from densekit.report.predictions import pack_answers
 from densekit.report.theme import as_png, as_svg, styled
 from densekit.training.curves import figure_of
 from densekit.training.run_folder import RunFolder
 
 PAIRS = 8  # of classes that are taken for each other
-ONE = {
+TILES_OF_ONE = {
     "Top-1": "top1", "Balanced accuracy": "balanced_accuracy", "F1": "f1", "AUROC": "auroc",
     "Average precision": "average_precision", "Calibration error": "ece",
 }  # fmt: skip
-SEVERAL = {
+TILES_OF_SEVERAL = {
     "AUROC": "auroc", "Average precision": "average_precision",
     "Balanced accuracy": "balanced_accuracy", "F1": "f1",
     "Sensitivity at {specificity:g} specificity": "sensitivity_at_specificity",
@@ -47,7 +48,7 @@ COLUMNS_OF_SEVERAL = {
 
 
 @dataclass(frozen=True)
-class Number:
+class Measured:
     """A number from 0 to 1 and its interval, where they exist."""
 
     name: str
@@ -65,7 +66,7 @@ class ReportSource:
 
 
 def write_report(
-    folder: Path, answered: Answered, precision: Precision, source: ReportSource
+    folder: Path, answered: Judgement, precision: Precision, source: ReportSource
 ) -> dict[str, Any]:
     """Writes all of it to `folder`, which was claimed, and returns what report.json says.
 
@@ -77,7 +78,7 @@ def write_report(
         svgs = {name: as_svg(figure, _alternative(name)) for name, figure in drawn.items()}
     for name, png in pngs.items():
         write_atomically(folder / f"{name}.png", png)
-    write_atomically(folder / PREDICTIONS, _packed(answered))
+    write_atomically(folder / PREDICTIONS, pack_answers(answered.predictions(source.name)))
     classifier = Classifier(answered.opened, precision)
     why_none = why_no_maps(classifier)
     mistakes = find_mistakes(answered)
@@ -109,7 +110,7 @@ def run_lines(source: str) -> list[dict[str, Any]]:
     return list(folder.lines()) if place.name in ("best", "last") else []
 
 
-def _drawn(answered: Answered, source: ReportSource) -> dict[str, Figure]:
+def _drawn(answered: Judgement, source: ReportSource) -> dict[str, Figure]:
     with styled():
         drawn = {
             "roc": figures.draw_roc(answered),
@@ -135,26 +136,26 @@ def _alternative(name: str) -> str:
     }[name]
 
 
-def _tiles(answered: Answered) -> list[Number]:
+def _tiles(answered: Judgement) -> list[Measured]:
     found, ends = answered.found, answered.found.get("intervals", {})
     return [
-        Number(name.format(**found), found[key], ends.get(key))
-        for name, key in (SEVERAL if answered.several else ONE).items()
+        Measured(name.format(**found), found[key], ends.get(key))
+        for name, key in (TILES_OF_SEVERAL if answered.several else TILES_OF_ONE).items()
     ]
 
 
-def _classes(answered: Answered) -> list[dict[str, Any]]:
+def _classes(answered: Judgement) -> list[dict[str, Any]]:
     """A row of the table for each class."""
     columns = COLUMNS_OF_SEVERAL if answered.several else COLUMNS_OF_ONE
     rows = []
     for row in answered.found["per_class"]:
         ends = row.get("intervals", {})
-        numbers = [Number(name, row[key], ends.get(key)) for name, key in columns.items()]
+        numbers = [Measured(name, row[key], ends.get(key)) for name, key in columns.items()]
         rows.append({**row, "numbers": numbers})
     return rows
 
 
-def _pairs(answered: Answered) -> list[tuple[str, str, int, float]]:
+def _pairs(answered: Judgement) -> list[tuple[str, str, int, float]]:
     """Label, answer, images, and their share of the label's; most first."""
     names = answered.opened.classes
     if answered.several or len(names) < 3:
@@ -168,22 +169,6 @@ def _pairs(answered: Answered) -> list[tuple[str, str, int, float]]:
         for a, b in places
         if apart[a, b]
     ]
-
-
-def _packed(answered: Answered) -> bytes:
-    """predictions.npz: every answer, for a program."""
-    out, opened = io.BytesIO(), answered.opened
-    examples = answered.examples
-    np.savez_compressed(
-        out,
-        files=np.array([examples.relative(i) for i in range(len(examples))]),
-        labels=examples.labels,
-        logits=answered.judged.logits.numpy(),
-        classes=np.array(opened.classes),
-        task=np.array(opened.task),
-        thresholds=answered.thresholds,
-    )
-    return out.getvalue()
 
 
 def _template() -> jinja2.Template:

@@ -20,7 +20,7 @@ SERIES = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8f6b00", "#2f9fd8", "#6a51a3", "#777776",
 )  # fmt: skip
 """Told apart by the colour-blind too (Okabe and Ito), as far as eight colours can be."""
-VARIABLES = {
+CSS_VARIABLES = {
     INK: "ink", SOFT: "soft", LINE: "line", FILL: "fill",
     **{colour: f"s{i}" for i, colour in enumerate(SERIES)},
     curves.TRAIN: "s5", curves.EVAL: "s1", curves.QUIET: "soft", curves.GRID: "line",
@@ -69,7 +69,7 @@ def as_svg(figure: Figure, label: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # several figures stand on one page
-    for colour, variable in VARIABLES.items():
+    for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     said = Markup('<svg role="img" aria-label="{}"').format(label)
     return Markup(text.replace("<svg", said, 1))

@@ -27,7 +27,7 @@ from densekit.training.nonfinite import NonFinite
 from densekit.training.progress import EpochBars
 from densekit.training.recipe import Recipe
 from densekit.training.run_folder import RunFolder
-from densekit.training.setup import Plan, make_plan
+from densekit.training.setup import OwnImages, Plan, make_plan
 from densekit.training.state import STATE_FORMAT, Progress, State
 from densekit.training.step import (
     Learner,
@@ -82,21 +82,21 @@ class Run:
         return progress.epochs == loop.epochs or not patient
 
 
-def train(recipe: Recipe) -> Outcome:
+def train(recipe: Recipe, images: OwnImages | None = None) -> Outcome:
     """Trains by `recipe`, from the start or from where its folder's newest state stands.
 
-    Raises UserError for a recipe, data or folder that does not fit, and for numbers that are not
-    finite.
+    `images` opens those of a program, in place of the recipe's. Raises UserError for a recipe,
+    data or folder that does not fit, and for numbers that are not finite.
     """
     with StopRequest() as stop:
         # Set-up: the recipe against machine and data, the network, the folder, the state --------
         keep_freed_memory()
-        plan = make_plan(recipe)
+        plan = make_plan(recipe, images=images)
         learner, notes = create_learner(plan.recipe, plan.precision)
         with RunFolder.opened(plan.recipe, plan.digest) as folder:
             state = distributed.from_main(lambda: folder.starting_state(plan.recipe, plan.digest))
             if state is not None and state["data"] != plan.digest:  # loop.accept_data_change
-                plan = make_plan(recipe, distributed.from_main(folder.known_sides))
+                plan = make_plan(recipe, distributed.from_main(folder.known_sides), images)
             folder.keep_split(plan.train, plan.val, plan.recipe.data)
             bars = EpochBars(plan.recipe.loop.epochs, plan.steps_per_epoch)
             notes = [*folder.notes, *folder.states.corrupt.values(), *plan.warnings, *notes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from densekit import distributed, precision
 from densekit.data.checks import check_split
+from densekit.data.config import DataConfig, Task
 from densekit.data.holdout import Sides
 from densekit.data.listing import Examples
 from densekit.data.loader import resolve_reading, steps_per_epoch
@@ -28,6 +30,9 @@ from densekit.training.monitor import for_images
 from densekit.training.notes import recipe_notes
 from densekit.training.optim import Schedule
 from densekit.training.recipe import Recipe, check, check_batches
+
+OwnImages = Callable[[DataConfig, Task, int | None, Sides | None], tuple[Examples, Examples]]
+"""As `open_split`."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +115,14 @@ class Plan:
         ]
 
 
-def make_plan(recipe: Recipe, known: Sides | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, known: Sides | None = None, images: OwnImages | None = None
+) -> Plan:
     """Starts the process group and looks at the data; what is held out of the training list stays
-    on the side where it is `known` to be. Raises UserError, alike on all ranks."""
+    on the side where it is `known` to be. Raises UserError, alike on all ranks.
+
+    `images` opens those of a program, in place of the recipe's.
+    """
     check(recipe, distributed.world_size())
     loop = recipe.loop
     formats = precision.resolve(
@@ -123,8 +133,9 @@ def make_plan(recipe: Recipe, known: Sides | None = None) -> Plan:
     )
     distributed.start(formats.device, loop.rank_timeout)
     threads = distributed.set_threads(loop.threads)
+    opens = open_split if images is None else images
     train, val = distributed.on_every_rank(
-        lambda: open_split(recipe.data, recipe.model.task, recipe.model.num_classes, known)
+        lambda: opens(recipe.data, recipe.model.task, recipe.model.num_classes, known)
     )
     counts, warnings = distributed.from_main(
         lambda: check_split(train, val, recipe.model.num_classes, recipe.data)
