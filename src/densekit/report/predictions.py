@@ -6,6 +6,7 @@ import io
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,19 +85,20 @@ class KeptAnswers:
         return np.where(unknown, np.nan, found)
 
 
-def pack_answers(predictions: KeptAnswers) -> bytes:
+def pack_answers(answers: KeptAnswers) -> bytes:
     """What predictions.npz holds."""
     out = io.BytesIO()
-    np.savez_compressed(
-        out,
-        files=predictions.files,
-        labels=predictions.labels,
-        logits=predictions.logits,
-        classes=np.array(predictions.classes),
-        task=np.array(predictions.task),
-        thresholds=predictions.thresholds,
-        **({} if predictions.groups is None else {"groups": predictions.groups}),
-    )
+    arrays: dict[str, Any] = {
+        "files": answers.files,
+        "labels": answers.labels,
+        "logits": answers.logits,
+        "classes": np.array(answers.classes),
+        "task": np.array(answers.task),
+        "thresholds": answers.thresholds,
+    }
+    if answers.groups is not None:
+        arrays["groups"] = answers.groups
+    np.savez_compressed(out, **arrays)
     return out.getvalue()
 
 
@@ -106,9 +108,12 @@ def read_answers(name: str, file: Path) -> KeptAnswers:
         with np.load(file, allow_pickle=False) as saved:
             return KeptAnswers(
                 name,
-                saved["task"].item(),
-                tuple(saved["classes"].tolist()),
-                *(saved[key] for key in ("files", "labels", "logits", "thresholds")),
+                task=saved["task"].item(),
+                classes=tuple(saved["classes"].tolist()),
+                files=saved["files"],
+                labels=saved["labels"],
+                logits=saved["logits"],
+                thresholds=saved["thresholds"],
                 groups=saved.get("groups"),
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
