@@ -13,7 +13,7 @@ from densekit.cli.output import is_printing, new_table, number, show, show_json,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from densekit.report.sides import Side
+    from densekit.report.sides import Compared
 
 TESTS_SHOWN = 20  # classes
 
@@ -102,7 +102,7 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
 
-def _print(sides: Sequence[Side], found: dict[str, Any], explain: bool) -> None:
+def _print(sides: Sequence[Compared], found: dict[str, Any], explain: bool) -> None:
     tasks = {side.task for side in sides}
     named = (ONE if "multiclass" in tasks else {}) | (SEVERAL if tasks - {"multiclass"} else {})
     columns = {

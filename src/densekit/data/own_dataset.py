@@ -105,7 +105,9 @@ def open_datasets(
             f"leave it out, or add {', '.join(f'data.{key}=null' for key in named)!r}"
         )
     if config.group is not None:
-        raise UserError(f"data.group={config.group} is for lists and paths, which a Dataset has not")
+        raise UserError(
+            f"data.group={config.group} is for lists and paths, which a Dataset has not"
+        )
     if config.relabel:
         raise UserError("data.relabel=true is for lists; number a Dataset's labels from 0 itself")
     own = of_dataset(train, task, "train")

@@ -25,7 +25,7 @@ from densekit.training.recipe import Recipe, differences
 
 
 @dataclass(frozen=True)
-class Side:
+class Compared:
     """A run, an artifact or a report, as far as it was given."""
 
     name: str
@@ -39,7 +39,7 @@ class Side:
     recipe: Recipe | None = None
 
 
-def open_side(name: str) -> Side:
+def open_side(name: str) -> Compared:
     """A run's or an artifact's folder, or that of a report. Raises UserError."""
     folder = Path(name).expanduser()
     if (folder / REPORT).is_file():
@@ -48,10 +48,10 @@ def open_side(name: str) -> Side:
         raise UserError(f"{name}: give the folder of a run, an artifact or a report")
     place = locate_artifact(folder)
     config = read_artifact(place).config
-    return Side(name, config.task, config.metrics, None, tuple(run_lines(name)), _recipe(place))
+    return Compared(name, config.task, config.metrics, None, tuple(run_lines(name)), _recipe(place))
 
 
-def judge(name: str, precision: Precision, data: str | None, **how: Any) -> Side:
+def judge(name: str, precision: Precision, data: str | None, **how: Any) -> Compared:
     """`open_side`, evaluated now on `data`, or on the validation images of its training.
 
     `how` goes to `evaluate_source`. Raises UserError.
@@ -65,10 +65,10 @@ def judge(name: str, precision: Precision, data: str | None, **how: Any) -> Side
     opened = open_path(name)
     found = evaluate_source(opened, precision, data, keep=kept.append, **how)
     predictions = Judgement(opened, kept[0], found).predictions(name)
-    return Side(name, side.task, found, predictions, side.lines, side.recipe)
+    return Compared(name, side.task, found, predictions, side.lines, side.recipe)
 
 
-def changes(first: Side, other: Side) -> list[str] | None:
+def changes(first: Compared, other: Compared) -> list[str] | None:
     """What the other's recipe says otherwise; None where one is not known."""
     if first.recipe is None or other.recipe is None:
         return None
@@ -76,7 +76,7 @@ def changes(first: Side, other: Side) -> list[str] | None:
     return [change for change in named if not change.startswith("name: ")]
 
 
-def draw_curves(sides: Sequence[Side], file: Path) -> None:
+def draw_curves(sides: Sequence[Compared], file: Path) -> None:
     """Loss in training, loss and top-1 or AUROC of validation, a line for each run; as PNG.
 
     Raises UserError where no side has a log, and for a file that is there.
@@ -89,7 +89,7 @@ def draw_curves(sides: Sequence[Side], file: Path) -> None:
         write_atomically(file, as_png(_overlaid([side for side in sides if side.lines])))
 
 
-def _overlaid(sides: Sequence[Side]) -> Figure:
+def _overlaid(sides: Sequence[Compared]) -> Figure:
     figure = new_figure(11, 4)
     evaluated = [line for side in sides for line in side.lines if line["kind"] == "eval"]
     measure = "top1" if any("top1" in line for line in evaluated) else "auroc"
@@ -114,14 +114,14 @@ def _overlaid(sides: Sequence[Side]) -> Figure:
     return figure
 
 
-def _report(name: str, folder: Path) -> Side:
+def _report(name: str, folder: Path) -> Compared:
     try:
         found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / REPORT}: cannot be read: {error}") from error
     if not isinstance(found, dict) or "task" not in found:
         raise UserError(f"{folder}: an unfinished report; make it again")
-    return Side(name, found["task"], found, read_answers(name, folder / PREDICTIONS))
+    return Compared(name, found["task"], found, read_answers(name, folder / PREDICTIONS))
 
 
 def _recipe(place: Path) -> Recipe | None:

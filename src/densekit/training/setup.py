@@ -115,9 +115,7 @@ class Plan:
         ]
 
 
-def make_plan(
-    recipe: Recipe, known: Sides | None = None, images: OwnImages | None = None
-) -> Plan:
+def make_plan(recipe: Recipe, known: Sides | None = None, images: OwnImages | None = None) -> Plan:
     """Starts the process group and looks at the data; what is held out of the training list stays
     on the side where it is `known` to be. Raises UserError, alike on all ranks.
 
