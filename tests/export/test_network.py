@@ -88,3 +88,15 @@ def test_a_fixed_size_takes_any_batch_and_no_other_size() -> None:
     assert program(torch.zeros(5, 3, 64, 64))[0].shape == (5, 7)
     with pytest.raises(Exception, match="64"):
         program(torch.zeros(1, 3, 65, 64))
+
+
+def test_a_network_placed_in_channels_last_is_traced_as_a_fresh_one() -> None:
+    """NNCF's int8 of the other trace answered something else."""
+    fresh, placed = network(), network().to(memory_format=torch.channels_last)
+    programs = [
+        traced(ExportedNetwork(each, "multiclass"), 3, 64, False) for each in (fresh, placed)
+    ]
+    one, other = (str(program.graph) for program in programs)
+    assert one == other
+    for tensor in programs[1].state_dict.values():
+        assert tensor.is_contiguous()

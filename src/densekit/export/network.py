@@ -69,6 +69,8 @@ class ExportedNetwork(nn.Module):
 def pooled(network: DenseNet) -> DenseNet:
     """A copy in evaluation mode, by the reference op, whose transitions pool first."""
     network = copy.deepcopy(network).eval().cpu()
+    # Traced in channels_last the same weights lost 41 points of top-1 in NNCF's int8
+    network.to(memory_format=torch.contiguous_format)
     network.set_op("reference")
     for name, module in network.features.named_children():
         if isinstance(module, Transition):
