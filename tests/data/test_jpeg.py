@@ -170,6 +170,15 @@ def test_a_truncated_file_is_refused_whatever_part_is_asked_for(cut: float) -> N
         image.pixels(Box(0, 0, 8, 8))
 
 
+def test_damage_behind_the_last_row_is_refused_as_pillow_does() -> None:
+    file = encoded("RGB", 64, 48)
+    damaged = file[:-2] + b"\xff\x38" + file[-2:]  # no marker that libjpeg knows
+    with pytest.raises(OSError, match="broken data stream"):
+        Image.open(io.BytesIO(damaged)).load()
+    with pytest.raises(UnreadableImage):
+        decode(damaged, 3)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damage_is_what_pillow_makes_of_it(data: st.DataObject) -> None:

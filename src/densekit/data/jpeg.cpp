@@ -60,6 +60,7 @@ struct Library {
   void (*crop)(Decompress*, unsigned* left, unsigned* width);
   unsigned (*skip)(Decompress*, unsigned rows);
   unsigned (*read)(Decompress*, unsigned char** rows, unsigned count);
+  int (*finish)(Decompress*);
   void (*destroy)(Decompress*);
 } library;
 
@@ -93,6 +94,7 @@ extern "C" int use_library(const char* path) {
       !find(handle, "jpeg_crop_scanline", l.crop) ||
       !find(handle, "jpeg_skip_scanlines", l.skip) ||
       !find(handle, "jpeg_read_scanlines", l.read) ||
+      !find(handle, "jpeg_finish_decompress", l.finish) ||
       !find(handle, "jpeg_destroy_decompress", l.destroy))
     return 0;
   Errors errors{};
@@ -154,6 +156,8 @@ int decode(const unsigned char* file, size_t size, int channels, unsigned denomi
     if (library.read(&jpeg, rows, 1) != 1) fail(&jpeg);
     if (y >= top) take(y - top, row + size_t(left - first) * channels);
   }
+  // as Pillow does: what follows the last row may be damaged, too
+  if (jpeg.output_scanline == jpeg.output_height) library.finish(&jpeg);
   library.destroy(&jpeg);
   std::free(row);
   return 1;
