@@ -47,7 +47,7 @@ def test_held_out_files_depend_on_nothing_but_the_files(
             hold_out(examples, fraction)
         return
     train, val = hold_out(examples, fraction)
-    assert sorted(train.paths + val.paths) == sorted(examples.paths)
+    assert sorted([*train.paths, *val.paths]) == sorted(examples.paths)
     assert train.paths == [p for p in examples.paths if p in set(train.paths)]  # order kept
     for label, count in enumerate(np.bincount(labels)):
         held = int((val.labels == label).sum())

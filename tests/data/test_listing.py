@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from densekit.config import UserError
+from densekit.data import list_lines
 from densekit.data.listing import Examples, read_class_names, read_list, readable
 
 
@@ -130,3 +135,61 @@ def test_a_comma_list_is_read_as_one(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_are_escaped() -> None:
     assert readable(os.fsdecode(b"caf\xe9/1.jpg")) == "caf\\xe9/1.jpg"
     assert readable("café 动物") == "café 动物"
+
+
+# Plain lines, cut all at once, against a reading line by line -------------------------------
+
+pieces = st.sampled_from(
+    ["a", "Z/", "/", "7", "42", "123456789", "0123456789", " ", "\t", "\r", "\n", "\n", ",", ";",
+     "\x0b", "\x1c", "\x85", "\xa0", "\u2028", "\u3000", "\u0663", "\xe9", "."]
+)  # fmt: skip
+
+
+def by_line(text: str, root: Path, delimiter: str | None) -> list[tuple[str, int, int]] | int:
+    """(path, label, line) of each image; or the number of the line that is none."""
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        if (
+            not found
+            and delimiter is None
+            and (mark := re.search(r"[,;|](?=\s*\d+$)", line.strip()))
+        ):
+            delimiter = mark[0]
+        path, *rest = line.strip().rsplit(delimiter, 1)
+        label = rest[0].strip() if rest else ""
+        if not (path.strip() and label.isascii() and label.isdecimal() and len(label) < 10):
+            return number
+        found.append((os.path.join(root, path.strip()), int(label), number))  # noqa: PTH118
+    return found or 0
+
+
+@given(st.lists(pieces, max_size=30).map("".join), st.sampled_from([None, ",", " ", "\t", ";;"]))
+@settings(
+    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_lines_are_cut_as_one_by_one(tmp_path: Path, text: str, delimiter: str | None) -> None:
+    wanted = by_line(text, tmp_path, delimiter)
+    if isinstance(wanted, int):
+        with pytest.raises(
+            UserError, match=rf"train_list\.txt:{wanted}:" if wanted else "no images"
+        ):
+            listed(tmp_path, text, delimiter)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(list_lines, "PART_BYTES", len(text) % 7)
+        found = listed(tmp_path, text, delimiter)
+    assert found.lines is not None
+    got = zip(found.paths, found.labels.tolist(), found.lines, strict=True)
+    assert [(path, label, int(line)) for path, label, line in got] == wanted
+
+
+def test_the_digest_of_names_that_are_not_plain(tmp_path: Path) -> None:
+    """As it was first defined: a state that was saved is resumed by it."""
+    lines = ["a.jpg 0", f"{tmp_path}/b.jpg 1", "/far/\xe9.jpg 2", "c d.jpg 3"]
+    found = listed(tmp_path, "\n".join(lines))
+    names = "\0".join(found.relative(i) for i in range(4))
+    assert names == "a.jpg\0b.jpg\0/far/\xe9.jpg\0c d.jpg"
+    labels = np.arange(4, dtype="<i8").tobytes()
+    assert found.digest() == hashlib.sha256(names.encode() + labels).hexdigest()

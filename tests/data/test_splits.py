@@ -76,7 +76,7 @@ def test_a_root_alone_is_a_whole_data_set(imagenet: Path) -> None:
     assert (len(train), len(val)) == (4, 2)
     assert train.origin == str(imagenet / "train_list.txt")
     assert train.classes == val.classes == {0: "cat", 1: "dog"}
-    assert all(Path(path).is_file() for path in train.paths + val.paths)
+    assert all(Path(path).is_file() for path in [*train.paths, *val.paths])
     for data in DataConfig(train=str(imagenet)), DataConfig(root="/nowhere", train=str(imagenet)):
         assert [e.paths for e in open_split(data)] == [train.paths, val.paths]
 

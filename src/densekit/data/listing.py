@@ -6,7 +6,9 @@ holds `label name` lines. Lists of images with several classes are in `multilabe
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from densekit.config import UserError
+from densekit.data.list_lines import Lines, plain_lines
+from densekit.data.paths import BLOCK, ENCODING, Paths
 
 
 class Content(NamedTuple):
@@ -31,7 +35,7 @@ class Examples:
     """Images and their labels, in the order of the list or folder they come from."""
 
     paths: Sequence[str]
-    """Where each image is: `root` and the path in the list, joined."""
+    """Where each image is: `root` and the path in the list, joined; kept as Paths."""
     labels: np.ndarray
     """int64 [n]; of images with several classes int8 [n, K]: 1 there, 0 not there, -1 unknown."""
     classes: dict[int, str]
@@ -40,8 +44,8 @@ class Examples:
     """What the paths start from."""
     origin: str
     """The list file or the folder."""
-    lines: Sequence[int] | None = None
-    """The line of each image in the list file; None for a folder."""
+    lines: Sequence[int] | np.ndarray | None = None
+    """The line of each image in the list file, kept as int64 [n]; None for a folder."""
     notes: tuple[str, ...] = ()
     """What a person should know of how they were read."""
     unlisted: int = 0
@@ -50,6 +54,11 @@ class Examples:
     """The other columns of a CSV file, by their heads: text [n]."""
     groups: np.ndarray | None = None
     """Of each image what data.group names, such as its patient: text [n]."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", Paths.of(self.paths))
+        if self.lines is not None:
+            object.__setattr__(self, "lines", np.asarray(self.lines, np.int64))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,20 +96,23 @@ class Examples:
 
     def digest(self) -> str:
         """sha256 of relative paths and labels, in order: the same wherever the data lies."""
-        names = "\0".join(self.relative(i) for i in range(len(self)))
-        hashed = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
+        hashed, above = hashlib.sha256(), b"\0" + os.path.join(self.root, "").encode(*ENCODING)  # noqa: PTH118
+        for number, block in enumerate(Paths.of(self.paths).blocks()):
+            names = (b"\0" + block).replace(above, b"\0").replace(os.sep.encode(), b"/")
+            hashed.update(names if number else names[1:])
         hashed.update(self.labels.astype("<i8").tobytes())
         return hashed.hexdigest()
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Examples:
         """The examples at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
-            paths=[self.paths[i] for i in indices],
-            labels=self.labels[np.asarray(indices, dtype=np.int64)],
-            lines=None if self.lines is None else [self.lines[i] for i in indices],
-            columns={name: column[indices] for name, column in self.columns.items()},
-            groups=None if self.groups is None else self.groups[np.asarray(indices, np.int64)],
+            paths=Paths.of(self.paths).take(chosen),
+            labels=self.labels[chosen],
+            lines=None if self.lines is None else np.asarray(self.lines)[chosen],
+            columns={name: column[chosen] for name, column in self.columns.items()},
+            groups=None if self.groups is None else self.groups[chosen],
         )
 
     def relabelled(self, new: Mapping[int, int]) -> Examples:
@@ -141,22 +153,44 @@ def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
     so paths may hold some, or after a comma, semicolon or bar if the first line has one there.
     Blank lines are passed over.
     """
-    paths: list[str] = []
-    labels: list[int] = []
-    lines: list[int] = []
+    content = _utf8(file)
     notes: tuple[str, ...] = ()
-    for number, line in text_lines(file):
-        if not paths and delimiter is None and (found := re.search(r"[,;|](?=\s*\d+$)", line)):
-            delimiter = found[0]
-            notes = (f"{file}: the labels stand after a {delimiter!r}, as in {line!r}",)
-        path, label = _parse_line(line, delimiter, f"{file}:{number}")
-        paths.append(os.path.join(root, path))  # noqa: PTH118 (a million of them)
-        labels.append(label)
-        lines.append(number)
-    if not paths:
+    first = next((line for _, line in _numbered(content)), "")
+    if delimiter is None and (found := re.search(r"[,;|](?=\s*\d+$)", first)):
+        delimiter = found[0]
+        notes = (f"{file}: the labels stand after a {delimiter!r}, as in {first!r}",)
+    lines = plain_lines(content, delimiter)
+    odd: dict[int, bytes | None] = {}
+    for index in np.flatnonzero(lines.label < 0).tolist():
+        line = content[lines.start[index] : lines.end[index]].decode().strip()
+        odd[index] = None  # blanks that only Unicode knows
+        if line:
+            place = f"{file}:{lines.number[index]}"
+            path, lines.label[index] = _parse_line(line, delimiter, place)
+            odd[index] = os.path.join(root, path).encode(*ENCODING)  # noqa: PTH118
+    there = lines.label >= 0
+    if not there.any():
         raise UserError(f"{file}: lists no images; expected lines such as `cat/1.jpg 0`")
+    paths = Paths.packed(_joined(content, lines, root, odd))
     names = read_class_names(file.with_name("classes.txt"))
-    return Examples(paths, np.array(labels, np.int64), names, str(root), str(file), lines, notes)
+    labels, numbers = lines.label[there], lines.number[there]
+    return Examples(paths, labels, names, str(root), str(file), numbers, notes)
+
+
+def _joined(
+    content: bytes, lines: Lines, root: Path, odd: Mapping[int, bytes | None]
+) -> Iterator[bytes]:
+    """`root` and each line's path; `odd` has those that are not plain, None for no path at all."""
+    above, plain = os.path.join(root, "").encode(*ENCODING), os.sep == "/"  # noqa: PTH118
+    for first in range(0, len(lines.label), BLOCK):
+        part = slice(first, first + BLOCK)
+        spans = zip(lines.start[part].tolist(), lines.end[part].tolist(), strict=True)
+        for index, (start, end) in enumerate(spans, first):
+            if index not in odd:
+                name = content[start:end]
+                yield above + name if plain else os.path.join(above, name)  # noqa: PTH118
+            elif (path := odd[index]) is not None:
+                yield path
 
 
 def read_class_names(file: Path) -> dict[int, str]:
@@ -195,17 +229,26 @@ def is_label(text: str) -> bool:
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of every line that is not blank; no BOM, no CR. Raises UserError."""
+    yield from _numbered(_utf8(file))
+
+
+def _utf8(file: Path) -> bytes:
+    """The content of a UTF-8 text file, without BOM. Raises UserError for any other."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     try:
-        text = content.decode("utf-8-sig")
+        content.decode()
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
         raise UserError(f"{file}:{number}: is not UTF-8 text; save the file as UTF-8") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if stripped := line.strip():
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _numbered(content: bytes) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(io.BytesIO(content), 1):
+        if stripped := line.decode().strip():
             yield number, stripped
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import re
 import shutil
 import signal
@@ -78,6 +79,7 @@ def read_batches(
 
 def start_worker(number: int) -> None:
     """Prepares a worker process; torch has already set it to one thread."""
+    gc.freeze()  # else a collection writes to every object that is shared with the main process
     for ignored in IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
     if sys.platform == "linux":  # else torch's own watchdog ends it some seconds after its parent
