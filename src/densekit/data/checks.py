@@ -159,7 +159,7 @@ def file_keys(paths: Sequence[str]) -> np.ndarray:
     `a/1.jpg` and links to either. It says nothing outside this process.
 
     A folder is resolved and listed once; of its files only those that are links are followed, so
-    a million paths take two seconds. Hard links are files of their own. Of a million files two have
+    a million paths take seconds. Hard links are files of their own. Of a million files two have
     the same number by chance once in 10 million runs.
     """
     folders: dict[bytes, tuple[int, set[bytes]]] = {}

@@ -215,7 +215,12 @@ def _parse_line(line: str, delimiter: str | None, place: str) -> tuple[str, int]
         return path.strip(), int(label)
     between = "whitespace" if delimiter is None else repr(delimiter)
     other = re.search(r"([,;|])\s*\d+$", line)
-    advice = f'; is it data.delimiter="{other[1]}"?' if other else ""
+    if other:
+        advice = f'; is it data.delimiter="{other[1]}"?'
+    elif place.endswith(":1") and re.fullmatch(r"[^,;\t]+([,;\t][^,;\t]+)+", line):
+        advice = "; a table whose head names a column for each class is for model.task=multilabel"
+    else:
+        advice = ""
     raise UserError(
         f"{place}: expected a path, {between} and a label, a whole number from 0 on, such as "
         f"`cat/1.jpg{delimiter or ' '}0`, got {line!r}{advice}"
