@@ -68,7 +68,7 @@ def put_in_cache(home: Path, url: str) -> None:
 @pytest.mark.slow
 def test_the_tour_from_a_folder_to_predictions(home: Path) -> None:
     tour = [command for command in commands() if "/imagenet" not in command]
-    assert len(tour) == 5
+    assert len(tour) == 7
     for command in tour:
         shortened = f"{command} {SHORT}" if " train " in command else command
         if "pretrained=torchvision" in command:
