@@ -235,11 +235,12 @@ def test_missing_data_are_refused(opened: Opened, fp32: Precision) -> None:
         evaluate_source(bare, fp32)
 
 
+@pytest.mark.parametrize("keys", [("root",), ("train", "val")])
 def test_images_that_are_elsewhere_are_said_to_be(
-    best: Path, fp32: Precision, tmp_path: Path
+    best: Path, fp32: Precision, tmp_path: Path, keys: tuple[str, ...]
 ) -> None:
     stored = artifact.read_artifact(best)
-    gone = stored.config.data | {"root": str(tmp_path / "gone")}
+    gone = stored.config.data | dict.fromkeys(keys, str(tmp_path / "gone"))
     config = stored.config.model_copy(update={"data": gone})
     artifact.write_artifact(tmp_path / "best", config, stored.state_dict)
     with pytest.raises(UserError, match=r"images that it was trained with are not there: .*gone"

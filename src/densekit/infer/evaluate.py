@@ -197,12 +197,12 @@ def evaluate_source(
 
 def _check_there(data: DataConfig, option: str) -> None:
     """That the images which an artifact names are on this machine. Raises UserError."""
-    for path in (data.root, data.val, data.train):
+    for path in (data.root, data.val or data.train):
         if not path or path.startswith("builtin:") or is_url(path) or is_url(data.root or ""):
             continue
         if not is_there(Path(path).expanduser()):
             under = Path(data.root or "").expanduser() / path
-            if not is_there(under) and not (path is data.train and data.val):
+            if not is_there(under):
                 raise UserError(
                     f"the images that it was trained with are not there: {path} does not exist "
                     f"(from {Path.cwd()}); say where validation images are: {option} LIST|FOLDER"
