@@ -326,6 +326,9 @@ def test_checkpoints_go_on_with_densekits_runs_only(shipped: str, tmp_path: Path
     assert resume("elsewhere/DenseNet121") == "elsewhere/DenseNet121"
     with pytest.raises(UserError, match=r"-o Global\.pretrained_model=paddle/epoch_5"):
         resume("paddle/epoch_5")
+    for key in ("Global.checkpoints", "Global.pretrained_model"):
+        with pytest.raises(UserError, match=f"{key}=.*a path that no disk takes"):
+            translate_file(shipped, [f"{key}={'9' * 300}"], 4)
 
 
 def test_erasing_before_normalising_is_black_there(shipped: str) -> None:

@@ -6,6 +6,7 @@ mistake, 3 a bug of ours or another rank's failure, 75 stopped with the state sa
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -112,6 +113,10 @@ def told(error: Exception) -> int:
     if isinstance(error, UserError):
         if not error.shared or first_rank:
             typer.secho(f"densekit: {error}", err=True, fg="red")
+        return 2
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = os.fsdecode(error.filename or "")[:40]
+        typer.secho(f"densekit: {name}...: a path that no disk takes", err=True, fg="red")
         return 2
     if isinstance(error, PeerFailed):
         typer.secho(f"densekit: {error}", err=True, fg="red")

@@ -166,7 +166,7 @@ def _resume(t: Translation) -> None:
     if t.value("Global.checkpoints") is None:
         return
     prefix = t.text("Global.checkpoints")
-    place = Path(prefix)
+    place = t.place("Global.checkpoints")
     if (place / "recipe.yaml").is_file():
         t.set("loop.resume", prefix, "Global.checkpoints")
     elif place.name == "latest" and (place.parent / "recipe.yaml").is_file():
@@ -209,12 +209,12 @@ def _start(t: Translation) -> None:
     if t.value("Global.pretrained_model") is not None:
         weights, path = t.value("Global.pretrained_model"), "Global.pretrained_model"
     if weights:
-        t.set("model.pretrained", "paddle" if weights is True else _weights(str(weights)), path)
+        t.set("model.pretrained", "paddle" if weights is True else _weights(t, path), path)
 
 
-def _weights(prefix: str) -> str:
+def _weights(t: Translation, path: str) -> str:
     """The file or folder that a Paddle prefix means, theirs or what a run of densekit's left."""
-    place = Path(prefix)
+    prefix, place = t.text(path), t.place(path)
     if "://" in prefix or place.exists():
         return prefix
     ours = place.with_name(SAVED.get(place.name, place.name))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from densekit.config import ConfigSource, PathKey, Tree, UserError
+from densekit.config.paths import expand_home
 
 
 @dataclass
@@ -65,6 +67,13 @@ class Translation:
 
     def text(self, path: str, default: str = "") -> str:
         return str(self.value(path, default))
+
+    def place(self, path: str) -> Path:
+        """A file or folder. Raises UserError for a name that no disk takes."""
+        try:
+            return Path(expand_home(self.text(path)))
+        except ValueError as error:
+            self.fail(path, str(error))
 
     def is_on(self, path: str, default: bool = False) -> bool:
         """True or False. Raises UserError: their `false` in -o is a text, and on."""
