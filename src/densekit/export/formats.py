@@ -6,6 +6,8 @@ An ONNX file's convolutions are called by their modules, such as
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def to_onnx(program: ExportedProgram, with_preprocessing: bool) -> Any:
     except ImportError as error:
         raise missing("onnxscript") from error
     outputs = [PROBABILITIES, LOGITS] if with_preprocessing else [LOGITS]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # onnxscript prints
         warnings.simplefilter("ignore")  # of torch's exporter about itself
         made = torch.onnx.export(
             program, dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False
