@@ -35,7 +35,7 @@ SUMMARY = (  # what a line is of, the CPU's instructions, the names of its rows
     ("inference, densenet121, bf16, 16 images", "AVX512 bf16", "engines-16/torchvision-bf16"),
     ("inference, densenet121, bf16, 1 image", "AVX512 bf16", "engines-1/torchvision-bf16"),
     ("JPEG files to answers, densenet121, bf16", "AVX512 bf16", "predict/tuned"),
-    ("reading and augmenting, 1 worker", "AVX512 bf16", r"input/(as-it-comes|tuned)"),
+    ("reading and augmenting, 1 worker", "AVX512 bf16", r"input/(as-it-comes|tuned|torchcodec)"),
 )
 FOOTNOTE = "Medians over rounds and, in brackets, their range; GiB is activation memory.\n"
 NOTHING = "No measurements yet: `make bench` makes them.\n"
