@@ -84,6 +84,12 @@ class Paths(Sequence[str]):
         spans = zip(starts, self.ends[indices].tolist(), strict=True)
         return Paths.packed(self.text[start:end] for start, end in spans)
 
+    def below(self, above: str) -> Paths:
+        """With `above` before each."""
+        start = above.encode(*ENCODING)
+        text = start + self.text.replace(b"\0", b"\0" + start) if len(self) else b""
+        return Paths(text, self.ends + len(start) * np.arange(1, len(self) + 1))
+
     def blocks(self) -> Iterator[bytes]:
         """The text in parts of some thousand paths; a NUL stands between two parts, too."""
         for first in range(0, len(self), BLOCK):

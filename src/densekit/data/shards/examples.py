@@ -12,7 +12,7 @@ from densekit.config import UserError
 from densekit.data.decode import UnreadableImage
 from densekit.data.listing import Content, Examples
 from densekit.data.shards.cache import ShardCache
-from densekit.data.shards.index import Names, Shard, index_from_bytes
+from densekit.data.shards.index import Shard, index_from_bytes
 from densekit.data.shards.place import ShardPlace
 from densekit.data.shards.scan import scanned
 from densekit.data.shards.spec import ShardSpec, in_folder
@@ -66,7 +66,7 @@ def open_shards(spec: ShardSpec, cache: ShardCache) -> ShardedExamples:
     if not len(index.labels):
         raise UserError(f"{spec.origin}: holds no images")
     return ShardedExamples(
-        paths=Names(index.names.text, index.names.ends, in_folder(spec.folder, "")),
+        paths=index.names.below(in_folder(spec.folder, "")),
         labels=index.labels,
         classes=dict(index.classes),
         root=spec.folder,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from densekit.config import UserError
+from densekit.data.paths import Paths
 
 INDEX_FORMAT = 1
 INDEX_SUFFIX = "-index.npz"
@@ -34,31 +35,6 @@ class Shard(NamedTuple):
     """Of one without: what changes when it does."""
 
 
-class Names(Sequence[str]):
-    """Many texts in one block of memory, which processes share after a fork."""
-
-    def __init__(self, text: np.ndarray, ends: np.ndarray, before: str = "") -> None:
-        """`text`: uint8, UTF-8; `ends`: int64 [n]; `before` stands before each."""
-        self.text, self.ends, self.before = text, ends, before
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> Names:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        start = int(self.ends[place - 1]) if place else 0
-        text = self.text[start : self.ends[place]].tobytes()
-        return self.before + text.decode("utf-8", "surrogateescape")
-
-
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """n images in some shards, in the order of the list or folder that was packed."""
@@ -68,7 +44,7 @@ class ShardIndex:
     """MEMBER [n]; `shard` is a position in shards."""
     labels: np.ndarray
     """As the Examples have them."""
-    names: Names
+    names: Paths
     """What each image was called, from the list's or folder's root on."""
     classes: Mapping[int, str]
     is_folder: bool = False
@@ -96,8 +72,8 @@ class ShardIndex:
             "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
             "members": self.members,
             "labels": self.labels,
-            "names": self.names.text,
-            "name_ends": self.names.ends,
+            "names": np.frombuffer(self.names.text.replace(b"\0", b""), np.uint8),
+            "name_ends": self.names.ends - np.arange(len(self.names)),
             **{COLUMN + head: column.astype(str) for head, column in self.columns.items()},
         }
         out = io.BytesIO()
@@ -116,7 +92,7 @@ class ShardIndex:
         if len(set(chosen)) == len(self.shards):
             return self
         kept = np.isin(self.members["shard"], [numbers[name] for name in chosen])
-        names = Names.of(self.names[i] for i in np.flatnonzero(kept))
+        names = self.names.take(np.flatnonzero(kept))
         columns = {head: column[kept] for head, column in self.columns.items()}
         return replace(
             self, members=self.members[kept], labels=self.labels[kept], names=names, columns=columns
@@ -139,7 +115,7 @@ def index_from_bytes(content: bytes, origin: str) -> ShardIndex:
                 shards=tuple(Shard(*shard) for shard in about["shards"]),
                 members=arrays["members"].astype(MEMBER, copy=False),
                 labels=arrays["labels"],
-                names=Names(arrays["names"], arrays["name_ends"]),
+                names=_names(arrays["names"], arrays["name_ends"]),
                 classes={int(label): name for label, name in about["classes"].items()},
                 is_folder=about["is_folder"],
                 unlisted=about["unlisted"],
@@ -161,3 +137,9 @@ def index_from_bytes(content: bytes, origin: str) -> ShardIndex:
     if len(lengths) > 1 or index.members["shard"].max(initial=0) >= max(len(index.shards), 1):
         raise UserError(f"{origin}: is damaged: its arrays do not fit; put an intact copy there")
     return index
+
+
+def _names(text: np.ndarray, ends: np.ndarray) -> Paths:
+    """`text` has them without anything between; `ends` is where each ends."""
+    apart = np.insert(text, ends[:-1], 0) if len(ends) else text
+    return Paths(apart.tobytes(), ends + np.arange(len(ends)))

@@ -33,10 +33,10 @@ from densekit.data.folders import image_suffixes
 from densekit.data.holdout import Side
 from densekit.data.listing import Content, Examples
 from densekit.data.multilabel import Labelling
+from densekit.data.paths import Paths
 from densekit.data.shards.index import (
     INDEX_SUFFIX,
     MEMBER,
-    Names,
     Shard,
     ShardIndex,
     index_from_bytes,
@@ -231,7 +231,7 @@ class _Job:
             shards=shards,
             members=members,
             labels=examples.labels,
-            names=Names.of(examples.relative(i) for i in range(len(examples))),
+            names=Paths.of(examples.relative(i) for i in range(len(examples))),
             classes=examples.classes,
             is_folder=examples.lines is None,
             unlisted=examples.unlisted,

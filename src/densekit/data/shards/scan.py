@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from densekit.config import UserError
-from densekit.data.shards.index import INDEX_SUFFIX, MEMBER, Names, ShardIndex, index_from_bytes
+from densekit.data.paths import Paths
+from densekit.data.shards.index import INDEX_SUFFIX, MEMBER, ShardIndex, index_from_bytes
 from densekit.data.shards.place import ShardPlace
 from densekit.data.shards.spec import ShardSpec
 from densekit.data.shards.tar import TarSample, read_samples
@@ -35,7 +36,7 @@ def scanned(spec: ShardSpec, place: ShardPlace) -> ShardIndex:
     members["offset"] = [sample.offset for sample in samples]
     members["size"] = [sample.size for sample in samples]
     members["shard"] = np.repeat(np.arange(len(found)), [len(each) for each in found])
-    names = Names.of(sample.key + sample.suffix for sample in samples)
+    names = Paths.of(sample.key + sample.suffix for sample in samples)
     labels = _label_array(samples, spec.origin)
     index = ShardIndex(shards, members, labels, names, {}, has_checksums=False)
     make_folder(kept.parent)
