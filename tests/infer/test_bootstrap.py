@@ -31,6 +31,31 @@ def test_groups_are_drawn_whole() -> None:
     assert (weights[:, [0, 2, 5]].sum(1) == 3).all()
 
 
+def test_a_single_group_says_nothing_of_others() -> None:
+    own = Resampling(5).intervals(
+        lambda weights: {"mean": weights.mean(1)}, np.zeros(6, np.int64), np.zeros(6, np.int64)
+    )
+    assert np.isnan(own["mean"]).all()
+
+
+def test_intervals_of_alike_images_cover_the_truth_by_group_alone() -> None:
+    """Eight images to each of 30 patients, whose images are all but the same."""
+    source, strata = np.random.default_rng(0), np.zeros(240, np.int64)
+    groups = np.repeat(np.arange(30), 8)
+    covered = {"images": 0, "groups": 0}
+    for trial in range(100):
+        values = source.normal(size=30)[groups] + 0.1 * source.normal(size=240)
+
+        def mean(weights: np.ndarray, values: np.ndarray = values) -> dict[str, np.ndarray]:
+            return {"mean": weights @ values / weights.sum(1)}
+
+        for name, of in (("images", None), ("groups", groups)):
+            ends = Resampling(200, seed=trial).intervals(mean, strata, of)["mean"]
+            covered[name] += ends[0] <= 0 <= ends[1]
+    assert covered["groups"] >= 86  # of 100, at 95 %
+    assert covered["images"] <= 70
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     source = np.random.default_rng(0)
     covered = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from PIL import Image
 
@@ -20,7 +21,8 @@ from densekit.data.decode import decode
 from densekit.data.listing import Examples, read_list
 from densekit.data.loader import eval_batches
 from densekit.data.transforms import Preprocessing
-from densekit.infer.evaluate import evaluate, evaluate_source, logits_of
+from densekit.infer.bootstrap import Resampling
+from densekit.infer.evaluate import Judged, evaluate, evaluate_source, logits_of
 from densekit.infer.model import Opened, open_path
 from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described
@@ -33,6 +35,8 @@ TINY = DenseNetConfig(
     growth_rate=4, block_config=(2, 2), num_init_features=8, stem="cifar", in_channels=1,
     num_classes=10, image_size=28,
 )  # fmt: skip
+BY_GROUP: dict[str, Any] = {"resampling": Resampling(40), "group": r"^(\d)"}
+"""Patients are what the files' names begin with."""
 PREPROCESSING = Preprocessing(channels=1, resize=None, crop=28, mean=(0.13,), std=(0.31,))
 
 
@@ -134,8 +138,8 @@ def test_it_is_numpys_count(
     assert [row["count"] for row in found["per_class"]] == np.bincount(labels).tolist()
     assert list(found) == [
         "count", "top1", "top5", "loss", "ece", "balanced_accuracy", "f1", "per_class",
-        "confusion", "auroc", "average_precision", "ips", "task", "preprocessing", "precision",
-        "engine", "tta",
+        "confusion", "auroc", "average_precision", "group", "groups", "ips", "task",
+        "preprocessing", "precision", "engine", "tta",
     ]  # fmt: skip
     assert found["precision"] == "fp32"
     assert found["preprocessing"] == PREPROCESSING.model_dump(mode="json")
@@ -157,6 +161,59 @@ def test_the_artifacts_own_images_and_batch_size_are_the_default(
     own = evaluate_source(opened, fp32, workers=0)
     told = evaluate_source(opened, fp32, str(digits / "val_list.txt"), batch_size=8, workers=1)
     assert without_clock(own) == without_clock(told)
+
+
+# Groups -------------------------------------------------------------------------------------
+
+
+def drawn_by_hand(groups: np.ndarray, rounds: int, seed: int) -> list[np.ndarray]:
+    """The images of each resample of whole groups, by numpy alone."""
+    names = np.unique(groups)
+    source = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    draws = source.integers(0, len(names), (rounds, len(names)))
+    own = [np.flatnonzero(groups == name) for name in names]
+    return [np.concatenate([own[k] for k in draw]) for draw in draws]
+
+
+@pytest.mark.parametrize("batch_size", [7, 97])
+def test_intervals_are_of_whole_groups(
+    opened: Opened, examples: Examples, fp32: Precision, batch_size: int
+) -> None:
+    kept: list[Judged] = []
+    found = evaluate_source(
+        opened, fp32, batch_size=batch_size, workers=0, keep=kept.append, **BY_GROUP
+    )
+    assert (found["group"], found["groups"]) == (r"^(\d)", 10)
+    groups = np.array([Path(path).name[0] for path in examples.paths])
+    answers, labels = kept[0].logits.argmax(1).numpy(), examples.labels
+    resamples = drawn_by_hand(groups, 40, 0)
+    top1 = [np.mean(answers[images] == labels[images]) for images in resamples]
+    f1 = [
+        sklearn.metrics.f1_score(labels[images], answers[images], average="macro", labels=either)
+        for images in resamples
+        for either in [np.union1d(labels[images], answers[images])]
+    ]
+    for name, values in (("top1", top1), ("f1", f1)):
+        wanted = np.percentile(values, [2.5, 97.5])
+        assert found["intervals"][name] == pytest.approx(wanted, abs=1e-12)
+    alone = evaluate_source(opened, fp32, workers=0, resampling=Resampling(40))
+    assert alone["intervals"]["top1"] != found["intervals"]["top1"]
+    assert (alone["group"], alone["groups"]) == (None, None)
+
+
+def test_the_trainings_groups_are_the_evaluations(
+    opened: Opened, digits: Path, fp32: Precision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = replace(opened, data={**opened.data, "group": r"^(\d)"})
+    told = evaluate_source(opened, fp32, workers=0, **BY_GROUP)
+    own = evaluate_source(trained, fp32, workers=0, resampling=Resampling(40))
+    assert without_clock(own) == without_clock(told)
+    other = replace(opened, data={**opened.data, "group": "Patient"})
+    found = evaluate_source(other, fp32, str(digits / "val_list.txt"), workers=0)
+    assert found["groups"] is None
+    assert "does not say data.group=Patient, by which it was trained" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--group=Patient: .*val_list\.txt has no such column"):
+        evaluate_source(opened, fp32, workers=0, group="Patient")
 
 
 # The evaluation within training -------------------------------------------------------------
@@ -312,7 +369,10 @@ def evaluate_on_this_rank(best: Path, digits: Path) -> None:
     precision = resolve("cpu", "fp32")
     distributed.start(precision.device, timeout=60)
     opened = open_path(str(best))
-    found = [evaluate_source(opened, precision, batch_size=b, workers=0) for b in (8, 40, 200)]
+    found = [
+        evaluate_source(opened, precision, batch_size=b, workers=0, **BY_GROUP)
+        for b in (8, 40, 200)
+    ]
     try:
         evaluate_source(opened, precision, str(digits / "bad.txt"), batch_size=1, workers=0)
     except UserError as error:
@@ -331,7 +391,9 @@ def test_no_number_depends_on_the_processes(
     runs.on_ranks(partial(evaluate_on_this_rank, best, digits), world)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = [evaluate_source(opened, fp32, batch_size=b, workers=0) for b in (8, 40, 200)]
+    alone = [
+        evaluate_source(opened, fp32, batch_size=b, workers=0, **BY_GROUP) for b in (8, 40, 200)
+    ]
     torch.set_num_threads(threads)
 
     for number in range(world):

@@ -127,6 +127,28 @@ def test_another_order_of_images_and_classes_changes_nothing(make: Make) -> None
     assert found[0] == found[1]
 
 
+def test_patients_are_drawn_with_all_their_images() -> None:
+    """Of either side's groups; the same resamples as numpy's."""
+    groups = np.arange(N) // 6
+    first, second = one_class("first", 1, 1), one_class("second", 1.2, 2)
+    found = [
+        compare_pair(a, b, Resampling(60, seed=4))
+        for a, b in (
+            (replace(first, groups=groups), replace(second, groups=groups)),
+            (first, replace(second, groups=groups)),
+        )
+    ]
+    assert found[0] == found[1]
+    assert found[0]["groups"] == N // 6
+    assert compare_pair(first, second, None)["groups"] is None
+    draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence(4)))
+    right = [each.logits.argmax(1) == each.labels for each in (first, second)]
+    gains = (right[1].astype(int) - right[0]).reshape(-1, 6).mean(1)
+    means = gains[draws.integers(0, N // 6, (60, N // 6))].mean(1)
+    wanted = np.percentile(means, [2.5, 97.5])
+    assert found[0]["differences"]["top1"]["interval"] == pytest.approx(wanted, abs=1e-12)
+
+
 def test_what_cannot_be_compared_is_a_sentence() -> None:
     first = one_class("first", 1, 1)
     cut = replace(first, files=first.files[1:], labels=first.labels[1:], logits=first.logits[1:])
@@ -147,6 +169,8 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path, make: Make) -> No
     for key in ("files", "labels", "logits", "thresholds"):
         np.testing.assert_array_equal(getattr(again, key), getattr(first, key))
     assert again.groups is None
+    file.write_bytes(pack_answers(replace(first, groups=np.arange(N) // 2)))
+    np.testing.assert_array_equal(read_answers("first", file).groups, np.arange(N) // 2)
     file.write_bytes(pack_answers(first)[:100])
     with pytest.raises(UserError, match="cannot be read"):
         read_answers("first", file)

@@ -99,13 +99,24 @@ def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     network(tmp_path / "net", "multilabel")
     place = images(tmp_path / "images", "multilabel")
-    words = ("evaluate", "net", "--data", place, "--report", "report", "--bootstrap", "20")
+    words = ("evaluate", "net", "--data", place, "--report", "report", "--bootstrap", "20",
+             "--group", r"^(\d)")  # fmt: skip
     result = densekit(*words, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "report/index.html: the report" in result.stderr
     printed = json.loads(result.stdout)
     written = json.loads((tmp_path / "report/report.json").read_text())
     assert {key: written[key] for key in printed} == printed
+    assert (printed["group"], printed["groups"]) == (r"^(\d)", 10)
+    saved = np.load(tmp_path / "report/predictions.npz")
+    assert saved["groups"].tolist() == [int(name[0]) for name in saved["files"]]
+    assert "over 10 groups" in Loaded((tmp_path / "report/index.html").read_text("utf-8")).text
+    compared = densekit("compare", "report", "report", "--bootstrap", "5", cwd=tmp_path)
+    assert "on the same 30 images, resampled by their 10 groups" in compared.stdout
+    refused = densekit("compare", "report", "report", "--group", "a", cwd=tmp_path)
+    assert "--group=a: goes with --evaluate or --data" in refused.stderr
+    again = densekit(*words, cwd=tmp_path)
+    assert r"95 % intervals by ^(\d) (10 groups): AUROC" in again.stdout
     (tmp_path / "report/mine.txt").write_text("mine")
     result = densekit(*words, cwd=tmp_path)
     assert result.returncode == 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from densekit.cli.evaluate import ONE, SEVERAL
-from densekit.cli.options import AsJson, BatchSize, Device, EvaluationData
+from densekit.cli.options import AsJson, BatchSize, Device, EvaluationData, GroupBy
 from densekit.cli.output import is_printing, new_table, number, show, show_json, show_notes
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def compare_runs(
         bool,
         typer.Option("--evaluate", help="Evaluate them now; --data implies it."),
     ] = False,
+    group: GroupBy = None,
     curves: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--curves", metavar="FILE.png", help="Draw their curves over one another."),
@@ -72,7 +73,13 @@ def compare_runs(
         keep_freed_memory()
         formats = resolve(device, "fp32", typed=FLAG)
         loaders = "auto" if workers is None else workers
-        sides = [judge(run, formats, data, batch_size=batch_size, workers=loaders) for run in runs]
+        how = {"batch_size": batch_size, "workers": loaders, "group": group}
+        sides = [judge(run, formats, data, **how) for run in runs]
+    elif group is not None:
+        raise UserError(
+            f"--group={group}: goes with --evaluate or --data; reports know their images' groups "
+            f"from evaluate --report"
+        )
     else:
         sides = [open_side(run) for run in runs]
     if curves is not None:
@@ -129,7 +136,8 @@ def _print(sides: Sequence[Compared], found: dict[str, Any], explain: bool) -> N
 
 
 def _print_pair(pair: dict[str, Any], names: dict[str, str]) -> None:
-    show(f"\n{pair['second']} minus {pair['first']}, on the same {pair['images']:,} images")
+    of = "" if pair["groups"] is None else f", resampled by their {pair['groups']:,} groups"
+    show(f"\n{pair['second']} minus {pair['first']}, on the same {pair['images']:,} images{of}")
     table = new_table("", "Difference", "95 %", right=("Difference", "95 %"))
     for key, found in pair["differences"].items():
         value, ends = found["value"], found["interval"]

@@ -14,6 +14,7 @@ from densekit.cli.options import (
     Device,
     Engine,
     EvaluationData,
+    GroupBy,
     MaxPixels,
     ModelName,
     Options,
@@ -72,6 +73,7 @@ def evaluate(
         int,
         typer.Option("--bootstrap", min=0, help="Resamples for the 95 % intervals; 0: none."),
     ] = 1000,
+    group: GroupBy = None,
     report: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--report", metavar="DIR", help="A page of it, figures and every answer."),
@@ -115,7 +117,7 @@ def evaluate(
         found = evaluate_source(
             opened, formats, data, batch_size, loaders, max_pixels, engine, tta,
             specificity=specificity, resampling=Resampling(bootstrap) if bootstrap else None,
-            keep=None if folder is None else judged.append,
+            keep=None if folder is None else judged.append, group=group,
         )  # fmt: skip
         if folder is not None and judged:
             of = ReportSource(source or str(config), data)
@@ -138,7 +140,7 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
     ends = found.get("intervals", {})
     shown = [f"{name} {interval(ends[key])}" for name, key in columns.items() if ends.get(key)]
     if shown:
-        show(f"95 % intervals: {', '.join(shown)}")
+        show(f"95 % intervals{by_group(found)}: {', '.join(shown)}")
     rows = [row for row in found["per_class"] if several or row["count"]]
     if len(rows) <= CLASSES_SHOWN:
         show("")
@@ -158,6 +160,11 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
         + (f"test-time augmentation {found['tta']}; " if found["tta"] != "none" else "")
         + f"precision {found['precision']}; all of it with --json"
     )
+
+
+def by_group(found: dict[str, Any]) -> str:
+    """What was resampled, where it is not single images."""
+    return "" if found["group"] is None else f" by {found['group']} ({found['groups']:,} groups)"
 
 
 def table_of_classes(rows: list[dict[str, Any]]) -> Table:

@@ -104,6 +104,14 @@ EvaluationData = Annotated[
         help="The images; without it, the validation images of the training.",
     ),
 ]
+GroupBy = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--group",
+        metavar="COLUMN|REGEX",
+        help="Draws intervals by patient: what data.group takes; as in training, by default.",
+    ),
+]
 NewHead = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--new-head", metavar="N", min=1, help="A new head of N classes."),

@@ -17,18 +17,19 @@ from densekit.data.listing import Examples, readable
 GROUPS_NAMED = 5  # in a message
 
 
-def with_groups(examples: Examples, group: str) -> Examples:
+def with_groups(examples: Examples, group: str, option: str = "data.group") -> Examples:
     """`examples` with the group of each, by data.group: a column of their CSV file, or a regular
     expression on their paths below the root, of which the one group in brackets counts.
 
-    Raises UserError, with file and line, for an image without a group.
+    `option` is what said so. Raises UserError, with file and line, for an image without a group.
     """
+    asked = f"{option}={group}"
     if group in examples.columns:
         named = examples.columns[group]
         empty = np.flatnonzero(named == "")
         if len(empty):
             raise UserError(
-                f"{examples.where(empty[0])}: {group} is empty, by which data.group={group} keeps "
+                f"{examples.where(empty[0])}: {group} is empty, by which {asked} keeps "
                 f"images together; fill it in, in {len(empty)} lines"
             )
         return replace(examples, groups=named)
@@ -36,38 +37,43 @@ def with_groups(examples: Examples, group: str) -> Examples:
         heads = list(examples.columns)
         has = f"its other columns are {', '.join(heads)}" if heads else "there are no columns"
         raise UserError(
-            f"data.group={group}: {examples.origin} has no such column{nearest(group, heads)} "
+            f"{asked}: {examples.origin} has no such column{nearest(group, heads)} "
             f"({has}); or give a regular expression on the paths, with brackets around what is the "
             f"same for one group, such as ^(patient\\d+)/"
         )
-    return replace(examples, groups=_of_paths(examples, _compiled(group)))
+    return replace(examples, groups=_of_paths(examples, _compiled(group, asked), asked))
 
 
-def _compiled(group: str) -> re.Pattern[str]:
+def _compiled(group: str, asked: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise UserError(f"data.group={group}: not a regular expression: {error}") from error
+        raise UserError(f"{asked}: not a regular expression: {error}") from error
     if pattern.groups != 1:
         raise UserError(
-            f"data.group={group}: expected one group in brackets, got {pattern.groups}; brackets "
+            f"{asked}: expected one group in brackets, got {pattern.groups}; brackets "
             f"that do not count are written (?:...)"
         )
     return pattern
 
 
-def _of_paths(examples: Examples, pattern: re.Pattern[str]) -> np.ndarray:
+def _of_paths(examples: Examples, pattern: re.Pattern[str], asked: str) -> np.ndarray:
     named = np.empty(len(examples), object)
     for index in range(len(examples)):
         path = examples.relative(index)
         found = pattern.search(path)
         if not (found and found[1]):
             raise UserError(
-                f"{examples.where(index)}: data.group={pattern.pattern} finds nothing in "
-                f"{readable(path)}; every image needs its group"
+                f"{examples.where(index)}: {asked} finds nothing in {readable(path)}; every image "
+                f"needs its group"
             )
         named[index] = found[1]
     return named
+
+
+def numbered(groups: np.ndarray) -> np.ndarray:
+    """The groups by number, in the order of their names: int64 [n]."""
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def check_apart(train: Examples, val: Examples, group: str) -> None:

@@ -1,8 +1,10 @@
 """95 % intervals by the bootstrap: the numbers of images drawn again, with replacement.
 
 Images are drawn within their strata, so that a class keeps its share; where they belong to groups,
-such as patients, whole groups are drawn. What is drawn is a function of the seed. The interval of
-a number goes from the 2.5th to the 97.5th percentile of its values (Efron, 1979).
+such as patients, whole groups are drawn, whatever their classes: images of one patient are alike,
+and an interval that takes them for independent is too narrow (Field and Welsh, 2007). What is
+drawn is a function of the seed. The interval of a number goes from the 2.5th to the 97.5th
+percentile of its values (Efron, 1979).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Resampling:
         strata: np.ndarray,
         groups: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Low and high of each number, [..., 2]; NaN where it does not exist in any resample.
+        """Low and high of each number, [..., 2]; NaN where it does not exist in any resample, and
+        of a single group.
 
         `statistics` takes how often each image was drawn, int64 [b, n]; `strata` and `groups` are
         int64 [n].
@@ -44,7 +47,10 @@ class Resampling:
         for weights in bar(chunks, -(-self.rounds // size), "intervals"):
             for name, values in statistics(weights).items():
                 found.setdefault(name, []).append(values)
-        return {name: _percentiles(np.concatenate(values)) for name, values in found.items()}
+        ends = {name: _percentiles(np.concatenate(values)) for name, values in found.items()}
+        if groups is not None and (groups == groups[0]).all():  # drawn again it is itself
+            return {name: np.full_like(values, np.nan) for name, values in ends.items()}
+        return ends
 
     def _chunks(
         self, strata: np.ndarray, groups: np.ndarray | None, size: int

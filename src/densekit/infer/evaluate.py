@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from densekit.data.bit_depth import dark_files
 from densekit.data.checks import check_examples
 from densekit.data.classes import Numbering
 from densekit.data.config import DataConfig, Task
+from densekit.data.groups import numbered, with_groups
 from densekit.data.holdout import read_sides
 from densekit.data.listing import Examples
 from densekit.data.loader import Batch, eval_batches, resolve_workers
@@ -116,17 +118,24 @@ def _together(answers: list[Answers]) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def report_of(opened: Opened, specificity: float, resampling: Resampling | None) -> ReportOf:
-    """The full report of a network's logits and the labels."""
+def report_of(
+    opened: Opened,
+    specificity: float,
+    resampling: Resampling | None,
+    groups: np.ndarray | None = None,
+) -> ReportOf:
+    """The full report of a network's logits and the labels; of images in `groups`, int64 [n], whole
+    groups are resampled."""
     outputs = len(opened.classes)
     if opened.task == "multiclass":
-        return partial(metrics.report, num_classes=outputs, resampling=resampling)
+        return partial(metrics.report, num_classes=outputs, resampling=resampling, groups=groups)
     thresholds = opened.thresholds or [DEFAULT_THRESHOLD] * outputs
     return partial(
         multilabel_metrics.report,
         thresholds=thresholds,
         specificity=specificity,
         resampling=resampling,
+        groups=groups,
     )
 
 
@@ -145,15 +154,23 @@ def evaluate_source(
     specificity: float = multilabel_metrics.SPECIFICITY,
     resampling: Resampling | None = None,
     keep: Callable[[Judged], None] | None = None,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
 
     `data` is a list file, a folder or builtin:NAME, None for the validation images that the
     network was trained with; `batch_size` is a rank's and `max_pixels` an image's limit,
-    None for the training's own. `tta` is one of VIEWS; `resampling` is how intervals are found.
-    `keep` is handed every answer, on rank 0. Raises UserError, alike on all ranks.
+    None for the training's own. `tta` is one of VIEWS; `resampling` is how intervals are found,
+    of whole groups where `group`, or else the training's data.group, says which they are. `keep` is
+    handed every answer, on rank 0. Raises UserError, alike on all ranks.
     """
-    examples, notes = distributed.on_every_rank(lambda: validation_examples(opened, data))
+
+    def find() -> tuple[Examples, str | None, list[str]]:
+        examples, notes = validation_examples(opened, data)
+        examples, by, more = _grouped(examples, group, opened.data.get("group"))
+        return examples, by, [*notes, *more]
+
+    examples, grouped_by, notes = distributed.on_every_rank(find)
     for note in notes:
         say(note)
     batch_size = batch_size or _stored_batch_size(opened.data) or BATCH_SIZE
@@ -168,7 +185,8 @@ def evaluate_source(
     shown = bar(batches, own, "evaluating")
     of_one = distributed.on_every_rank(lambda: open_engine(opened, precision, engine))
     logits = averaged(of_one, tta, opened.task, opened.preprocessing.crop)
-    of_logits = report_of(opened, specificity, resampling)
+    groups = None if examples.groups is None else numbered(examples.groups)
+    of_logits = report_of(opened, specificity, resampling, groups)
 
     def report(found: Tensor, labels: Tensor) -> dict[str, Any]:
         if keep is not None:
@@ -186,6 +204,8 @@ def evaluate_source(
         **found.summary,
         **found.report,
         "per_class": per_class,
+        "group": grouped_by,
+        "groups": None if groups is None else int(groups.max()) + 1,
         "ips": found.ips,
         "task": opened.task,
         "preprocessing": opened.preprocessing.model_dump(mode="json"),
@@ -193,6 +213,25 @@ def evaluate_source(
         "engine": resolve_engine(opened, engine),
         "tta": tta,
     }
+
+
+def _grouped(
+    examples: Examples, asked: str | None, trained: str | None
+) -> tuple[Examples, str | None, list[str]]:
+    """With the groups that are `asked` for, else those by which the network was `trained`, where
+    the images say them; by what; and a sentence where they do not. Raises UserError."""
+    if asked is not None:
+        return with_groups(examples, asked, "--group"), asked, []
+    if trained is None or examples.groups is not None:
+        return examples, trained, []
+    try:
+        return with_groups(examples, trained), trained, []
+    except UserError:
+        return examples, None, [
+            f"{examples.origin}: does not say data.group={trained}, by which it was trained, of "
+            f"all images, so intervals take each image for itself; --group COLUMN|REGEX says what "
+            f"belongs together"
+        ]  # fmt: skip
 
 
 def _check_there(data: DataConfig, option: str) -> None:

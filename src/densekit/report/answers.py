@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from densekit.data.groups import numbered
 from densekit.data.listing import Examples
 from densekit.infer.evaluate import DEFAULT_THRESHOLD, Judged
 from densekit.infer.model import Opened
@@ -81,6 +82,7 @@ class Judgement:
             labels=examples.labels,
             logits=self.judged.logits.numpy(),
             thresholds=self.thresholds,
+            groups=None if examples.groups is None else numbered(examples.groups),
         )
 
     def claims(self) -> tuple[np.ndarray, np.ndarray]:

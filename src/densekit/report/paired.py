@@ -36,6 +36,7 @@ def compare_pair(
     test; of classes that are there or not, of each at its threshold. Raises UserError."""
     second = second.aligned(first)
     of_first, of_second = (_statistics(each) for each in (first, second))
+    groups = second.groups if first.groups is None else first.groups
     ones = np.ones((1, len(first.files)), np.int64)
 
     def differences(weights: np.ndarray) -> Statistics:
@@ -45,12 +46,13 @@ def compare_pair(
     sound = not (np.isnan(first.logits).any() or np.isnan(second.logits).any())
     ends: Mapping[str, np.ndarray] = {}
     if resampling is not None and sound:
-        ends = resampling.intervals(differences, strata_of(first.labels), first.groups)
+        ends = resampling.intervals(differences, strata_of(first.labels), groups)
     found = differences(ones) if sound else {}
     return {
         "first": first.name,
         "second": second.name,
         "images": len(first.files),
+        "groups": None if groups is None else len(np.unique(groups)),
         "differences": {
             name: {"value": known(values[0]), "interval": pair(ends[name]) if ends else None}
             for name, values in found.items()

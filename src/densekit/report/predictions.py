@@ -32,7 +32,7 @@ class KeptAnswers:
     thresholds: np.ndarray
     """float64 [K]; NaN where a class has none."""
     groups: np.ndarray | None = None
-    """Whose image each is, int64 [n]; None: each is its own."""
+    """Whose image each is, by number, int64 [n]; None: each is its own."""
 
     def aligned(self, other: KeptAnswers) -> KeptAnswers:
         """The same with the classes and images in `other`'s order. Raises UserError where they are
