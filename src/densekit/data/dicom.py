@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densekit.data.pixels import Pixels, check_size, full_span, needs
+from densekit.config import needs_extra
+from densekit.data.pixels import Pixels, check_size, full_span
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -32,7 +33,8 @@ def read_dicom(data: bytes, max_pixels: int) -> Pixels:
     Raises ValueError, which quotes no element of the file, for one without an image, with several,
     or in an encoding that the installed libraries cannot decode.
     """
-    pydicom = needs("pydicom", "DICOM", "dicom")
+    with needs_extra("dicom", "is DICOM, which"):
+        import pydicom
     # its warnings on malformed elements quote them
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:

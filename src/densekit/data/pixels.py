@@ -6,14 +6,14 @@ pydicom). What cannot be read without loss is refused. H height, W width, C chan
 
 from __future__ import annotations
 
-import importlib
 import io
 import struct
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from densekit.config import needs_extra
 
 SUFFIXES = frozenset((".npy", ".dcm", ".dicom"))
 """Of image files that PIL does not read."""
@@ -166,7 +166,8 @@ def is_plain_tiff(data: bytes) -> bool:
 
 def _read_tiff(data: bytes, max_pixels: int) -> Pixels:
     """Several channels, as samples of a pixel or as pages."""
-    tifffile = needs("tifffile", "TIFF of several channels or pages", "tiff")
+    with needs_extra("tiff", "is TIFF of several channels or pages, which"):
+        import tifffile
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series, page = file.series[0], file.pages[0]
         check_size(page.imagelength, page.imagewidth, max_pixels)
@@ -184,16 +185,6 @@ def _read_tiff(data: bytes, max_pixels: int) -> Pixels:
         values = np.moveaxis(values, 0, -1)
     found = array_pixels(values, max_pixels)
     return Pixels(found.values, found.span, inverted=white)
-
-
-def needs(module: str, what: str, extra: str) -> ModuleType:
-    """The library that reads `what`. Raises ValueError where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f'is {what}, which needs {module}: pip install "densekit[{extra}]"'
-        ) from error
 
 
 # Channels -----------------------------------------------------------------------------------

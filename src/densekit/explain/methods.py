@@ -7,14 +7,12 @@ occlusion (Zeiler & Fergus, 2014, https://arxiv.org/abs/1311.2901) by captum. Sh
 from __future__ import annotations
 
 import copy
-from importlib import import_module
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densekit.config import UserError
+from densekit.config import needs_extra
 from densekit.explain.cam import densenet_of, features_and_logits
 from densekit.infer.classifier import Classifier
 
@@ -28,8 +26,9 @@ def gradcam_plus_plus(classifier: Classifier, squares: Tensor, classes: Tensor) 
     squares: [n, C, S, S]; classes: int64 [n, k]. Raises UserError without the library,
     and for a network without a linear classifier.
     """
-    library = _library("pytorch_grad_cam", "grad-cam")
-    target = import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+    with needs_extra("explain", "Grad-CAM++"):
+        from pytorch_grad_cam import GradCAMPlusPlus
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as Target
     network = densenet_of(classifier)
     features, _ = features_and_logits(classifier, network, squares)
     with torch.inference_mode(False), torch.enable_grad():
@@ -37,8 +36,8 @@ def gradcam_plus_plus(classifier: Classifier, squares: Tensor, classes: Tensor) 
         # All that follows the last map, with a classifier of its own: the library clears gradients.
         alone = copy.deepcopy(network.classifier)
         tail = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), alone)
-        method = library.GradCAMPlusPlus(tail, [tail[0]])
-        columns = [method(features, [target(place) for place in column]) for column in classes.T]
+        method = GradCAMPlusPlus(tail, [tail[0]])
+        columns = [method(features, [Target(place) for place in column]) for column in classes.T]
     return torch.stack([torch.from_numpy(column) for column in columns], 1)
 
 
@@ -53,7 +52,8 @@ def occlusion(
     go in a pass. Takes answers alone, so any engine's network will do. Raises UserError without
     the library.
     """
-    library = _library("captum.attr", "captum")
+    with needs_extra("explain", "occlusion"):
+        from captum.attr import Occlusion
     channels, side = square.shape[0], square.shape[-1]
     step = max(1, round(side / CELLS))
     mean = torch.tensor(classifier.preprocess.mean).view(1, -1, 1, 1)
@@ -63,7 +63,7 @@ def occlusion(
     def logits(images: Tensor) -> Tensor:
         return classifier.logits(images.to(square.dtype))[:, classes]
 
-    lost = library.Occlusion(logits).attribute(
+    lost = Occlusion(logits).attribute(
         square[None].float(),
         sliding_window_shapes=(channels, 2 * step, 2 * step),
         strides=(channels, step, step),
@@ -71,12 +71,3 @@ def occlusion(
         perturbations_per_eval=batch_size,
     )  # [k, C, S, S]; all channels are hidden at once, and so are alike
     return F.adaptive_avg_pool2d(lost[:, 0].float(), min(side, CELLS))
-
-
-def _library(module: str, package: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f'{package} is not installed, which makes these maps: pip install "densekit[explain]"'
-        ) from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from densekit.config import UserError
+from densekit.config import needs_extra
 from densekit.infer.exported import INPUT, LOGITS, PROBABILITIES
 from densekit.models.artifact import METADATA_KEY
 
@@ -25,10 +25,8 @@ PREFIX = "network."  # of the network's names in ExportedNetwork
 
 def to_onnx(program: ExportedProgram, with_preprocessing: bool) -> Any:
     """The ONNX ModelProto of a program. Raises UserError without the extra."""
-    try:
+    with needs_extra("export", "--to onnx or openvino"):
         import onnxscript  # noqa: F401 (what torch.onnx.export needs)
-    except ImportError as error:
-        raise missing("onnxscript") from error
     outputs = [PROBABILITIES, LOGITS] if with_preprocessing else [LOGITS]
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # onnxscript prints
         warnings.simplefilter("ignore")  # of torch's exporter about itself
@@ -89,10 +87,8 @@ def write_openvino(model: Any, folder: Path, text: str) -> None:
 
 def to_openvino(model: Any) -> Any:
     """OpenVINO's model of an ONNX ModelProto. Raises UserError without the extra."""
-    try:
+    with needs_extra("export", "--to openvino"):
         import openvino
-    except ImportError as error:
-        raise missing("openvino") from error
     return openvino.Core().read_model(model.SerializeToString())
 
 
@@ -103,9 +99,3 @@ def write_program(program: ExportedProgram, folder: Path, text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shared weights, which it stores once
         torch.export.save(program, folder / "model.pt2", extra_files={f"{METADATA_KEY}.json": text})
-
-
-def missing(package: str) -> UserError:
-    return UserError(
-        f'{package} is not installed, which this needs; pip install "densekit[export]"'
-    )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densekit.export.formats import missing
+from densekit.config import needs_extra
 from densekit.export.network import ExportedNetwork
 from densekit.infer.exported import INPUT
 from densekit.progress import bar
@@ -34,10 +34,8 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 def quantize_openvino(model: Any, images: np.ndarray, float_layers: Sequence[str]) -> Any:
     """NNCF's int8 form of OpenVINO's model; `images` in the form that it takes."""
-    try:
+    with needs_extra("export", "--to openvino-int8"):
         import nncf
-    except ImportError as error:
-        raise missing("nncf") from error
     nncf.set_log_level(logging.ERROR)
     # its progress bar belongs on the terminal, and stdout to our result
     shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
@@ -59,7 +57,7 @@ def _operations(model: Any, layers: Sequence[str]) -> list[str]:
 
 def quantize_onnx(model: Any, images: np.ndarray, float_layers: Sequence[str]) -> Any:
     """ONNX Runtime's static int8 form (QDQ) of an ONNX ModelProto."""
-    try:
+    with needs_extra("export", "--to onnx-int8"):
         import onnx
         from onnxruntime.quantization import (
             CalibrationDataReader,
@@ -67,8 +65,6 @@ def quantize_onnx(model: Any, images: np.ndarray, float_layers: Sequence[str]) -
             QuantType,
             quantize_static,
         )
-    except ImportError as error:
-        raise missing("onnxruntime") from error
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import densekit
-from densekit.config import UserError
+from densekit.config import UserError, needs_extra
 from densekit.hub.card import hub_card, is_untouched
 from densekit.models.artifact import CONFIG, WEIGHTS, locate_artifact, read_artifact
 
@@ -56,12 +56,8 @@ def push_artifact(folder: Path, repository: str, options: PushOptions) -> Pushed
     something else and a card that was edited stay, unless `force` is given; other files stay in
     any case. Raises UserError.
     """
-    try:
+    with needs_extra("hub", "pushing to the hub"):
         from huggingface_hub import CommitOperationAdd, HfApi
-    except ModuleNotFoundError as error:
-        raise UserError(
-            'pushing to the hub takes huggingface_hub: pip install "densekit[hub]"'
-        ) from error
     place = locate_artifact(folder)
     config = read_artifact(place).config  # whole, by its checksum
     api = HfApi(

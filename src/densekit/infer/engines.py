@@ -9,14 +9,12 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from importlib import import_module
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densekit.config import UserError, nearest
+from densekit.config import UserError, nearest, needs_extra
 from densekit.infer.exported import INPUT, LOGITS, Exported, Target
 from densekit.infer.model import Opened
 from densekit.models.artifact import Preprocessing
@@ -135,7 +133,8 @@ def exported_logits(exported: Exported, run: Runtime) -> Logits:
 
 def run_onnxruntime(exported: Exported, precision: Precision) -> Runtime:
     """ONNX Runtime's session for a model.onnx."""
-    runtime = _engine_module("onnxruntime")
+    with needs_extra("export", str(exported.folder)):
+        import onnxruntime as runtime
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # its warnings are about its own graph
@@ -150,7 +149,8 @@ def run_openvino(exported: Exported, precision: Precision) -> Runtime:
 
     Its own default on a CPU with bf16 instructions is bf16, so the precision is always said.
     """
-    openvino = _engine_module("openvino")
+    with needs_extra("export", str(exported.folder)):
+        import openvino
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision.name == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -184,12 +184,3 @@ RUNS: dict[str, Callable[[Exported, Precision], Runtime]] = {
     "onnxruntime": run_onnxruntime,
     "openvino": run_openvino,
 }
-
-
-def _engine_module(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f'{name} is not installed, which computes this network; pip install "densekit[export]"'
-        ) from error

@@ -4,11 +4,7 @@
 how many of them share the parts.
 """
 
-from densekit.config import UserError
+from densekit.config import needs_extra
 
-try:
+with needs_extra("score", "--out"):
     import pyarrow  # noqa: F401
-except ImportError as error:
-    raise UserError(
-        f'--out writes Parquet with pyarrow ({error}): pip install "densekit[score]"'
-    ) from error

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from densekit.config import UserError
+from densekit.config import UserError, needs_extra
 from densekit.infer.exported import Exported
 from densekit.infer.model import Opened
 from densekit.score.folder import ResultFolder
@@ -106,10 +106,8 @@ def _counted(results: queue.Queue[int | BaseException], parts: int) -> Generator
 
 
 def _ray() -> ModuleType:
-    try:
+    with needs_extra("ray", "--on ray"):
         import ray.data
-    except ImportError as error:
-        raise UserError('--on ray takes Ray: pip install "densekit[ray]"') from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False

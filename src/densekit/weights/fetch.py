@@ -30,7 +30,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from densekit.config import UserError
+from densekit.config import UserError, needs_extra
 from densekit.files import cache_folder, digest, make_folder
 
 ATTEMPTS = 3  # downloads that were cut short go on this often before it is an error
@@ -94,12 +94,8 @@ def _hub_place(name: str) -> tuple[str, str | None, str | None]:
 @contextmanager
 def _hub_errors(name: str, what: str) -> Iterator[None]:
     """What huggingface_hub raises, as UserErrors."""
-    try:
+    with needs_extra("hub", f"{name}: fetching from the hub"):
         from huggingface_hub import errors
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f'{name}: fetching from the hub takes huggingface_hub: pip install "densekit[hub]"'
-        ) from error
     try:
         yield
     except errors.LocalEntryNotFoundError as error:

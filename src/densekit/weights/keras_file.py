@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densekit.config import UserError
+from densekit.config import UserError, needs_extra
 from densekit.weights.layouts import Entries
 from densekit.weights.torch_file import BAD_ZIP
 
@@ -25,12 +25,8 @@ VARIABLES = {
 
 def read_keras(file: Path | io.BytesIO) -> Entries:
     """`layer/variable` of an .h5 file, in Keras' layout. Raises UserError."""
-    try:
+    with needs_extra("weights", "reading Keras' files"):
         import h5py
-    except ModuleNotFoundError as error:
-        raise UserError(
-            'reading Keras\' files takes h5py: pip install "densekit[weights]"'
-        ) from error
     found: dict[str, Any] = {}
 
     def collect(name: str, node: Any) -> None:  # links to other files are not followed
