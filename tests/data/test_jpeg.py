@@ -77,32 +77,37 @@ def test_a_rectangle_is_pillows(
     height=st.integers(1, 150),
     subsampling=st.sampled_from(["4:4:4", "4:2:0"]),
     side=st.integers(1, 100),
+    mirrored=st.booleans(),
     data=st.data(),
 )
 def test_a_square_is_torchvisions_of_pillows_pixels(
-    mode: str, width: int, height: int, subsampling: str, side: int, data: st.DataObject
-) -> None:
-    """Antialiased, larger and smaller, to the bit."""
+    mode: str, width: int, height: int, subsampling: str, side: int, mirrored: bool,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    """Antialiased, larger and smaller, mirrored, to the bit."""
     file = encoded(mode, width, height, subsampling=subsampling)
     h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
     top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
     whole = np.array(Image.open(io.BytesIO(file))).reshape(height, width, -1)
     part = torch.from_numpy(whole).permute(2, 0, 1)[:, top : top + h, left : left + w]
-    square = jpeg.read_square(file, len(part), top, left, h, w, 1, side)
+    square = jpeg.read_square(file, len(part), top, left, h, w, 1, side, mirrored)
     assert square is not None
-    assert torch.equal(square, F.resize(part, [side, side], antialias=True))
+    theirs = F.resize(part, [side, side], antialias=True)
+    assert torch.equal(square, theirs.flip(-1) if mirrored else theirs)
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("mirrored", [True, False])
 def test_every_square_is_what_the_whole_image_gives(
-    mode: str, interpolation: Interpolation, antialias: bool
+    mode: str, interpolation: Interpolation, antialias: bool, mirrored: bool
 ) -> None:
     file, box = encoded(mode, 131, 97), Box(7, 11, 80, 70)
     resize = Resize(32, interpolation, antialias)
-    found = open_image(file, 3).square(box, resize)
-    assert torch.equal(found, ImageFile(decode(file, 3)).square(box, resize))
+    found = open_image(file, 3).square(box, resize, mirrored)
+    theirs = ImageFile(decode(file, 3)).square(box, resize)
+    assert torch.equal(found, theirs.flip(-1) if mirrored else theirs)
 
 
 def test_the_header_is_read_as_pillow_reads_it(sample: list[bytes]) -> None:

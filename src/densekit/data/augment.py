@@ -38,6 +38,8 @@ class TrainTransform:
     """Where only a part of the image is needed, so that no more of it is decoded."""
     resize: Resize
     """Of that part."""
+    flip: float
+    """Probability that the part is mirrored; where `region` is, and the flip comes next."""
     stages: tuple[Stage, ...]
 
     def __call__(self, image: ImageFile) -> Tensor:
@@ -47,7 +49,8 @@ class TrainTransform:
         """The pixels that the stages begin with. Raises UnreadableImage."""
         if self.region is None:
             return image.pixels()
-        return image.square(self.region(image.height, image.width), self.resize)
+        box = self.region(image.height, image.width)
+        return image.square(box, self.resize, _drawn(self.flip))
 
     def change(self, pixels: Tensor) -> Tensor:
         for stage in self.stages:
@@ -69,14 +72,17 @@ def train_transform(config: DataConfig) -> TrainTransform:
         crop = [*first, v2.RandomCrop(size, augment.crop_padding or None, pad_if_needed=True)]
     else:
         crop = [Preprocessing.from_config(config)]
-    flip: list[Stage] = [partial(_flipped, augment.flip)] if augment.flip else []
+    moved = affine(augment)
+    mirror = torch.tensor(augment.flip).item()  # rounded as torch rounds what it compares
+    flip_in_resize = mirror if region and not moved else 0.0
+    flip: list[Stage] = [partial(_flipped, mirror)] if mirror > flip_in_resize else []
     erase: list[Stage] = [Erase(config)] if augment.erase else []
-    stages: list[Stage] = [*crop, *affine(augment), *flip, *colours(augment, config.mean), *erase]
+    stages: list[Stage] = [*crop, *moved, *flip, *colours(augment, config.mean), *erase]
     scaled = config.decode == "scaled"
     if scaled and (why := jpeg.why_no_reader()):
         raise UserError(f"data.decode=scaled is not to be had here: {why}; set data.decode=exact")
     to_square = Resize(size, config.interpolation, config.antialias, scaled)
-    return TrainTransform(region, to_square, tuple(stages))
+    return TrainTransform(region, to_square, flip_in_resize, tuple(stages))
 
 
 class RandomResizedCrop:
@@ -124,8 +130,13 @@ class PaddleCrop:
 
 
 def _flipped(probability: float, image: Tensor) -> Tensor:
-    """Mirrored so often, by torchvision's draw."""
-    return image.flip(-1) if torch.rand(1) < probability else image
+    """Mirrored so often."""
+    return image.flip(-1) if _drawn(probability) else image
+
+
+def _drawn(probability: float) -> bool:
+    """torchvision's draw of whether something happens; none where it never does."""
+    return probability > 0 and torch.rand(1).item() < probability
 
 
 def affine(augment: AugmentConfig) -> list[Stage]:

@@ -98,10 +98,11 @@ class ImageFile:
         top, left, height, width = box
         return self.whole[:, top : top + height, left : left + width]
 
-    def square(self, box: Box, resize: Resize) -> Tensor:
-        """[C, side, side], the pixels of `box` resized. Raises UnreadableImage."""
+    def square(self, box: Box, resize: Resize, mirrored: bool = False) -> Tensor:
+        """[C, side, side], the pixels of `box` resized, then mirrored. Raises UnreadableImage."""
         size, mode = [resize.side, resize.side], InterpolationMode(resize.interpolation)
-        return F.resize(self.pixels(box), size, mode, antialias=resize.antialias)
+        resized = F.resize(self.pixels(box), size, mode, antialias=resize.antialias)
+        return resized.flip(-1) if mirrored else resized
 
 
 class JpegFile(ImageFile):
@@ -125,14 +126,14 @@ class JpegFile(ImageFile):
             found = np.array(converted.convert(MODES[self.channels]))
         return _channels_first(found)
 
-    def square(self, box: Box, resize: Resize) -> Tensor:
+    def square(self, box: Box, resize: Resize, mirrored: bool = False) -> Tensor:
         """Resized as it is decoded, where that is to the bit what torchvision makes of it."""
         if self.bands == self.channels and resize.antialias and resize.interpolation == "bilinear":
             scale = resize.fraction(box.height, box.width)
-            found = jpeg.read_square(self.content, self.bands, *box, scale, resize.side)
+            found = jpeg.read_square(self.content, self.bands, *box, scale, resize.side, mirrored)
             if found is not None:
                 return found
-        return super().square(box, resize)
+        return super().square(box, resize, mirrored)
 
 
 ImageSource = str | Path | bytes | Content

@@ -9,6 +9,7 @@
 // machines, which libjpeg itself checks (jpeg_CreateDecompress, by version and size).
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstddef>
 #include <cstdlib>
@@ -21,7 +22,6 @@ namespace {
 
 constexpr int kVersion = 62, kGrey = 1, kRgb = 2;
 constexpr unsigned kRows = 1, kColumns = 16;  // that are decoded beyond the rectangle
-constexpr size_t kBeyond = 16;                  // bytes that may be read beyond a row
 static_assert(sizeof(void*) == 8, "the structs below are those of 64-bit machines");
 
 struct Decompress;
@@ -113,9 +113,9 @@ struct Part {
   unsigned top, left, height, width;
 };
 
-// Decodes `part`, and hands its rows to `take(y, row)`, y from 0 on. With a `denominator` of 2, 4 or
-// 8 the image is that much smaller, and so is the part, whose edges are moved outward to whole
-// pixels. Returns 0 for what libjpeg warns of or cannot decode.
+// Decodes `part`, and hands its rows to `take(rows, stride, count)`, kLanes at a time. With a
+// `denominator` of 2, 4 or 8 the image is that much smaller, and so is the part, whose edges are
+// moved outward to whole pixels. Returns 0 for what libjpeg warns of or cannot decode.
 //
 // Nothing with a destructor may live here: libjpeg's errors jump over it.
 template <class Take>
@@ -123,11 +123,11 @@ int decode(const unsigned char* file, size_t size, int channels, unsigned denomi
            Take& take) {
   Errors errors{};
   Decompress jpeg{};
-  unsigned char* volatile row = nullptr;
+  unsigned char* volatile strip = nullptr;
   start(jpeg, errors);
   if (setjmp(errors.failed)) {
     library.destroy(&jpeg);
-    std::free(row);
+    std::free(strip);
     return 0;
   }
   library.create(&jpeg, kVersion, sizeof jpeg);
@@ -148,18 +148,24 @@ int decode(const unsigned char* file, size_t size, int channels, unsigned denomi
   unsigned columns = (last < jpeg.output_width ? last : jpeg.output_width) - first;
   library.crop(&jpeg, &first, &columns);  // moves `first` left, to a block's edge
   if (above) library.skip(&jpeg, above);
-  row = static_cast<unsigned char*>(std::malloc(size_t(jpeg.output_width) * channels + kBeyond));
-  if (!row) fail(&jpeg);
-  while (jpeg.output_scanline < bottom) {
-    unsigned y = jpeg.output_scanline;
-    unsigned char* rows[1] = {row};
+  const size_t stride = size_t(jpeg.output_width) * channels + kLanes;
+  strip = static_cast<unsigned char*>(std::calloc(kLanes, stride));
+  if (!strip) fail(&jpeg);
+  unsigned char* rows[kLanes];
+  for (int i = 0; i < kLanes; i++) rows[i] = strip + i * stride;
+  while (jpeg.output_scanline < top)
     if (library.read(&jpeg, rows, 1) != 1) fail(&jpeg);
-    if (y >= top) take(y - top, row + size_t(left - first) * channels);
+  while (jpeg.output_scanline < bottom) {
+    const unsigned begin = jpeg.output_scanline, end = std::min(begin + kLanes, bottom);
+    while (jpeg.output_scanline < end)
+      if (!library.read(&jpeg, rows + jpeg.output_scanline - begin, end - jpeg.output_scanline))
+        fail(&jpeg);
+    take(rows[0] + size_t(left - first) * channels, stride, static_cast<int>(end - begin));
   }
   // as Pillow does: what follows the last row may be damaged, too
   if (jpeg.output_scanline == jpeg.output_height) library.finish(&jpeg);
   library.destroy(&jpeg);
-  std::free(row);
+  std::free(strip);
   return 1;
 }
 
@@ -177,9 +183,9 @@ Taps along(unsigned start, unsigned length, unsigned denominator, int size) {
 // into out, [height, width, channels]. Returns 0 where Pillow has to decode.
 extern "C" int read_rectangle(const unsigned char* file, size_t size, int channels, unsigned top,
                               unsigned left, unsigned height, unsigned width, unsigned char* out) {
-  const size_t stride = size_t(width) * channels;
-  auto copy = [=](unsigned y, const unsigned char* row) {
-    std::memcpy(out + y * stride, row, stride);
+  const size_t bytes = size_t(width) * channels;
+  auto copy = [&](const unsigned char* rows, size_t stride, int count) {
+    for (int i = 0; i < count; i++, out += bytes) std::memcpy(out, rows + i * stride, bytes);
   };
   return decode(file, size, channels, 1, {top, left, height, width}, copy);
 }
@@ -188,13 +194,14 @@ extern "C" int read_rectangle(const unsigned char* file, size_t size, int channe
 // decoded at a `denominator`th of its size.
 extern "C" int read_square(const unsigned char* file, size_t size, int channels, unsigned top,
                            unsigned left, unsigned height, unsigned width, unsigned denominator,
-                           int side, unsigned char* out) {
+                           int side, int mirrored, unsigned char* out) {
   try {
     const Taps across = along(left, width, denominator, side);
     const Taps down = along(top, height, denominator, side);
-    const unsigned rows = (top + height + denominator - 1) / denominator - top / denominator;
-    Resizer resizer(channels, across, down, static_cast<int>(rows), out);
-    auto take = [&](unsigned y, const unsigned char* row) { resizer.take(y, row); };
+    Resizer resizer(channels, across, down, mirrored, out);
+    auto take = [&](const unsigned char* rows, size_t stride, int count) {
+      resizer.take(rows, stride, count);
+    };
     return decode(file, size, channels, denominator, {top, left, height, width}, take);
   } catch (const std::bad_alloc&) {
     return 0;

@@ -48,11 +48,12 @@ def read_rectangle(
 
 
 def read_square(
-    file: bytes, channels: int, top: int, left: int, height: int, width: int, scale: int, side: int
-) -> torch.Tensor | None:
+    file: bytes, channels: int, top: int, left: int, height: int, width: int, scale: int, side: int,
+    mirrored: bool = False,
+) -> torch.Tensor | None:  # fmt: skip
     """The same part, resized -> uint8 [channels, side, side]: bilinear, antialiased, torch's to the
-    bit. With a `scale` of 2, 4 or 8 the image is decoded at that fraction of its size first, which
-    changes pixels.
+    bit; and mirrored, if that is asked for. With a `scale` of 2, 4 or 8 the image is decoded at
+    that fraction of its size first, which changes pixels.
 
     None where `read_rectangle` is.
     """
@@ -61,7 +62,7 @@ def read_square(
         return None
     pixels = torch.empty((channels, side, side), dtype=torch.uint8)
     box, into = (top, left, height, width), pixels.data_ptr()
-    done = code.read_square(file, len(file), channels, *box, scale, side, into)
+    done = code.read_square(file, len(file), channels, *box, scale, side, mirrored, into)
     return pixels if done else None
 
 
@@ -108,7 +109,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{found[0]} is not libjpeg 6.2 with turbo's functions"
     part: list[Any] = [ctypes.c_char_p, SIZE, ctypes.c_int, *[UINT] * 4]
     code.read_rectangle.argtypes = [*part, PTR]
-    code.read_square.argtypes = [*part, UINT, ctypes.c_int, PTR]
+    code.read_square.argtypes = [*part, UINT, ctypes.c_int, ctypes.c_int, PTR]
     return code, ""
 
 

@@ -1,29 +1,35 @@
-// Antialiased bilinear resizing of 8-bit rows, one after the other as they are decoded.
+// Antialiased bilinear resizing of 8-bit rows, strip by strip as they are decoded.
 //
 // The arithmetic is that of torch's `interpolate(mode="bilinear", antialias=True)` for uint8, which
 // is Pillow's: weights of 16 bits with as many binary places as the largest allows, first along
 // rows, rounded to 8 bits, then along columns. So the pixels are torch's to the bit.
+//
+// A strip is turned (its columns become lines), so that both passes add up whole lines.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __SSE4_1__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
+constexpr int kLanes = 16;  // bytes of a vector, and rows of a strip
+
 // What each of `size` outputs takes from one line of inputs.
 struct Taps {
+  int inputs;
   std::vector<int> first, count;
   std::vector<int16_t> weights;  // [size, most]
   int most = 0;                  // even, so that weights can be taken in pairs
   int places = 0;                // binary ones
 
   // Outputs lie evenly on [start, start + scale * size] of `inputs` values.
-  Taps(int inputs, int size, double start, double scale) : first(size), count(size) {
+  Taps(int inputs, int size, double start, double scale)
+      : inputs(inputs), first(size), count(size) {
     const double reach = std::max(scale, 1.0);
-    most = (2 * static_cast<int>(std::ceil(reach)) + 2) & ~1;
+    most = 2 * static_cast<int>(std::ceil(reach)) + 2;
     std::vector<double> shares(size_t(size) * most);
     double largest = 0;
     for (int i = 0; i < size; i++) {
@@ -48,87 +54,122 @@ struct Taps {
   }
 };
 
+// kLanes weighted sums of `count` lines, `stride` bytes apart; one line more may be read.
+inline void add_up(const unsigned char* from, size_t stride, const int16_t* weights, int count,
+                   int places, unsigned char* to) {
+#ifdef __AVX2__
+  __m256i low = _mm256_set1_epi32(1 << (places - 1)), high = low;
+  for (int j = 0; j < count; j += 2, from += 2 * stride) {  // pairs of lines, byte by byte
+    const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    const __m128i other = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + stride));
+    int32_t pair;
+    std::memcpy(&pair, weights + j, sizeof pair);
+    const __m256i both = _mm256_set1_epi32(pair);
+    const __m256i first = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(one, other));
+    const __m256i second = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(one, other));
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(first, both));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(second, both));
+  }
+  const __m128i shift = _mm_cvtsi32_si128(places);
+  const __m256i words =
+      _mm256_packs_epi32(_mm256_sra_epi32(low, shift), _mm256_sra_epi32(high, shift));
+  const __m256i in_order = _mm256_permute4x64_epi64(words, _MM_SHUFFLE(3, 1, 2, 0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packus_epi16(_mm256_castsi256_si128(in_order),
+                                    _mm256_extracti128_si256(in_order, 1)));
+#else
+  int sums[kLanes];
+  std::fill(sums, sums + kLanes, 1 << (places - 1));
+  for (int j = 0; j < count; j++, from += stride)
+    for (int i = 0; i < kLanes; i++) sums[i] += weights[j] * from[i];
+  for (int i = 0; i < kLanes; i++)
+    to[i] = static_cast<unsigned char>(std::min(sums[i] >> places, 255));
+#endif
+}
+
+// Writes kLanes rows of as many bytes as columns.
+inline void turn(const unsigned char* from, size_t stride, unsigned char* to, size_t to_stride) {
+#ifdef __SSE2__
+  static_assert(kLanes == 16);
+  __m128i rows[16], turned[16];
+  for (int i = 0; i < 16; i++)
+    rows[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * stride));
+  for (int step = 0; step < 4; step++) {  // each weaves the first half with the second
+    for (int i = 0; i < 8; i++) {
+      turned[2 * i] = _mm_unpacklo_epi8(rows[i], rows[i + 8]);
+      turned[2 * i + 1] = _mm_unpackhi_epi8(rows[i], rows[i + 8]);
+    }
+    for (int i = 0; i < 16; i++) rows[i] = turned[i];
+  }
+  for (int i = 0; i < 16; i++)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * to_stride), rows[i]);
+#else
+  for (int i = 0; i < kLanes; i++)
+    for (int j = 0; j < kLanes; j++) to[i * to_stride + j] = from[j * stride + i];
+#endif
+}
+
+constexpr size_t whole_vectors(size_t bytes) { return (bytes + kLanes - 1) / kLanes * kLanes; }
+
 // Takes the rows of a rectangle from above to below, [width, channels] each, and writes the resized
-// image, [channels, size, size].
+// image, [channels, size, size]; mirrored, if that is asked for.
 class Resizer {
  public:
-  Resizer(int channels, const Taps& across, const Taps& down, int rows, unsigned char* out)
-      : channels_(channels), size_(static_cast<int>(across.first.size())), across_(across),
-        down_(down), out_(out), lines_(size_t(rows) * channels * size_) {}
+  Resizer(int channels, const Taps& across, const Taps& down, bool mirrored, unsigned char* out)
+      : channels_(channels), size_(static_cast<int>(across.first.size())), mirrored_(mirrored),
+        across_(across), down_(down), out_(out), padded_(whole_vectors(size_)),
+        values_(size_t(across.inputs) * channels), turned_((whole_vectors(values_) + channels) * kLanes),
+        resized_(padded_ * channels * kLanes),
+        lines_((whole_vectors(down.inputs) + 1) * channels * padded_) {}
 
-  // `row` may be read up to 8 bytes beyond its end.
-  void take(int y, const unsigned char* row) {
-    along_row(row, &lines_[size_t(y) * channels_ * size_]);
-    while (written_ < size_ && down_.first[written_] + down_.count[written_] <= y + 1) {
-      along_columns(written_);
-      written_++;
-    }
+  // The next `count` rows, kLanes at the most. Of each of kLanes rows up to kLanes bytes beyond its
+  // end may be read.
+  void take(const unsigned char* rows, size_t stride, int count) {
+    for (size_t i = 0; i < values_; i += kLanes)
+      turn(rows + i, stride, &turned_[i * kLanes], kLanes);
+    along_rows();
+    unsigned char* line = &lines_[size_t(taken_) * channels_ * padded_];
+    for (size_t i = 0; i < channels_ * padded_; i += kLanes)
+      turn(&resized_[i * kLanes], kLanes, line + i, channels_ * padded_);
+    taken_ += count;
+    while (written_ < size_ && down_.first[written_] + down_.count[written_] <= taken_)
+      along_columns(written_++);
   }
 
  private:
-  void along_row(const unsigned char* row, unsigned char* line) const {
-    const int half = 1 << (across_.places - 1);
+  void along_rows() {
     for (int x = 0; x < size_; x++) {
-      const int16_t* weight = &across_.weights[size_t(x) * across_.most];
-      const unsigned char* pixel = row + size_t(across_.first[x]) * channels_;
-      const int count = across_.count[x];
-#ifdef __SSE4_1__
-      if (channels_ == 3) {  // pairs of pixels: red, red, green, green, blue, blue
-        const __m128i pairs =
-            _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
-        __m128i sum = _mm_set1_epi32(half);
-        for (int j = 0; j < count; j += 2, pixel += 6) {
-          int32_t two;
-          std::memcpy(&two, weight + j, sizeof two);
-          const __m128i values = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(pixel));
-          const __m128i wide = _mm_shuffle_epi8(values, pairs);
-          sum = _mm_add_epi32(sum, _mm_madd_epi16(wide, _mm_set1_epi32(two)));
-        }
-        sum = _mm_sra_epi32(sum, _mm_cvtsi32_si128(across_.places));
-        sum = _mm_packs_epi32(sum, sum);
-        const uint32_t rgb = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
-        line[x] = static_cast<unsigned char>(rgb);
-        line[x + size_] = static_cast<unsigned char>(rgb >> 8);
-        line[x + 2 * size_] = static_cast<unsigned char>(rgb >> 16);
-        continue;
-      }
-#endif
-      for (int c = 0; c < channels_; c++) {
-        int sum = half;
-        for (int j = 0; j < count; j++) sum += weight[j] * pixel[size_t(j) * channels_ + c];
-        line[x + c * size_] = static_cast<unsigned char>(std::min(sum >> across_.places, 255));
-      }
+      const int16_t* weights = &across_.weights[size_t(x) * across_.most];
+      const unsigned char* from = &turned_[size_t(across_.first[x]) * channels_ * kLanes];
+      const int to = mirrored_ ? size_ - 1 - x : x;
+      for (int c = 0; c < channels_; c++)
+        add_up(from + c * kLanes, size_t(channels_) * kLanes, weights, across_.count[x],
+               across_.places, &resized_[(c * padded_ + to) * kLanes]);
     }
   }
 
   void along_columns(int y) const {
-    constexpr int kBlock = 32;  // sums that the compiler keeps in registers
-    const int16_t* weight = &down_.weights[size_t(y) * down_.most];
-    const size_t length = size_t(channels_) * size_;
-    const unsigned char* top = &lines_[size_t(down_.first[y]) * length];
+    const int16_t* weights = &down_.weights[size_t(y) * down_.most];
+    const size_t stride = channels_ * padded_;
     for (int c = 0; c < channels_; c++) {
+      const unsigned char* from = &lines_[down_.first[y] * stride + c * padded_];
       unsigned char* to = out_ + (size_t(c) * size_ + y) * size_;
-      const unsigned char* from = top + size_t(c) * size_;
-      for (int x = 0; x < size_; x += kBlock) {
-        const int block = std::min(kBlock, size_ - x);
-        int sums[kBlock];
-        std::fill(sums, sums + kBlock, 1 << (down_.places - 1));
-        for (int j = 0; j < down_.count[y]; j++) {
-          const unsigned char* values = from + j * length + x;
-          if (block == kBlock)
-            for (int i = 0; i < kBlock; i++) sums[i] += weight[j] * values[i];
-          else
-            for (int i = 0; i < block; i++) sums[i] += weight[j] * values[i];
-        }
-        for (int i = 0; i < block; i++)
-          to[x + i] = static_cast<unsigned char>(std::min(sums[i] >> down_.places, 255));
+      for (int x = 0; x < size_; x += kLanes) {
+        unsigned char rest[kLanes];
+        unsigned char* sums = x + kLanes <= size_ ? to + x : rest;
+        add_up(from + x, stride, weights, down_.count[y], down_.places, sums);
+        if (sums == rest) std::memcpy(to + x, rest, size_ - x);
       }
     }
   }
 
   const int channels_, size_;
+  const bool mirrored_;
   const Taps &across_, &down_;
   unsigned char* out_;
-  std::vector<unsigned char> lines_;  // [rows, channels, size], resized along rows
-  int written_ = 0;
+  const size_t padded_, values_;  // bytes of a line of the result, and of a row
+  std::vector<unsigned char> turned_;   // [width, channels, kLanes]
+  std::vector<unsigned char> resized_;  // [channels, padded, kLanes]
+  std::vector<unsigned char> lines_;    // [rows, channels, padded], resized along rows
+  int taken_ = 0, written_ = 0;
 };
