@@ -15,7 +15,7 @@ from densekit.models.variants import ModelConfig
 from densekit.paddleclas.open import open_recipe
 from densekit.training.loop import Outcome
 from densekit.training.loop import train as run
-from densekit.weights.pretrained import start_from
+from densekit.weights.pretrained import create_network
 
 __all__ = ["Classifier", "create_model", "list_models", "load", "train"]
 
@@ -47,10 +47,9 @@ def create_model(
         "overrides": overrides or {},
     }
     config = build(ModelConfig, ConfigSource(tree, {(): "create_model"}))
-    model = variants.create(config, with_head=num_classes != 0)
-    if pretrained is not None:
-        for said in start_from(model, pretrained):
-            warnings.warn(said, stacklevel=2)
+    model, notes = create_network(config, with_head=num_classes != 0)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     return model
 
 

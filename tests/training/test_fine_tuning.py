@@ -113,7 +113,7 @@ def test_what_is_frozen_stands_still_and_then_moves(op: str) -> None:
         *SMALL, f"model.op={op}", "optim.head_epochs=1", "optim.unfreeze_epochs=1",
         "loop.epochs=5", "optim.milestones=[4]", "loop.ema=0.5",
     ])  # fmt: skip
-    learner, _ = create_learner(recipe, resolve("cpu", "fp32"))
+    learner = create_learner(recipe, resolve("cpu", "fp32"))
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=draw)
     share = (images, torch.tensor([0, 1, 2, 0, 1, 2]))
@@ -188,7 +188,7 @@ def test_frozen_norms_keep_their_statistics_and_train_their_scales(op: str) -> N
     ])  # fmt: skip
     optim = recipe.optim.model_copy(update={"freeze_norm": True})  # which asks for weights
     recipe = recipe.model_copy(update={"optim": optim})
-    learner, _ = create_learner(recipe, resolve("cpu", "fp32"))
+    learner = create_learner(recipe, resolve("cpu", "fp32"))
     assert isinstance(learner.model, DenseNet)
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=draw)

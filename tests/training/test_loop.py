@@ -16,11 +16,11 @@ from densekit.infer.evaluate import evaluate_source
 from densekit.infer.model import open_path
 from densekit.models import artifact
 from densekit.precision import resolve
-from densekit.training import curves
-from densekit.training import loop as run
-from densekit.training.loop import Outcome, rehearse, train
+from densekit.training import curves, loop, run
+from densekit.training.loop import Outcome, train
 from densekit.training.optim import lr_factor
 from densekit.training.recipe import Recipe, load_recipe
+from densekit.training.rehearsal import rehearse
 from densekit.training.state import step_of
 from runs import EPOCHS, OPTIONS, STEPS, STEPS_PER_EPOCH, VAL, Options, Runs, lines, states, weights
 
@@ -136,7 +136,8 @@ def test_states_by_the_minute(runs: Runs, tmp_path: Path, monkeypatch: pytest.Mo
         return hands.now
 
     clock = SimpleNamespace(monotonic=monotonic, perf_counter=time.perf_counter)
-    monkeypatch.setattr(run, "time", clock)
+    for module in (loop, run):
+        monkeypatch.setattr(module, "time", clock)
     options = {"loop.save_every": "2 minutes", "loop.keep": 100}
     train(recipe(runs, tmp_path / "run", options))
     saved = {step_of(file) for file in states(tmp_path / "run")}

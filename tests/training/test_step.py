@@ -13,9 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision
+from densekit.training.ema import moving_average
 from densekit.training.loss import make_loss
 from densekit.training.recipe import LoopConfig
-from densekit.training.step import SUMS, Learner, moving_average, train_step
+from densekit.training.step import SUMS, Learner, train_step
 
 N, K = 12, 10
 CPU = torch.device("cpu")

@@ -21,8 +21,9 @@ from densekit.infer.evaluate import evaluate_source
 from densekit.infer.model import open_path
 from densekit.precision import resolve
 from densekit.training import curves
-from densekit.training.loop import Outcome, rehearse, train
+from densekit.training.loop import Outcome, train
 from densekit.training.recipe import load_recipe
+from densekit.training.rehearsal import rehearse
 from runs import OPTIONS, Options, Runs, assert_same_run, digits, lines
 
 NAMES = ("odd", "small", "three")

@@ -255,7 +255,7 @@ def training_step(recipe: Recipe) -> TrainingStep:
             "loop": loop.model_copy(update={"class_weights": weights}),
         }
     )
-    learner, _ = create_learner(recipe, formats)
+    learner = create_learner(recipe, formats)
     images, labels = random_batch(data.batch_size, data.channels, data.train_side, num_classes)
     if recipe.model.task != "multiclass":
         labels = F.one_hot(labels, num_classes).to(torch.int8)

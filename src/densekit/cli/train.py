@@ -12,7 +12,8 @@ from densekit.cli.options import AsJson, Config, DryRun, Options, OwnFolder, Res
 from densekit.cli.output import new_table, number, show, show_json, show_notes
 
 if TYPE_CHECKING:
-    from densekit.training.loop import Outcome, Rehearsal
+    from densekit.training.loop import Outcome
+    from densekit.training.recipe import Recipe
 
 STOPPED = 75  # EX_TEMPFAIL: try again and the run goes on
 
@@ -37,7 +38,6 @@ def train(
     """
     from densekit import distributed
     from densekit.paddleclas.open import open_recipe
-    from densekit.training.loop import rehearse
     from densekit.training.loop import train as run
 
     options = list(option or [])
@@ -47,8 +47,7 @@ def train(
         opened = open_recipe(config, options, folder=data)
         show_notes(opened.notes)
         if dry_run:
-            rehearsal = rehearse(opened.recipe)
-            print_rehearsal(rehearsal, as_json=json)
+            print_rehearsal(opened.recipe, as_json=json)
             return
         outcome = run(opened.recipe)
         # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
@@ -102,13 +101,15 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
         )
 
 
-def print_rehearsal(found: Rehearsal, as_json: bool) -> None:
+def print_rehearsal(asked: Recipe, as_json: bool) -> None:
     """What --dry-run says: the recipe, the data, the model, the schedule, the time."""
     from densekit.config import to_yaml
     from densekit.data.groups import group_counts
     from densekit.models import variants
     from densekit.training.progress import duration
+    from densekit.training.rehearsal import rehearse
 
+    found = rehearse(asked)
     plan, recipe = found.plan, found.plan.recipe
     model = variants.describe_variant(recipe.model.name, plan.architecture)
     schedule = [{"epoch": epoch, "lr": rate} for epoch, rate in plan.schedule.by_epoch()]

@@ -88,6 +88,11 @@ def check_formats(exported: Exported, precision: Precision, engine: str) -> None
 # torch --------------------------------------------------------------------------------------
 
 
+def preparing(preprocessing: Preprocessing, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """uint8 images [n, C, H, W] -> normalised floats on the device, in the memory format."""
+    return lambda images: preprocessing.normalize(precision.send(images))
+
+
 def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precision) -> Logits:
     """torch's engine: `model` in eval mode by op `auto`, normalisation on its device.
 
@@ -99,11 +104,11 @@ def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precisi
         model = copy.deepcopy(model).eval()
     if isinstance(model, DenseNet) and other:
         model.set_op("auto")
-    model = precision.place(model)
+    model, prepare = precision.place(model), preparing(preprocessing, precision)
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode(), precision.autocast():
-            return model(preprocessing.normalize(precision.send(images))).float().cpu()
+            return model(prepare(images)).float().cpu()
 
     return logits
 

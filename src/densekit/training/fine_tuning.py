@@ -10,14 +10,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 
-import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from densekit import distributed
 from densekit.config import UserError, nearest
 from densekit.models.densenet import DenseNet
 from densekit.models.parts import HEAD_PART, part_of, part_rates
 from densekit.models.variants import architecture
+from densekit.training.graph import forward_of
 from densekit.training.optim import OptimConfig, scale
 from densekit.training.recipe import Recipe
 from densekit.training.step import Learner
@@ -39,9 +38,7 @@ def thaw(learner: Learner, recipe: Recipe, epoch: int) -> None:
     if isinstance(learner.forward, DistributedDataParallel):
         learner.forward = model
         gc.collect()  # the old one's hooks on the parameters go with it
-        side = recipe.data.train_side
-        image = torch.zeros(1, recipe.data.channels, side, side, dtype=torch.uint8)
-        learner.forward = distributed.wrap(model, learner.prepare(image))
+        learner.forward = forward_of(model, learner.prepare, recipe, learner.precision)
 
 
 def frozen_to(optim: OptimConfig, stages: Iterable[str], epoch: int) -> str | None:

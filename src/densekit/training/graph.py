@@ -5,6 +5,8 @@ Small maps and small batches are bound by how fast Python launches kernels. Unpr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -43,10 +45,12 @@ def why_not_graph(recipe: Recipe, device: torch.device) -> str | None:
     return None
 
 
-def forward_of(model: nn.Module, sample: Tensor, recipe: Recipe, precision: Precision) -> nn.Module:
-    """What a step calls: the model, or DistributedDataParallel or its capture around it. `sample`
-    is one image as the model takes it.
-    """
+def forward_of(
+    model: nn.Module, prepare: Callable[[Tensor], Tensor], recipe: Recipe, precision: Precision
+) -> nn.Module:
+    """What a step calls: the model, or DistributedDataParallel or its capture around it."""
+    side = recipe.data.train_side
+    sample = prepare(torch.zeros(1, recipe.data.channels, side, side, dtype=torch.uint8))
     if recipe.loop.cuda_graph != "on":
         return distributed.wrap(model, sample)
     batch = sample.repeat(recipe.micro_batch_size, 1, 1, 1)

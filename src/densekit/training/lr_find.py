@@ -55,7 +55,7 @@ def sweep_rates(recipe: Recipe, lowest: float, highest: float, steps: int) -> Sw
         raise UserError(f"--from {lowest:g} --to {highest:g}: expected two rates above 0 that rise")
     plan = make_plan(recipe)
     recipe, data = plan.recipe, plan.recipe.data
-    learner, notes = create_learner(recipe, plan.precision)
+    learner = create_learner(recipe, plan.precision)
     thaw(learner, recipe, recipe.loop.epochs - 1)
     peak = learner.optimizer.param_groups[0]["peak_lr"]
     if not peak:
@@ -86,7 +86,7 @@ def sweep_rates(recipe: Recipe, lowest: float, highest: float, steps: int) -> Sw
         if smoothed[-1] > DIVERGED * min(smoothed):
             break
     rate = suggested(rates, smoothed) / scale(recipe.optim, data.batch_size)
-    return Sweep(rates, losses, smoothed, rate, [*plan.warnings, *notes])
+    return Sweep(rates, losses, smoothed, rate, [*plan.warnings, *learner.notes])
 
 
 def _smoothed(losses: list[float]) -> float:

@@ -171,11 +171,15 @@ class RunFolder:
                 + "\nto go on, leave these as they were; to start anew, set loop.output_dir"
             )
 
-    def starting_state(self, recipe: Recipe, digest: str) -> State | None:
-        """The state that loop.resume names; None begins at step 0.
+    def starting_point(self, recipe: Recipe, digest: str) -> tuple[State | None, Sides | None]:
+        """The state that loop.resume names, None at step 0; and, where the images are others than
+        the state's, on which side each of those that are held out was. Alike on all ranks.
 
         `digest` is of the lists of images. Raises UserError.
         """
+        return distributed.from_main(lambda: self._starting_point(recipe, digest))
+
+    def _starting_point(self, recipe: Recipe, digest: str) -> tuple[State | None, Sides | None]:
         origin = recipe.loop.resume
         if origin not in ("auto", "never") and not self.states.files():
             self.adopt(Path(origin), recipe)
@@ -185,6 +189,7 @@ class RunFolder:
                 f"{self.path}: its state has format {state['format']}, this densekit reads format "
                 f"{STATE_FORMAT}; go on with the densekit that wrote it, or set loop.output_dir"
             )
+        known = None
         if state is not None and state["data"] != digest:
             if not recipe.loop.accept_data_change:
                 raise UserError(
@@ -197,7 +202,8 @@ class RunFolder:
                 f"{self.path}: the images are not those that it began with; it goes on from where "
                 f"it is, but is not the run that it would have been"
             )
-        return state
+            known = self.known_sides()
+        return state, known
 
     def adopt(self, origin: Path, recipe: Recipe) -> None:
         """Begins this new folder with the newest state, the log and best/ of another run's.

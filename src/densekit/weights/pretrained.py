@@ -7,15 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densekit.config import UserError
-from densekit.models import artifact
+from densekit.models import artifact, variants
 from densekit.models.densenet import DenseNet, DenseNetConfig
-from densekit.models.variants import VARIANTS
+from densekit.models.variants import VARIANTS, ModelConfig
 from densekit.weights import layouts, published, weights_file
 from densekit.weights.fetch import fetch
 from densekit.weights.weights_file import BODY, StateDict, at_eps
 
 HEAD = ("classifier.weight", "classifier.bias")
 STEM = "features.conv0.weight"
+
+
+def create_network(config: ModelConfig, with_head: bool = True) -> tuple[DenseNet, list[str]]:
+    """The network of a recipe's model section with the weights that it names, or initial ones; and
+    what a person should know of these. Raises UserError.
+    """
+    model = variants.create(config, with_head)
+    return model, start_from(model, config.pretrained) if config.pretrained else []
 
 
 def start_from(model: DenseNet, pretrained: str) -> list[str]:
