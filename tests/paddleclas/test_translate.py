@@ -12,7 +12,8 @@ from densekit.config import UserError, build, read_yaml
 from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
 from densekit.models.variants import create
 from densekit.paddleclas import flags
-from densekit.paddleclas.translate import ARCHS, as_text, check_device, recognises, translate_file
+from densekit.paddleclas.here import check_device
+from densekit.paddleclas.translate import ARCHS, as_text, recognises, translate_file
 from densekit.training import optim
 from densekit.training.recipe import Recipe
 from densekit.weights.keymaps import PADDLE

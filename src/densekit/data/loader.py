@@ -216,11 +216,9 @@ def eval_batches(
     )
 
 
-def resolve_reading(
-    config: DataConfig, examples: Examples, device_type: str, local_world: int
-) -> DataConfig:
+def resolve_reading(config: DataConfig, examples: Examples, device_type: str) -> DataConfig:
     """`config` with a value for each `auto`. Raises UserError."""
-    workers = resolve_workers(config.workers, device_type, local_world)
+    workers = resolve_workers(config.workers, device_type, distributed.local_world_size())
     return config.resolved(workers, resolve_window(config.shuffle_window, examples))
 
 

@@ -11,14 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from densekit.config import (
     ConfigSource,
     Layers,
     Section,
     Tree,
-    UserError,
     assemble,
     nearest,
     override,
@@ -276,16 +273,6 @@ def _batch(t: Translation, file: Translation) -> None:
     t.set("optim.reference_batch", meant, "", f"the file's rate is for {cards} cards; densekit "
           f"scales it with the batch{scaled}, theirs does not: optim.scale_lr=false stops it"
           )  # fmt: skip
-
-
-def check_device(translated: Translated) -> None:
-    """Raises UserError where the file says gpu and there is none: never a silent CPU run."""
-    if translated.recipe.loop.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "Global.device=gpu, but torch finds no GPU here; to run on the CPU: "
-            "-o Global.device=cpu",
-            shared=True,
-        )
 
 
 def as_text(translated: Translated) -> str:

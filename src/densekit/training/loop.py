@@ -10,6 +10,7 @@ from typing import Any
 
 from densekit import distributed
 from densekit.data.loader import eval_batches
+from densekit.data.run_images import OwnImages
 from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models import artifact
@@ -23,7 +24,7 @@ from densekit.training.nonfinite import NonFinite
 from densekit.training.recipe import Recipe
 from densekit.training.run import Run, begin, roll_back, save
 from densekit.training.run_folder import RunFolder
-from densekit.training.setup import OwnImages, Plan, make_plan
+from densekit.training.setup import Plan, make_plan
 from densekit.training.state import Progress
 from densekit.training.step import Learner, create_learner, train_step
 

@@ -18,7 +18,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Epoch = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
 
-
+NORMS = nn.modules.batchnorm._NormBase, nn.GroupNorm
 LOOKED_AT = 1000  # epochs of which the rate is computed to describe a schedule
 
 
@@ -205,7 +205,14 @@ def parameter_groups(model: nn.Module, config: OptimConfig, batch_size: int) -> 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind, decay = _decay(model, name, config)
+        kind, decay = "weight", None
+        if any(part in name for part in config.no_weight_decay):
+            kind, decay = "no_decay", 0.0
+        elif isinstance(model.get_submodule(name.rpartition(".")[0]), NORMS):
+            kind, decay = "norm", config.norm_weight_decay
+        elif name.endswith(".bias"):
+            kind, decay = "bias", config.bias_weight_decay
+        decay = config.weight_decay if decay is None else decay
         place = "head" if name.startswith("classifier.") else "body"
         new = {"name": f"{place}.{kind}", "peak_lr": rates[name], "weight_decay": decay}
         group = groups.setdefault((place, rates[name], kind), {**new, "params": []})
@@ -213,20 +220,6 @@ def parameter_groups(model: nn.Module, config: OptimConfig, batch_size: int) -> 
     grouped = sum(len(group["params"]) for group in groups.values())
     assert grouped == sum(p.requires_grad for p in model.parameters()), "a shared parameter"
     return sorted(groups.values(), key=lambda g: (g["name"].startswith("head"), -g["peak_lr"]))
-
-
-def _decay(model: nn.Module, name: str, config: OptimConfig) -> tuple[str, float]:
-    """Which kind the parameter is of, and its weight decay."""
-    if any(part in name for part in config.no_weight_decay):
-        return "no_decay", 0.0
-    module = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
-        kind, decay = "norm", config.norm_weight_decay
-    elif name.endswith(".bias"):
-        kind, decay = "bias", config.bias_weight_decay
-    else:
-        kind, decay = "weight", None
-    return kind, config.weight_decay if decay is None else decay
 
 
 def create_optimizer(

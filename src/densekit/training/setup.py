@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,28 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from densekit import distributed, precision
-from densekit.data.checks import check_split
-from densekit.data.config import DataConfig, Task
+from densekit import distributed
 from densekit.data.holdout import Sides
 from densekit.data.listing import Examples
 from densekit.data.loader import resolve_reading, steps_per_epoch
-from densekit.data.splits import anchored, open_split
+from densekit.data.run_images import OwnImages, open_checked
+from densekit.data.splits import anchored
 from densekit.data.transforms import Preprocessing
 from densekit.models.artifact import ArtifactConfig, Described, Thresholds, provenance
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import architecture
 from densekit.ops.choose import op_of_run
 from densekit.ops.lean import kernels
-from densekit.precision import Precision
+from densekit.precision import Precision, resolve
 from densekit.training.graph import resolve_graph
 from densekit.training.monitor import for_images
 from densekit.training.notes import recipe_notes
 from densekit.training.optim import Schedule
 from densekit.training.recipe import Recipe, check, check_batches
-
-OwnImages = Callable[[DataConfig, Task, int | None, Sides | None], tuple[Examples, Examples]]
-"""As `open_split`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,6 @@ class Plan:
 
     recipe: Recipe
     """With every `auto` resolved: what recipe.yaml holds."""
-    architecture: DenseNetConfig
     train: Examples
     val: Examples
     counts: np.ndarray
@@ -51,6 +45,12 @@ class Plan:
     eval_precision: Precision
     threads: int
     steps_per_epoch: int
+
+    @property
+    def architecture(self) -> DenseNetConfig:
+        """Of the network, with the recipe's size of image."""
+        size = {"image_size": self.recipe.data.image_size}
+        return architecture(self.recipe.model).model_copy(update=size)
 
     @property
     def steps(self) -> int:
@@ -122,73 +122,50 @@ def make_plan(recipe: Recipe, known: Sides | None = None, images: OwnImages | No
     `images` opens those of a program, in place of the recipe's.
     """
     check(recipe, distributed.world_size())
-    loop = recipe.loop
-    formats = precision.resolve(
-        loop.device,
-        loop.precision,
-        loop.memory_format,
-        local_rank=distributed.local_rank(),
-    )
+    model, loop = recipe.model, recipe.loop
+    rank = distributed.local_rank()
+    formats = resolve(loop.device, loop.precision, loop.memory_format, local_rank=rank)
     distributed.start(formats.device, loop.rank_timeout)
     threads = distributed.set_threads(loop.threads)
-    opens = open_split if images is None else images
-    train, val = distributed.on_every_rank(
-        lambda: opens(recipe.data, recipe.model.task, recipe.model.num_classes, known)
+    train, val, counts, notes = open_checked(
+        recipe.data, model.task, model.num_classes, known, images
     )
-    counts, warnings = distributed.from_main(
-        lambda: check_split(train, val, recipe.model.num_classes, recipe.data)
-    )
-    op, why = distributed.from_main(
-        lambda: op_of_run(recipe.model.op, formats.device, formats.dtype)
-    )
-    chosen = for_images(loop, recipe.model.task, train, counts)
-    chosen["cuda_graph"], no_graph = resolve_graph(recipe, formats.device)
-    resolved = _resolve(recipe, formats, train, len(counts), op, chosen)
-    check_batches(resolved, len(train), distributed.world_size())
-    data = resolved.data
+    recipe, of_recipe = _resolve_recipe(recipe, formats, train, val, counts)
     return Plan(
-        recipe=resolved,
-        architecture=architecture(resolved.model).model_copy(
-            update={"image_size": data.image_size}
-        ),
+        recipe=recipe,
         train=train,
         val=val,
         counts=counts,
-        warnings=[
-            *warnings,
-            *why,
-            *no_graph,
-            *recipe_notes(resolved, train, val),
-        ],
+        warnings=[*notes, *of_recipe],
         precision=formats,
-        eval_precision=precision.resolve(
-            formats.device.type, loop.eval_precision, local_rank=distributed.local_rank()
-        ),
+        eval_precision=resolve(formats.device.type, loop.eval_precision, local_rank=rank),
         threads=threads,
-        steps_per_epoch=steps_per_epoch(len(train), data.batch_size, data.drop_last),
+        steps_per_epoch=steps_per_epoch(len(train), recipe.data.batch_size, recipe.data.drop_last),
     )
 
 
-def _resolve(
-    recipe: Recipe,
-    formats: Precision,
-    train: Examples,
-    num_classes: int,
-    op: str,
-    chosen: dict[str, Any],
-) -> Recipe:
-    """`recipe` with every `auto` and every null that the data or the machine decides filled in."""
+def _resolve_recipe(
+    recipe: Recipe, formats: Precision, train: Examples, val: Examples, counts: np.ndarray
+) -> tuple[Recipe, list[str]]:
+    """`recipe` with every `auto` and every null that the data or the machine decides filled in;
+    and what a person should know of it."""
     model, data, loop = recipe.model, recipe.data, recipe.loop
-    updates: dict[str, Any] = {
-        "model": model.model_copy(update={"num_classes": num_classes, "op": op}),
-        "data": resolve_reading(data, train, formats.device.type, distributed.local_world_size()),
-        "loop": loop.model_copy(
-            update={
-                "device": formats.device.type,
-                "precision": formats.name,
-                "memory_format": formats.memory_format_name,
-                **chosen,
-            }
-        ),
+    device = formats.device
+    op, no_lean = distributed.from_main(lambda: op_of_run(model.op, device, formats.dtype))
+    graph, no_graph = resolve_graph(recipe, device)
+    of_loop = {
+        "device": device.type,
+        "precision": formats.name,
+        "memory_format": formats.memory_format_name,
+        "cuda_graph": graph,
+        **for_images(loop, model.task, train, counts),
     }
-    return recipe.model_copy(update=updates)
+    resolved = recipe.model_copy(
+        update={
+            "model": model.model_copy(update={"num_classes": len(counts), "op": op}),
+            "data": resolve_reading(data, train, device.type),
+            "loop": loop.model_copy(update=of_loop),
+        }
+    )
+    check_batches(resolved, len(train), distributed.world_size())
+    return resolved, [*no_lean, *no_graph, *recipe_notes(resolved, train, val)]
