@@ -11,7 +11,8 @@ from PIL import Image
 
 from densekit.bench import reading
 from densekit.bench.stages import measure_stages
-from densekit.data.config import AugmentConfig, DataConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig
 from densekit.data.splits import open_examples
 
 

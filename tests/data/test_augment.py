@@ -10,7 +10,8 @@ from torchvision.transforms import v2
 
 from densekit.config import ConfigSource, UserError, build
 from densekit.data.augment import RandomResizedCrop, train_transform
-from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.dataset import ImageDataset
 from densekit.data.decode import ImageFile
 from densekit.data.listing import Examples

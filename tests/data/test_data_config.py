@@ -18,7 +18,8 @@ from densekit.config import (
     read_yaml,
     to_yaml,
 )
-from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.transforms import Preprocessing
 from densekit.training.recipe import Recipe, differences, load_recipe, read_recipe, shipped
 

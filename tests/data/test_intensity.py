@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from densekit.config import UserError
 from densekit.data.augment import train_transform
-from densekit.data.config import AugmentConfig, DataConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig
 from densekit.data.dataset import ImageDataset, Sample
 from densekit.data.folders import read_folder
 from densekit.data.intensity import Intensity

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densekit.data.config import AugmentConfig, DataConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig
 from densekit.data.mix import mixing
 
 CLASSES = 7

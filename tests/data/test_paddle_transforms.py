@@ -14,7 +14,8 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from densekit.data.augment import PaddleCrop, train_transform
-from densekit.data.config import AugmentConfig, DataConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig
 from densekit.data.decode import ImageFile, decode
 from densekit.data.transforms import Preprocessing
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from densekit.data.augment import train_transform
-from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.decode import ImageFile
 from densekit.data.transforms import Preprocessing
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from densekit.config import UserError, build, read_yaml
-from densekit.data.config import AugmentConfig, DataConfig, EvaluateConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.models.variants import create
 from densekit.paddleclas import flags
 from densekit.paddleclas.here import check_device

@@ -18,7 +18,8 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
 from densekit.config import UserError
 from densekit.data import jpeg
-from densekit.data.config import AugmentConfig, DataConfig
+from densekit.data.augment_config import AugmentConfig
+from densekit.data.config import DataConfig
 from densekit.data.decode import Box, ImageFile, Resize
 from densekit.data.transforms import Preprocessing
 
