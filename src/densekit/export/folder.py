@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from densekit.config import UserError
-from densekit.files import digest, make_folder, temporary
+from densekit.files import digest, make_folder
 from densekit.infer.exported import GATE, MODEL_FILES, ExportedConfig, is_exported
 from densekit.models.artifact import CONFIG
+from densekit.progress import say
+
+NEW, OLD, LOCK = "new", "old", "lock"
+WAIT_FOR_LOCK = 5.0  # seconds: the kernel may still be freeing a killed export's lock
 
 
 def check_free(target: Path, replace: bool) -> None:
@@ -34,22 +40,56 @@ def check_free(target: Path, replace: bool) -> None:
 
 
 @contextlib.contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """An empty folder on the same disk, gone at the end unless it was published, and so are the
-    folders above it that were not there."""
+def folder_for(target: Path, replace: bool) -> Iterator[Path]:
+    """An empty folder on the target's disk, to be published; else it is gone at the end, and so are
+    the folders above it that were not there.
+
+    It lies in a hidden folder beside the target that one process holds. What a killed export left
+    there is removed, and an export that it was about to replace is put back. Raises UserError.
+    """
     above = [folder for folder in target.parents if not folder.exists()]
     make_folder(target.parent)
-    beside = temporary(target)
-    make_folder(beside)
+    place = target.with_name(f".{target.name}.densekit-export")
     try:
-        yield beside
+        with _held(place, target):
+            try:
+                _recover(place, target)
+                check_free(target, replace)
+                (place / NEW).mkdir()
+                yield place / NEW
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
         with contextlib.suppress(OSError):  # there is something in it
             for folder in above:
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def _held(place: Path, target: Path) -> Iterator[None]:
+    """The kernel lets it go when the process ends, however it ends."""
+    make_folder(place)
+    lock = filelock.FileLock(place / LOCK)
+    try:
+        lock.acquire(timeout=WAIT_FOR_LOCK)
+    except filelock.Timeout as busy:
+        raise UserError(f"{target}: another export is writing it; wait for it") from busy
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _recover(place: Path, target: Path) -> None:
+    """Ends what a killed export began: see `publish`."""
+    if (place / OLD).is_dir() and not target.exists():
+        (place / OLD).rename(target)
+        say(f"{target}: put back, since an export that was to replace it was killed")
+    for name in (NEW, OLD):
+        if (place / name).exists():
+            shutil.rmtree(place / name)
 
 
 def write_notes(beside: Path, config: ExportedConfig, gate: dict[str, Any]) -> None:
@@ -61,19 +101,20 @@ def write_notes(beside: Path, config: ExportedConfig, gate: dict[str, Any]) -> N
     (beside / GATE).write_text(text + "\n", encoding="utf-8")
 
 
-def publish(beside: Path, target: Path) -> None:
-    """`beside` becomes `target`; an export that was there goes."""
-    for file in beside.iterdir():
+def publish(new: Path, target: Path) -> None:
+    """`new`, of `folder_for`, becomes `target`; an export that was there goes.
+
+    Killed between the two renames, it leaves that one as OLD, which the next export puts back.
+    """
+    for file in new.iterdir():
         with file.open("rb") as content:
             os.fsync(content.fileno())
+    old = new.with_name(OLD)
     if target.is_dir():
-        old = temporary(beside)
         target.rename(old)
-        try:
-            beside.rename(target)
-        except OSError:
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
             old.rename(target)
-            raise
-        shutil.rmtree(old)
-    else:
-        beside.rename(target)
+        raise

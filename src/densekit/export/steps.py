@@ -20,7 +20,7 @@ import torch
 
 from densekit.config import UserError, nearest
 from densekit.export import formats, gate, layers, quantize
-from densekit.export.folder import check_free, folder_beside, publish, write_notes
+from densekit.export.folder import folder_for, publish, write_notes
 from densekit.export.gate import Bounds, Counted, Difference
 from densekit.export.images import RealImages, calibration_images, gate_images
 from densekit.export.network import ExportedNetwork, traced
@@ -76,11 +76,23 @@ class ExportOptions:
 def export_network(opened: Opened, target: Path, options: ExportOptions) -> dict[str, Any]:
     """Writes the export and returns what gate.json holds. Raises UserError; then nothing is left.
 
-    `opened` is torch's network; its float32 on the CPU is what the export is measured against.
+    `opened` is torch's network; its float32 on the CPU is what the export is measured against. A
+    target that is a link to a folder stays one.
     """
     to = options.target
     check_options(opened, options)
-    check_free(target, options.replace)
+    place = target.resolve() if target.is_dir() else target
+    with folder_for(place, options.replace) as folder:
+        work = Work(opened, options, to, _images(opened, options), folder)
+        made = work.int8() if options.int8 else work.float()
+        found = work.report(made)
+        write_notes(folder, made.exported.config, found)
+        publish(folder, place)
+    return found
+
+
+def _images(opened: Opened, options: ExportOptions) -> RealImages:
+    """The gate's. Raises UserError."""
     limit = options.limit or (INT8_IMAGES if options.int8 else FLOAT_IMAGES)
     images, notes = gate_images(opened, options.images, limit)
     if options.int8 and not images.labelled:
@@ -90,13 +102,7 @@ def export_network(opened: Opened, target: Path, options: ExportOptions) -> dict
         )
     for note in notes:
         say(note)
-    with folder_beside(target) as beside:
-        work = Work(opened, options, to, images, beside)
-        made = work.int8() if options.int8 else work.float()
-        found = work.report(made)
-        write_notes(beside, made.exported.config, found)
-        publish(beside, target)
-    return found
+    return images
 
 
 def check_options(opened: Opened, options: ExportOptions) -> None:
