@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision.transforms import v2
 
 from densekit.bench import reading
 from densekit.bench.rounds import Candidate, StepFunction
@@ -23,42 +25,70 @@ from densekit.data.splits import open_examples
 from densekit_steps import Workload
 
 Make = Callable[[str, Workload], StepFunction]
+Pair = tuple[Candidate, Candidate]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OURS, PIL = "densekit, 1 worker", "torchvision, PIL, 1 worker"
 
 
-def sides(list_file: str, work: Workload) -> dict[str, tuple[Candidate, Candidate]]:
+def sides(list_file: str, work: Workload) -> dict[str, Pair]:
     """By the comparison's name; densekit first, one worker each."""
-    ours = candidate("densekit, 1 worker", list_file, work, densekit)
+    ours = candidate(OURS, list_file, work, densekit, keep_memory=True)
+    two = partial(densekit, workers=2)
+    more = candidate("densekit, 2 workers", list_file, work, two, keep_memory=True)
     peers: dict[str, tuple[str, Make]] = {
-        "as-it-comes": ("torchvision, PIL", partial(torchvision, decode=reading.pil)),
-        "tuned": ("torchvision, torchvision.io", partial(torchvision, decode=reading.fast)),
-        "torchcodec": ("torchvision, torchcodec", partial(torchvision, decode=torchcodec)),
-        "paddleclas": ("cv2 and numpy as PaddleClas", paddleclas),
+        "as-it-comes": (PIL, partial(torchvision, decode=reading.pil)),
+        "pil-tensors": (
+            "torchvision, PIL to tensors, 1 worker",
+            partial(torchvision, decode=pil_tensors),
+        ),
+        "tuned": (
+            "torchvision, torchvision.io, 1 worker",
+            partial(torchvision, decode=reading.fast),
+        ),
+        "torchcodec": (
+            "torchvision, torchcodec, 1 worker",
+            partial(torchvision, decode=torchcodec),
+        ),
+        "paddleclas": ("cv2 and numpy as PaddleClas, 1 worker", paddleclas),
     }
     if not has_torchcodec():
         del peers["torchcodec"]
     found = {
-        f"input/{name}": (ours, candidate(f"{said}, 1 worker", list_file, work, make))
+        f"input/{name}": (ours, candidate(said, list_file, work, make))
         for name, (said, make) in peers.items()
     }
-    two = candidate("densekit, 2 workers", list_file, work, partial(densekit, workers=2))
-    return {**found, "input/two-workers": (two, ours)}
+    return {**found, "input/two-workers": (more, ours)}
 
 
-def candidate(name: str, list_file: str, work: Workload, make: Make) -> Candidate:
-    return Candidate(name, partial(make, list_file, work))
+def candidate(
+    name: str, list_file: str, work: Workload, make: Make, keep_memory: bool = False
+) -> Candidate:
+    """`keep_memory`: freed memory stays in the process, as `densekit train` has it."""
+    return Candidate(name, partial(make, list_file, work), keep_memory)
 
 
-def densekit(list_file: str, work: Workload, workers: int = 1) -> StepFunction:
-    return reading.densekit_loader(
-        open_examples(list_file), config_of(work), workers, work.batch_size
-    )
+def densekit(
+    list_file: str,
+    work: Workload,
+    workers: int = 1,
+    decode: Literal["exact", "scaled"] = "exact",
+) -> StepFunction:
+    config = DataConfig(image_size=work.image_size, decode=decode)
+    return reading.densekit_loader(open_examples(list_file), config, workers, work.batch_size)
 
 
 def torchvision(list_file: str, work: Workload, decode: reading.Decode) -> StepFunction:
     return reading.torchvision_loader(
-        open_examples(list_file), config_of(work), decode, batch_size=work.batch_size
+        open_examples(list_file),
+        DataConfig(image_size=work.image_size),
+        decode,
+        batch_size=work.batch_size,
     )
+
+
+def pil_tensors(path: str, mode: str) -> Tensor:
+    """What PIL decodes, resized by torch, which is faster than PIL."""
+    return v2.functional.pil_to_tensor(reading.pil(path, mode))
 
 
 def torchcodec(path: str, mode: str) -> Tensor:
@@ -77,18 +107,13 @@ def has_torchcodec() -> bool:
     return True
 
 
-def config_of(work: Workload) -> DataConfig:
-    return DataConfig(image_size=work.image_size)
-
-
 def paddleclas(list_file: str, work: Workload) -> StepFunction:
     """What ppcls/data/preprocess does by DecodeImage, RandCropImage, RandFlipImage and
     NormalizeImage with backend cv2: no antialias. torch's loader stands in for paddle's."""
     cv2.setNumThreads(1)  # of the worker, which is forked: one core each
     images = PaddleClasImages(open_examples(list_file), work.image_size)
     sampler = RandomSampler(images, replacement=True, num_samples=10**9)
-    batches = iter(DataLoader(images, work.batch_size, sampler=sampler, num_workers=1))
-    return lambda: [next(batches) for _ in range(reading.BATCHES)]
+    return reading.last_of(DataLoader(images, work.batch_size, sampler=sampler, num_workers=1))
 
 
 class PaddleClasImages(Dataset):

@@ -28,6 +28,7 @@ from rich.table import Table
 import densekit_steps
 import inference_sides
 import input_sides
+import photo_sides
 import row_tables
 import rows
 import scoring_sides
@@ -67,8 +68,8 @@ class Comparison:
     """Which sides compute in a process of their own, whose memory is not seen."""
 
 
-def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
-    """By name: benchmark/comparison."""
+def comparisons(quick: bool, list_file: str | None, folder: str = "") -> dict[str, Comparison]:
+    """By name: benchmark/comparison. In `folder` some make files that they read."""
 
     def shrink(work: Workload) -> Workload:
         small = {"image_size": min(work.image_size, 64), "batch_size": 2}
@@ -92,7 +93,7 @@ def comparisons(quick: bool, list_file: str | None) -> dict[str, Comparison]:
         found[name] = Comparison(*of, elsewhere=(True, "bare" not in name))
     scored = scoring_sides.scoring(work, files, PRECISIONS)
     found |= {name: Comparison(*of) for name, of in scored.items()}
-    return {**found, **reading(work, list_file)}
+    return {**found, **reading(work, list_file, folder)}
 
 
 def commands(quick: bool, list_file: str | None) -> dict[str, Commands]:
@@ -185,10 +186,12 @@ def inference(work: Workload) -> dict[str, Comparison]:
     }
 
 
-def reading(work: Workload, list_file: str) -> dict[str, Comparison]:
+def reading(work: Workload, list_file: str, folder: str) -> dict[str, Comparison]:
     """The next training batches, read by one worker."""
-    sides = input_sides.sides(list_file, work)
-    return {name: Comparison(*pair, work, True, (True, True)) for name, pair in sides.items()}
+    of_sample = input_sides.sides(list_file, work)
+    sides = {name: (*pair, work) for name, pair in of_sample.items()}
+    sides |= photo_sides.sides(list_file, work, folder)
+    return {name: Comparison(*each, True, (True, True)) for name, each in sides.items()}
 
 
 def _torchvision(
@@ -212,6 +215,8 @@ def measure(name: str, comparison: Comparison, settings: Settings) -> rows.Row:
     """All rounds of one comparison."""
     ours, theirs, work = comparison.ours, comparison.theirs, comparison.work
     images = work.batch_size * (BATCHES if comparison.reads else 1)
+    if comparison.reads:  # a second thread waits in turns, on a core that a worker could use
+        settings = settings.model_copy(update={"threads": 1})
     rounds = measure_rounds([ours, theirs], settings)
     pairs = list(track(rounds, name, total=settings.rounds, console=Console(stderr=True)))
     results = [
@@ -290,7 +295,7 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = arguments.images or sample_list(folder)
         outside = commands(arguments.quick, images)
-        inside = comparisons(arguments.quick, images)
+        inside = comparisons(arguments.quick, images, folder)
         for name in select(arguments.names, [*outside, *inside]):
             if name in outside:
                 row = measure_commands(name, outside[name], settings)

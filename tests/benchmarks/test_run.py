@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densekit.bench import reading
 from densekit.bench.rounds import Candidate, RoundSample, Spread
 from densekit.config import UserError
 from densekit.data.splits import open_examples
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import densekit_steps  # noqa: E402 (benchmarks/densekit_steps.py, and so on)
 import input_sides  # noqa: E402
+import photo_sides  # noqa: E402
 import row_tables  # noqa: E402
 import rows  # noqa: E402
 import run as command  # noqa: E402
@@ -86,12 +86,26 @@ def test_the_inference_side_gives_logits() -> None:
 
 def test_the_reading_sides_read_normalised_batches(tmp_path: Path) -> None:
     file = str(write_images(tmp_path))
-    for ours, theirs in input_sides.sides(file, TINY).values():
-        steps = ours.make_step()(), theirs.make_step()()
-        assert all(len(found) == reading.BATCHES for found in steps)  # type: ignore[arg-type]
-        assert_normalised(steps[0][0])  # type: ignore[index]
-        first = steps[1][0]  # type: ignore[index]
-        assert_normalised(first if isinstance(first, Tensor) else first[0])
+    for sides in input_sides.sides(file, TINY).values():
+        for side in sides:
+            batch = side.make_step()()
+            assert_normalised(batch if isinstance(batch, Tensor) else batch[0])  # type: ignore[index]
+
+
+def test_photographs_are_made_once_and_read_by_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(photo_sides.COUNTS, 1000, (2, 2))
+    file = str(write_images(tmp_path))
+    *both, work = photo_sides.sides(file, TINY, str(tmp_path))["input-sizes/1000-to-224-scaled"]
+    assert (work.image_size, work.batch_size) == (64, 2)
+    for side in both:
+        batch = side.make_step()()
+        shape = (batch if isinstance(batch, Tensor) else batch[0]).shape  # type: ignore[index]
+        assert shape == (2, 3, 64, 64)
+    made = sorted(tmp_path.glob("photographs-*/*.jpg"))
+    assert len(made) == 2
+    assert Image.open(made[0]).size == (1000, 750)
 
 
 def assert_normalised(batch: Tensor) -> None:

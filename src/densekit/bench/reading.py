@@ -6,7 +6,7 @@ Whole loaders are measured in rounds (`rounds`), each in a process of its own wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -118,7 +118,8 @@ def _entrants(some: Examples, config: DataConfig, cores: int) -> list[Entrant]:
     found = []
     for workers in sorted({1, cores}):
         step = partial(densekit_loader, some, config, workers)
-        found.append(Entrant(Candidate("densekit", step), workers, is_peer=False))
+        ours = Candidate("densekit", step, keep_freed_memory=True)  # as `densekit train` does
+        found.append(Entrant(ours, workers, is_peer=False))
     if why_no_peers(some, config) is None:
         for name, decode in DECODERS.items():
             step = partial(torchvision_loader, some, config, decode)
@@ -163,13 +164,8 @@ def densekit_loader(
     size = min(batch_size, len(examples))
     own = config.model_copy(update={"batch_size": size, "workers": workers, "drop_last": True})
     normalize = Preprocessing.from_config(own).normalize
-    stream = iter(TrainStream(examples, own, seed=0, epochs=ENDLESS))
-
-    def step() -> list[Tensor]:
-        read = (next(stream).batches for _ in range(BATCHES))
-        return [normalize(batch.images) for batches in read for batch in batches]
-
-    return step
+    stream = TrainStream(examples, own, seed=0, epochs=ENDLESS)
+    return last_of(normalize(batch.images) for step in stream for batch in step.batches)
 
 
 def torchvision_loader(
@@ -183,8 +179,19 @@ def torchvision_loader(
     images = _ListedImages(examples, decode, config)
     size = min(batch_size, len(examples))
     sampler = RandomSampler(images, replacement=True, num_samples=ENDLESS * size)
-    batches = iter(DataLoader(images, size, sampler=sampler, num_workers=workers))
-    return lambda: [next(batches) for _ in range(BATCHES)]
+    return last_of(DataLoader(images, size, sampler=sampler, num_workers=workers))
+
+
+def last_of(batches: Iterable[object]) -> StepFunction:
+    """A step takes the next BATCHES and lets go of all but the last, as training does."""
+    endless = iter(batches)
+
+    def step() -> object:
+        for _ in range(BATCHES - 1):
+            next(endless)
+        return next(endless)
+
+    return step
 
 
 class _ListedImages(Dataset):
