@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from densekit.config import ConfigSource, UserError, build
-from densekit.data.augment import RandomResizedCrop, train_transform
+from densekit.data.augment import PadCrop, RandomResizedCrop, train_transform
 from densekit.data.augment_config import AugmentConfig
 from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.dataset import ImageDataset
@@ -166,3 +166,23 @@ def test_crop_and_flip_are_torchvisions_with_its_own_draws(
         changed = transform(ImageFile(image))
         torch.manual_seed(seed)
         assert torch.equal(changed, whole(image))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 36), (20, 50), (7, 5), (33, 31), (60, 20)])
+@pytest.mark.parametrize("padding", [0, 4, 9, 40])
+def test_padded_crops_are_torchvisions_with_its_own_draws(
+    size: tuple[int, int], padding: int
+) -> None:
+    """Also where the padding is wider than the crop, which may then hold nothing of the image."""
+    height, width = size
+    image = torch.arange(height * width * 3).remainder(251).to(torch.uint8)
+    image = image.reshape(height, width, 3).permute(2, 0, 1)
+    crop, before = PadCrop(32, padding), image.clone()
+    theirs = v2.RandomCrop(32, padding or None, pad_if_needed=True)
+    for seed in range(30):
+        torch.manual_seed(seed)
+        ours, after = crop(image), torch.rand(1)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, theirs(image))
+        assert torch.equal(after, torch.rand(1))
+    assert torch.equal(image, before)

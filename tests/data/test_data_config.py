@@ -168,7 +168,7 @@ def test_the_resize_follows_the_image_size(side: int, resize: int) -> None:
     """An image size alone left 256, of which the evaluation then saw a part."""
     data = load_recipe(None, [f"data.image_size={side}"]).data
     assert Preprocessing.from_config(data).resize == resize
-    assert data.resolved(workers=2, shuffle_window=0).evaluate.resize == resize
+    assert data.resolved(workers=2, shuffle_window=0, cache="off").evaluate.resize == resize
     for given, kept in (("null", None), ("400", 400)):
         options = [f"data.image_size={side}", f"data.evaluate.resize={given}"]
         assert load_recipe(None, options).data.eval_resize == kept

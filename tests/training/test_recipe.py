@@ -168,9 +168,9 @@ def test_what_changes_no_number_is_this_and_no_more() -> None:
     """Anything else that a resumed run changed would make another run of it."""
     assert fields(Recipe) == [
         "data.root", "data.train", "data.val", "data.workers", "data.check_files",
-        "data.on_bad_image", "data.max_bad_images", "data.cache_dir", "data.cache_gib",
-        "data.max_pixels", "loop.output_dir", "loop.resume", "loop.save_every", "loop.keep",
-        "loop.log_every", "loop.log_format",
+        "data.on_bad_image", "data.max_bad_images", "data.cache", "data.cache_dir",
+        "data.cache_gib", "data.max_pixels", "loop.output_dir", "loop.resume",
+        "loop.save_every", "loop.keep", "loop.log_every", "loop.log_format",
         "loop.monitor", "loop.patience", "loop.threshold",
         "loop.accept_data_change", "loop.rank_timeout", "loop.on_nonfinite",
         "loop.max_skips",

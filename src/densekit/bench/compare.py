@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -333,15 +332,7 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on the device; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    table, limits = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if not table.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) << 10
-    limit, used = limits / "memory.max", limits / "memory.current"  # of a container
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return free
+    return distributed.free_memory()
 
 
 # Speed --------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def train_transform(config: DataConfig) -> TrainTransform:
     elif augment.crop == "pad":
         resize = config.eval_resize
         first = [] if resize is None else [v2.Resize([resize], mode, antialias=config.antialias)]
-        crop = [*first, v2.RandomCrop(size, augment.crop_padding or None, pad_if_needed=True)]
+        crop = [*first, PadCrop(size, augment.crop_padding)]
     else:
         crop = [Preprocessing.from_config(config)]
     moved = affine(augment)
@@ -128,6 +128,36 @@ class PaddleCrop:
         left = int(torch.randint(width - w + 1, ()))
         top = int(torch.randint(height - h + 1, ()))
         return Box(top, left, h, w)
+
+
+class PadCrop:
+    """What torchvision's RandomCrop(size, padding, pad_if_needed=True) does, with its own draws,
+    but without its wrappers and without padding what is cropped away."""
+
+    def __init__(self, size: int, padding: int) -> None:
+        self.size, self.padding = size, padding
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """[C, H, W] -> [C, size, size], zeros outside of the image."""
+        channels, height, width = image.shape
+        top, left = self._draw(height), self._draw(width)
+        cropped = image.new_zeros((self.size, self.size, channels)).permute(2, 0, 1)
+        rows, own_rows = self._overlap(top, height)
+        columns, own_columns = self._overlap(left, width)
+        cropped[:, rows, columns] = image[:, own_rows, own_columns]
+        return cropped
+
+    def _draw(self, side: int) -> int:
+        """Where the crop begins, counted from the image's edge; negative in the padding."""
+        padding = self.padding + max(0, self.size - side - 2 * self.padding)
+        room = side + 2 * padding - self.size
+        return (int(torch.randint(room + 1, ())) if room else 0) - padding
+
+    def _overlap(self, start: int, side: int) -> tuple[slice, slice]:
+        """The crop's part that the image fills, and the image's part that fills it."""
+        first = max(0, start)
+        last = max(first, min(side, start + self.size))
+        return slice(first - start, last - start), slice(first, last)
 
 
 def _flipped(probability: float, image: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Rounding = Literal["torchvision", "paddle"]
 Task = Literal["multiclass", "multilabel", "binary"]
 """What a network's outputs answer."""
+CachePlace = Literal["off", "ram", "disk"]
 MAX_PIXELS = 178_956_970  # twice PIL's MAX_IMAGE_PIXELS, from where PIL refuses an image
 
 
@@ -158,9 +159,14 @@ class DataConfig(Section):
         10, ge=0, json_schema_extra=NO_NUMBER
     )
     """Images that may be left out before the run stops."""
+    cache: CachePlace | Literal["auto"] = Field("auto", json_schema_extra=NO_NUMBER)
+    """Where the images are kept once they are decoded, exactly. ram: in memory that all processes
+    of a machine share (Linux); disk: in a file in data.cache_dir, for the next runs, too; auto: ram
+    where they take at most a quarter of the free memory (docs/concepts/input-pipeline.md)."""
     cache_dir: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
-    """Folder for shards that come from elsewhere, which runs on a machine may share; null: shards/
-    in densekit's cache, $DENSEKIT_CACHE or ~/.cache/densekit."""
+    """Folder for shards that come from elsewhere and for decoded images, which runs on a machine
+    may share; null: shards/ and pixels/ in densekit's cache, $DENSEKIT_CACHE or
+    ~/.cache/densekit."""
     cache_gib: float = Field(100.0, gt=0, json_schema_extra=NO_NUMBER)
     """Most that these shards take there, in GiB; those used longest ago make room."""
     max_pixels: int = Field(MAX_PIXELS, ge=1, json_schema_extra=NO_NUMBER)
@@ -216,13 +222,14 @@ class DataConfig(Section):
         resize = self.evaluate.resize
         return larger(self.image_size) if resize == "auto" else resize
 
-    def resolved(self, workers: int, shuffle_window: int) -> DataConfig:
+    def resolved(self, workers: int, shuffle_window: int, cache: CachePlace) -> DataConfig:
         """The same with a value for each `auto`: these, and the resize."""
         evaluate = self.evaluate.model_copy(update={"resize": self.eval_resize})
         return self.model_copy(
             update={
                 "workers": workers,
                 "shuffle_window": shuffle_window,
+                "cache": cache,
                 "evaluate": evaluate,
             }
         )

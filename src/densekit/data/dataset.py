@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from densekit.config import UserError
 from densekit.data import jpeg
 from densekit.data.config import MAX_PIXELS
 from densekit.data.decode import EIGHT_BITS, ImageFile, UnreadableImage, open_image
+from densekit.data.decoded import DecodedImages
 from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples
 
@@ -82,10 +83,11 @@ class ImageDataset(Dataset):
         max_pixels: int = MAX_PIXELS,
         skip_bad: bool = False,
         intensity: Intensity = EIGHT_BITS,
+        decoded: DecodedImages | None = None,
     ) -> None:
         self.examples, self.transform, self.seed = examples, transform, seed
         self.max_pixels, self.skip_bad, self.intensity = max_pixels, skip_bad, intensity
-        self.shape = (channels, side, side)
+        self.shape, self.decoded = (channels, side, side), decoded
         jpeg.why_no_reader()  # compiled here if need be, not by each worker
 
     @property
@@ -94,21 +96,35 @@ class ImageDataset(Dataset):
         return math.prod(self.shape) * self.intensity.dtype.itemsize
 
     def __getitem__(self, key: Key) -> Sample | UserError | BadImage:
-        """A mistake is handed on as a value, so that it leaves a worker unchanged."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample | UserError | BadImage]:
+        """What torch's loader calls for a batch; torch's generator is afterwards as it was."""
+        with torch.random.fork_rng(devices=[]):
+            return [self.read(key) for key in keys]
+
+    def read(self, key: Key) -> Sample | UserError | BadImage:
+        """One image, by draws from torch's generator, which is seeded for it. A mistake is handed
+        on as a value, so that it leaves a worker unchanged."""
         epoch, index = key
         try:
-            source = self.examples.image(index, whole=True)
-            image = open_image(source, self.shape[0], self.max_pixels, self.intensity)
-            with torch.random.fork_rng(devices=[]):
-                # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
-                torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-                square = self.transform(image)
+            image = self._open(index)
+            # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
+            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
+            square = self.transform(image)
         except UnreadableImage as error:
             error = error.at(self.examples.where(index))
             return BadImage(index, str(error)) if self.skip_bad else error
         except UserError as error:  # of a store, which says nothing of the image
             return error
         return Sample(square, index)
+
+    def _open(self, index: int) -> ImageFile:
+        """Raises UserError."""
+        if self.decoded is not None and (image := self.decoded.image(index)) is not None:
+            return image
+        source = self.examples.image(index, whole=True)
+        return open_image(source, self.shape[0], self.max_pixels, self.intensity)
 
     def collate(self, samples: list[Sample | UserError | BadImage]) -> Batch | UserError:
         """A Batch of any number of samples, none included; or the first file that failed."""

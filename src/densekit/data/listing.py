@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,9 @@ class Content(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Images and their labels, in the order of the list or folder they come from."""
+
+    why_not_cached: ClassVar[str | None] = None
+    """Why decoded images may not stand for them; None: they may."""
 
     paths: Sequence[str]
     """Where each image is: `root` and the path in the list, joined; kept as Paths."""
@@ -76,6 +79,11 @@ class Examples:
         Raises UserError where it has to be fetched and cannot be.
         """
         return self.paths[index]
+
+    def file_facts(self) -> Iterator[bytes]:
+        """What is another where a file is another: its place, size and time."""
+        for path in self.paths:
+            yield file_facts(path)
 
     def where(self, index: int) -> str:
         """`train_list.txt:17`, or the file's path if it comes from a folder."""
@@ -131,6 +139,16 @@ class Examples:
             labels=np.array([new[label] for label in labels], np.int64),
             classes={label: self.classes.get(old, str(old)) for old, label in new.items()},
         )
+
+
+def file_facts(path: str) -> bytes:
+    """Place, size and time of a file, as bytes; of one that is not there its place."""
+    name = os.path.abspath(path).encode(*ENCODING)  # noqa: PTH100 (a million of them)
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):  # a NUL in the path
+        return name
+    return name + b"\0%d %d\n" % (found.st_size, found.st_mtime_ns)
 
 
 def strata_of(labels: np.ndarray) -> np.ndarray:

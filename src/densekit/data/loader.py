@@ -14,9 +14,11 @@ import numpy as np
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.augment import train_transform
+from densekit.data.cache_rule import choose_cache
 from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.data.dataset import BadImage, Batch, ImageDataset, Key
 from densekit.data.decode import UnreadableImage
+from densekit.data.decoded import DecodedImages, decoded_images
 from densekit.data.listing import Examples
 from densekit.data.shards.order import reading_order, resolve_window
 from densekit.data.transforms import Preprocessing
@@ -106,19 +108,21 @@ class TrainStream:
         config = self.config
         assert isinstance(config.workers, int)
         skip = config.on_bad_image == "skip"
-        dataset = ImageDataset(
-            self.examples,
-            train_transform(config),
-            config.channels,
-            config.train_side,
-            self.seed,
-            config.max_pixels,
-            skip_bad=skip,
-            intensity=config.scaling,
-        )
         largest = -(-config.batch_size // (self.accumulation * self.world))
-        batches = read_batches(dataset, self._keys(start), largest, config.workers, self.pin_memory)
         try:
+            dataset = ImageDataset(
+                self.examples,
+                train_transform(config),
+                config.channels,
+                config.train_side,
+                self.seed,
+                config.max_pixels,
+                skip_bad=skip,
+                intensity=config.scaling,
+                decoded=decoded_images(self.examples, config, skip),
+            )
+            keys, pinned = self._keys(start), self.pin_memory
+            batches = read_batches(dataset, keys, largest, config.workers, pinned)
             for step in range(start, self.steps):
                 read_now = [next(batches) for _ in self._shares(step)]
                 whole = Step(read_now, self.images(step))
@@ -193,10 +197,11 @@ def eval_batches(
     world: int = 1,
     pin_memory: bool = False,
     max_pixels: int = MAX_PIXELS,
+    decoded: DecodedImages | None = None,
 ) -> Iterator[tuple[int, Batch]]:
     """This rank's batches with their numbers, in order: every b with b mod world == rank.
 
-    Raises UnreadableImage.
+    `decoded` are the images where a run has them at hand. Raises UnreadableImage.
     """
     n = len(examples)
     numbers = range(rank, -(-n // batch_size), world)
@@ -208,6 +213,7 @@ def eval_batches(
         preprocessing.crop,
         max_pixels=max_pixels,
         intensity=preprocessing.scaling,
+        decoded=decoded,
     )
     return zip(
         numbers,
@@ -216,10 +222,14 @@ def eval_batches(
     )
 
 
-def resolve_reading(config: DataConfig, examples: Examples, device_type: str) -> DataConfig:
-    """`config` with a value for each `auto`. Raises UserError."""
+def resolve_reading(
+    config: DataConfig, train: Examples, val: Examples, device_type: str, epochs: int
+) -> tuple[DataConfig, tuple[str, ...]]:
+    """`config` with a value for each `auto`, and notes; alike on every rank. Raises UserError."""
     workers = resolve_workers(config.workers, device_type, distributed.local_world_size())
-    return config.resolved(workers, resolve_window(config.shuffle_window, examples))
+    window = resolve_window(config.shuffle_window, train)
+    place, notes = distributed.from_main(lambda: choose_cache(config, (train, val), epochs))
+    return config.resolved(workers, window, place), notes
 
 
 def resolve_workers(workers: int | str, device_type: str, local_world: int = 1) -> int:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class MapStyle(Protocol):
 @dataclass(frozen=True, eq=False)
 class DatasetExamples(Examples):
     """Items of a Dataset."""
+
+    why_not_cached: ClassVar[str | None] = "the images are those of a program's own Dataset"
 
     dataset: MapStyle | None = None
     items: np.ndarray | None = None

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -55,6 +56,19 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take; None where the system does not tell."""
+    table, limits = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not table.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    limit, used = limits / "memory.max", limits / "memory.current"  # of a container
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 def start(device: torch.device, timeout: float = 600.0) -> None:

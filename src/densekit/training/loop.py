@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from densekit import distributed
+from densekit.data.decoded import decoded_images
 from densekit.data.loader import eval_batches
 from densekit.data.run_images import OwnImages
 from densekit.data.transforms import Preprocessing
@@ -172,6 +173,7 @@ def evaluate_epoch(plan: Plan, learner: Learner) -> dict[str, Any]:
         *(distributed.rank(), distributed.world_size()),
         precision.device.type == "cuda",
         data.max_pixels,
+        decoded_images(plan.val, data),
     )
     logits = logits_of(model, preprocessing, precision)
     found = evaluate(logits, batches, plan.recipe.model.task, epoch_report(plan.recipe))

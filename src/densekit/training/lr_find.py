@@ -53,7 +53,8 @@ def sweep_rates(recipe: Recipe, lowest: float, highest: float, steps: int) -> Sw
     """
     if not 0 < lowest < highest:
         raise UserError(f"--from {lowest:g} --to {highest:g}: expected two rates above 0 that rise")
-    plan = make_plan(recipe)
+    once = recipe.data.model_copy(update={"cache": "off"})  # few images are read twice
+    plan = make_plan(recipe.model_copy(update={"data": once}))
     recipe, data = plan.recipe, plan.recipe.data
     learner = create_learner(recipe, plan.precision)
     thaw(learner, recipe, recipe.loop.epochs - 1)

@@ -153,6 +153,7 @@ def _resolve_recipe(
     device = formats.device
     op, no_lean = distributed.from_main(lambda: op_of_run(model.op, device, formats.dtype))
     graph, no_graph = resolve_graph(recipe, device)
+    reading, of_cache = resolve_reading(data, train, val, device.type, loop.epochs)
     of_loop = {
         "device": device.type,
         "precision": formats.name,
@@ -163,9 +164,9 @@ def _resolve_recipe(
     resolved = recipe.model_copy(
         update={
             "model": model.model_copy(update={"num_classes": len(counts), "op": op}),
-            "data": resolve_reading(data, train, device.type),
+            "data": reading,
             "loop": loop.model_copy(update=of_loop),
         }
     )
     check_batches(resolved, len(train), distributed.world_size())
-    return resolved, [*no_lean, *no_graph, *recipe_notes(resolved, train, val)]
+    return resolved, [*no_lean, *no_graph, *of_cache, *recipe_notes(resolved, train, val)]

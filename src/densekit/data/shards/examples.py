@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from densekit.config import UserError
 from densekit.data.decode import UnreadableImage
-from densekit.data.listing import Content, Examples
+from densekit.data.listing import Content, Examples, file_facts
 from densekit.data.shards.cache import ShardCache
 from densekit.data.shards.index import Shard, index_from_bytes
 from densekit.data.shards.place import ShardPlace
@@ -38,6 +38,13 @@ class ShardedExamples(Examples):
         if self.has_checksums and zlib.crc32(content) != crc32:
             raise UnreadableImage(name, "is damaged: its bytes are not those that were packed")
         return Content(name, content)
+
+    def file_facts(self) -> Iterator[bytes]:
+        """Of the shards, and where in them each image is."""
+        for shard in self.shards:
+            yield repr(shard).encode()
+            yield file_facts(self.place.name(shard))
+        yield self.members.tobytes()
 
     def where(self, index: int) -> str:
         """The shard."""

@@ -1,0 +1,229 @@
+"""The images of a small set, decoded once: their pixels in memory, or in a file, which all
+processes of a machine map.
+
+The pixels are those that `open_image` gives, so whoever reads them computes what it would compute
+without them. A file is named by all that its pixels depend on, and is whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import BinaryIO
+from weakref import WeakKeyDictionary, finalize
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+
+from densekit import distributed
+from densekit.config import UserError
+from densekit.data.config import DataConfig
+from densekit.data.decode import ImageFile, UnreadableImage, open_image
+from densekit.data.listing import Examples
+from densekit.files import cache_folder, make_folder, replacing
+from densekit.progress import bar, say, waiting
+
+HAS_SHARED_MEMORY = hasattr(os, "memfd_create") and Path("/proc/self/fd").exists()
+OF_A_THREAD = 64  # images of a thread at a time
+LAYOUT = 1  # of a file
+DEPENDED_ON = ("densekit", "numpy", "pillow", "pydicom", "tifffile")
+TRAILER = 8  # bytes at a file's end that say where its index begins
+
+
+class DecodedImages:
+    """Of some Examples, as `write_decoded` wrote them; nobody writes to them any more."""
+
+    def __init__(self, file: str, channels: int, dtype: torch.dtype) -> None:
+        """Raises UserError for a file that is not whole."""
+        self.file, self.channels, self.dtype = file, channels, dtype
+        try:
+            with open(file, "rb") as content:  # noqa: PTH123 (a name in /proc)
+                content.seek(-TRAILER, os.SEEK_END)
+                end = int.from_bytes(content.read(), "little")
+                content.seek(end)
+                self.index = np.load(content)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file}: is no file of decoded images; remove it ({error})") from error
+        elements = end // dtype.itemsize
+        self.pixels = torch.empty(0, dtype=dtype)
+        if elements:  # private pages, but nobody writes: all processes share them
+            self.pixels = torch.from_file(file, shared=False, size=elements, dtype=dtype)
+
+    def __reduce__(self) -> tuple[type[DecodedImages], tuple[str, int, torch.dtype]]:
+        return type(self), (self.file, self.channels, self.dtype)
+
+    def __len__(self) -> int:
+        """Images that are there."""
+        return int((self.index[:, 1] > 0).sum())
+
+    def image(self, index: int) -> ImageFile | None:
+        """Channels last in memory, as it was decoded; None where it is not there."""
+        start, height, width = self.index[index].tolist()
+        if not height:
+            return None
+        shape, strides = (self.channels, height, width), (1, width * self.channels, self.channels)
+        return ImageFile(self.pixels.as_strided(shape, strides, start))
+
+
+_at_hand: WeakKeyDictionary[Examples, DecodedImages] = WeakKeyDictionary()
+
+
+def decoded_images(
+    examples: Examples, config: DataConfig, skip_bad: bool = False
+) -> DecodedImages | None:
+    """The images of a run, kept where data.cache says (auto keeps none); decoded if need be.
+
+    Called on every rank alike; the first rank of each machine decodes for the others. Images that
+    cannot be read, if `skip_bad`, and those for which there is no room, are not among them.
+    Raises UserError, UnreadableImage for the first image that cannot be read.
+    """
+    if config.cache not in ("ram", "disk"):
+        return None
+    if examples not in _at_hand:
+        keep = _in_memory if config.cache == "ram" else _on_disk
+        file = _of_machine(lambda: keep(examples, config, skip_bad))
+        _at_hand[examples] = DecodedImages(file, config.channels, config.scaling.dtype)
+    return _at_hand[examples]
+
+
+def _of_machine(make: Callable[[], str]) -> str:
+    """The name of the file that the first rank of this machine makes. Raises what any `make` did,
+    on every rank."""
+    own: str | UserError | None = None
+    if distributed.local_rank() == 0:
+        try:
+            own = make()
+        except UserError as error:
+            own = error
+    of_ranks = distributed.broadcast_object(distributed.gather_objects(own))
+    assert of_ranks is not None
+    mistake = next((each for each in of_ranks if isinstance(each, UserError)), None)
+    if mistake is not None:
+        mistake.shared = True
+        raise mistake
+    return str(of_ranks[distributed.rank() - distributed.local_rank()])
+
+
+def _in_memory(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
+    """Memory without a name of its own, which goes with the last process that maps it."""
+    descriptor = os.memfd_create("densekit-decoded-images")
+    finalize(examples, os.close, descriptor)  # until then other processes may open it
+    free = distributed.free_memory()
+    room = math.inf if free is None else free / 2
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            count = write_decoded(examples, config, file, skip_bad, room)
+    except OSError as error:
+        raise UserError(
+            f"decoded images cannot be kept in memory: {error.strerror}; set data.cache=off"
+        ) from error
+    if count < len(examples):
+        say(f"{count:,} of {len(examples):,} images are in the cache, the others are read as files")
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def _on_disk(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
+    """A file that runs share, by a name that is another where a file or a decoder is another."""
+    with waiting(f"looking at the files of {examples.origin}"):
+        key = _key(examples, config)
+    folder = folder_of(config)
+    target = folder / f"{key}.pixels"
+    make_folder(folder)
+    try:
+        with filelock.FileLock(folder / f".lock-{key}"):
+            if not target.exists():
+                for left_over in folder.glob(f".{target.name}.*.tmp"):  # of a killed process
+                    left_over.unlink()
+                with replacing(target) as file:
+                    write_decoded(examples, config, file, skip_bad, math.inf)
+    except UnreadableImage:
+        raise
+    except (UserError, OSError) as error:
+        free = shutil.disk_usage(folder).free >> 20
+        raise UserError(
+            f"data.cache=disk: {error}; {folder} has {free:,} MiB free: set data.cache_dir to a "
+            f"folder with more, or data.cache=off"
+        ) from error
+    return str(target)
+
+
+def folder_of(config: DataConfig) -> Path:
+    """Where data.cache=disk has its files; nothing else is in it."""
+    above = cache_folder() if config.cache_dir is None else Path(config.cache_dir)
+    return above / "pixels"
+
+
+def _key(examples: Examples, config: DataConfig) -> str:
+    """sha256 of all that decoded images depend on."""
+    versions = [_version(package) for package in DEPENDED_ON]
+    seen = [LAYOUT, config.channels, config.scaling, *versions, examples.digest()]
+    hashed = hashlib.sha256(repr(seen).encode())
+    for fact in examples.file_facts():
+        hashed.update(fact)
+    return hashed.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_decoded(
+    examples: Examples, config: DataConfig, file: BinaryIO, skip_bad: bool, room: float
+) -> int:
+    """All pixels, the index, and where that begins -> how many images those are.
+
+    The first image that would take more than `room` bytes together with those before it is the
+    first that is left out. Raises UnreadableImage, unless `skip_bad`.
+    """
+    index = np.zeros((len(examples), 3), np.int64)  # start, height, width
+    start, itemsize = 0, config.scaling.dtype.itemsize
+    for number, found in enumerate(_all_pixels(examples, config)):
+        if isinstance(found, UnreadableImage):
+            if not skip_bad:
+                raise found
+            continue
+        if (start + found.numel()) * itemsize > room:
+            break
+        pixels = np.ascontiguousarray(found.permute(1, 2, 0).numpy())
+        file.write(pixels.data)
+        index[number] = start, *pixels.shape[:2]
+        start += pixels.size
+    np.save(file, index)
+    file.write((start * itemsize).to_bytes(TRAILER, "little"))
+    return int((index[:, 1] > 0).sum())
+
+
+def _all_pixels(examples: Examples, config: DataConfig) -> Iterator[Tensor | UnreadableImage]:
+    """In order. Threads, not processes: decoders release Python's lock."""
+
+    def some(start: int) -> list[Tensor | UnreadableImage]:
+        part = range(start, min(start + OF_A_THREAD, len(examples)))
+        return [_pixels(examples, index, config) for index in part]
+
+    threads, n = distributed.cores(), len(examples)
+    starts = range(0, n, OF_A_THREAD)
+    with ThreadPoolExecutor(threads) as pool:
+        # so many at a time, since what is decoded and not yet written takes memory
+        rounds = (starts[i : i + 2 * threads] for i in range(0, len(starts), 2 * threads))
+        chunks = itertools.chain.from_iterable(pool.map(some, each) for each in rounds)
+        yield from bar(itertools.chain.from_iterable(chunks), n, f"decoding {examples.origin}")
+
+
+def _pixels(examples: Examples, index: int, config: DataConfig) -> Tensor | UnreadableImage:
+    try:
+        source = examples.image(index, whole=True)
+        return open_image(source, config.channels, config.max_pixels, config.scaling).pixels()
+    except UnreadableImage as error:
+        return error.at(examples.where(index))
