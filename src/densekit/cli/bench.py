@@ -19,8 +19,10 @@ def bench(
     model: ShortModel = None,
     image_size: ImageSize = None,
     batch_size: ShortBatchSize = None,
-    ops: Annotated[str, typer.Option(help="Which to compare.")] = "reference,recompute,lean",
-    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each op.")] = 5,
+    ops: Annotated[
+        str, typer.Option(metavar="OP,OP,...", help="Which to compare.")
+    ] = "reference,recompute,lean",
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Timed steps of each op.")] = 5,
     json: AsJson = False,
 ) -> None:
     """Compare the ops on this machine: training speed, memory, the largest batch that fits.

@@ -35,21 +35,24 @@ def compare_runs(
     ] = None,
     bootstrap: Annotated[
         int,
-        typer.Option("--bootstrap", min=0, help="Resamples for the 95 % intervals; 0: none."),
+        typer.Option(
+            "--bootstrap", metavar="N", min=0, help="Resamples for the 95 % intervals; 0: none."
+        ),
     ] = 1000,
     batch_size: BatchSize = None,
     workers: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--workers", min=0, help="Loader processes."),
+        typer.Option("--workers", metavar="N", min=0, help="Loader processes."),
     ] = None,
     device: Device = "auto",
     json: AsJson = False,
 ) -> None:
     """Compare runs: their metrics and recipes; and, of the same images, whether one is better.
 
-    Each is compared with the first, on the same images: the difference with its 95 % interval
-    (paired bootstrap) and McNemar's exact test. That takes every answer: those of reports
-    ([cyan]evaluate --report[/]), or [cyan]--evaluate[/] or [cyan]--data[/], which compute them.
+    Each is compared with the first, on the same images: the difference with its
+    95 % interval (paired bootstrap) and McNemar's exact test. That takes every
+    answer: those of reports ([cyan]evaluate --report[/]), or
+    [cyan]--evaluate[/] or [cyan]--data[/], which compute them.
 
     [bold]Examples[/]
 

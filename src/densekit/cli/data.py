@@ -10,6 +10,7 @@ import typer
 from densekit.cli.options import AsJson, Config, Options
 from densekit.cli.output import new_table, show, show_json, show_notes
 from densekit.cli.pack import data_pack
+from densekit.cli.plain_help import PlainCommand, PlainGroup
 
 if TYPE_CHECKING:
     from densekit.bench.reading import InputReport
@@ -20,6 +21,7 @@ CLASSES_LISTED = 20
 
 data_app = typer.Typer(
     name="data",
+    cls=PlainGroup,
     help="Check a data set before it is trained on, measure how fast it is read, pack it.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -32,21 +34,24 @@ OwnData = Annotated[
 ]
 
 
-@data_app.command("check")
+@data_app.command("check", cls=PlainCommand)
 def data_check(
     path: OwnData,
     config: Config = None,
     option: Options = None,
     threads: Annotated[
         Optional[int],  # noqa: UP045 (typer on Python 3.10 reads it at run time)
-        typer.Option("--threads", min=1, help="Images decoded at once; a thread per core."),
+        typer.Option(
+            "--threads", metavar="N", min=1, help="Images decoded at once; default one per core."
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
     """Decode every image, find copies within and between training and validation, count classes.
 
-    Wrong are files that cannot be read, labels without a class, training images that are validated
-    on, and one image with two answers: the exit code is 1 then. Copies are found by their pixels.
+    Wrong are files that cannot be read, labels without a class, training images
+    that are validated on, and one image with two answers: the exit code is 1
+    then. Copies are found by their pixels.
 
     [bold]Examples[/]
 
@@ -127,13 +132,17 @@ def _show_copies(what: str, groups: Sequence[Copies]) -> None:
         show("  " + " = ".join(places) + (" = ..." if len(group.images) > MISTAKES_LISTED else ""))
 
 
-@data_app.command("bench")
+@data_app.command("bench", cls=PlainCommand)
 def data_bench(
     path: OwnData,
     config: Config = None,
     option: Options = None,
-    images: Annotated[int, typer.Option(min=1, help="Training images that are read.")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="In each, every reader has a turn.")] = 3,
+    images: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Training images that are read.")
+    ] = 512,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="In each, every reader has a turn.")
+    ] = 3,
     rate: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
@@ -146,9 +155,9 @@ def data_bench(
 ) -> None:
     """Measure how fast this machine reads your images, against torchvision on the same ones.
 
-    Stage by stage and as a whole, by one worker process and by one on every core; torchvision's
-    transforms v2 on what PIL and torchvision.io decode, in turn with densekit. Leave the machine
-    idle meanwhile.
+    Stage by stage and as a whole, by one worker process and by one on every
+    core; torchvision's transforms v2 on what PIL and torchvision.io decode, in
+    turn with densekit. Leave the machine idle meanwhile.
 
     [bold]Examples[/]
 
@@ -198,4 +207,4 @@ def print_reading(found: InputReport, as_json: bool) -> None:
         )
 
 
-data_app.command("pack")(data_pack)
+data_app.command("pack", cls=PlainCommand)(data_pack)

@@ -58,7 +58,7 @@ def evaluate(
     batch_size: BatchSize = None,
     workers: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--workers", min=0, help="Loader processes per rank."),
+        typer.Option("--workers", metavar="N", min=0, help="Loader processes per rank."),
     ] = None,
     device: Device = "auto",
     precision: PrecisionOption = "fp32",
@@ -67,11 +67,15 @@ def evaluate(
     max_pixels: MaxPixels = None,
     specificity: Annotated[
         float,
-        typer.Option("--specificity", min=0, max=1, help="At which sensitivity is given."),
+        typer.Option(
+            "--specificity", metavar="N", min=0, max=1, help="At which sensitivity is given."
+        ),
     ] = 0.9,
     bootstrap: Annotated[
         int,
-        typer.Option("--bootstrap", min=0, help="Resamples for the 95 % intervals; 0: none."),
+        typer.Option(
+            "--bootstrap", metavar="N", min=0, help="Resamples for the 95 % intervals; 0: none."
+        ),
     ] = 1000,
     group: GroupBy = None,
     report: Annotated[

@@ -29,7 +29,7 @@ def explain(
     ],
     files: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="FILES_OR_FOLDERS...", help="Images, or folders of them."),
+        typer.Argument(metavar="IMAGES...", help="Images, or folders of them."),
     ] = None,
     output: Annotated[
         Optional[str],  # noqa: UP045
@@ -37,11 +37,13 @@ def explain(
     ] = None,
     method: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--method", metavar="cam|gradcam++|occlusion", help="cam."),
+        typer.Option("--method", metavar="cam|gradcam++|occlusion", help="Default cam."),
     ] = None,
     topk: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--topk", min=1, help="Maps of so many answers of an image; 3."),
+        typer.Option(
+            "--topk", metavar="N", min=1, help="Maps of so many answers of an image; default 3."
+        ),
     ] = None,
     wanted: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -60,11 +62,13 @@ def explain(
     max_pixels: MaxPixels = None,
     json: AsJson = False,
 ) -> None:
-    """Show what answers rest on: maps over the images, as PNG and on one page; exit 1 if some
-    images are unreadable.
+    """Show what answers rest on: maps over the images, as PNG and on one page.
 
-    [bold]cam[/] is exact for a DenseNet and takes no longer than predicting. [bold]gradcam++[/] and
-    [bold]occlusion[/] take densekit\\[explain]; occlusion takes about 170 answers an image.
+    Exits with 1 if some images are unreadable.
+
+    [bold]cam[/] is exact for a DenseNet and takes no longer than predicting.
+    [bold]gradcam++[/] and [bold]occlusion[/] take densekit\\[explain];
+    occlusion takes about 170 answers an image.
 
     [bold]Examples[/]
 

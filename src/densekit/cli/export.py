@@ -21,11 +21,17 @@ def export(
     source: Source = None,
     to: Annotated[
         str,
-        typer.Option("--to", metavar="onnx|onnx-int8|openvino|openvino-int8|torch-export"),
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="onnx, onnx-int8, openvino, openvino-int8 or torch-export.",
+        ),
     ] = "onnx",
     out: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--out", metavar="FOLDER", help="Where it goes; SOURCE-TO, beside SOURCE."),
+        typer.Option(
+            "--out", metavar="FOLDER", help="Where it goes; default SOURCE-FORMAT, beside SOURCE."
+        ),
     ] = None,
     with_preprocessing: Annotated[
         bool,
@@ -40,33 +46,43 @@ def export(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--images",
-            metavar="LIST|FOLDER|builtin:NAME",
-            help="What it is measured on; the validation images of the training.",
+            metavar="IMAGES",
+            help="What it is measured on, as evaluate --data; default the validation images.",
         ),
     ] = None,
     calibration: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             "--calibration",
-            metavar="LIST|FOLDER|builtin:NAME",
-            help="Of int8: images that show its ranges; the training images.",
+            metavar="IMAGES",
+            help="For int8: images that show its ranges; default the training images.",
         ),
     ] = None,
     limit: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--limit", min=1, help="At most so many images; 256, of int8 2000."),
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=1,
+            help="At most so many images; default 256, for int8 2000.",
+        ),
     ] = None,
     max_difference: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
             "--max-difference",
+            metavar="N",
             min=0.0,
-            help="Of a float export: in logits, as a share of the largest; 1e-4.",
+            help="Of float: in logits, as a share of the largest; default 1e-4.",
         ),
     ] = None,
     max_drop: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--max-drop", help="Points of top-1 or AUROC that int8 may lose; 0.5."),
+        typer.Option(
+            "--max-drop",
+            metavar="N",
+            help="Points of top-1 or AUROC that int8 may lose; default 0.5.",
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep an int8 network that loses more.")
@@ -82,8 +98,9 @@ def export(
 ) -> None:
     """Export a network for other engines, measured on real images before it is written.
 
-    The folder is taken by evaluate, predict and serve like an artifact, and its file by ONNX
-    Runtime or OpenVINO alone. An export that answers otherwise than torch is refused.
+    The folder is taken by evaluate, predict and serve like an artifact, and its
+    file by ONNX Runtime or OpenVINO alone. An export that answers otherwise
+    than torch is refused.
 
     [bold]Examples[/]
 

@@ -16,17 +16,22 @@ def lr_find(
     option: Options = None,
     data: OwnFolder = None,
     model: ShortModel = None,
-    lowest: Annotated[float, typer.Option("--from", help="The first rate.")] = 1e-6,
-    highest: Annotated[float, typer.Option("--to", help="The last rate.")] = 1.0,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Optimizer steps at most.")] = 100,
-    plot: Annotated[Path, typer.Option("--plot", help="The picture.")] = Path("lr-find.png"),
+    lowest: Annotated[float, typer.Option("--from", metavar="RATE", help="The first rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option("--to", metavar="RATE", help="The last rate.")] = 1.0,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=2, help="Optimizer steps at most.")
+    ] = 100,
+    plot: Annotated[Path, typer.Option("--plot", metavar="FILE.png", help="The picture.")] = Path(
+        "lr-find.png"
+    ),
     json: AsJson = False,
 ) -> None:
     """Suggest a learning rate: a short sweep from low to high.
 
-    Takes what `densekit train` takes, trains the same network on the same batches at rates that
-    rise from step to step until the loss grows, and keeps nothing but a picture of it. The
-    suggestion is a tenth of the rate at which the smoothed loss is lowest.
+    Takes what `densekit train` takes, trains the same network on the same
+    batches at rates that rise from step to step until the loss grows, and keeps
+    nothing but a picture of it. The suggestion is a tenth of the rate at which
+    the smoothed loss is lowest.
 
     [bold]Examples[/]
 

@@ -29,9 +29,11 @@ from densekit.cli import (
     serve,
     train,
 )
+from densekit.cli.plain_help import PlainCommand, PlainGroup
 
 app = typer.Typer(
     name="densekit",
+    cls=PlainGroup,
     help="Train, evaluate, predict with, export and serve DenseNets.",
     epilog="Start with: densekit train -c quickstart",
     no_args_is_help=True,
@@ -55,8 +57,8 @@ for command in (
     catalog.models,
     catalog.recipes,
 ):
-    app.command()(command)
-app.command("compare")(compare.compare_runs)
+    app.command(cls=PlainCommand)(command)
+app.command("compare", cls=PlainCommand)(compare.compare_runs)
 app.add_typer(data.data_app)
 
 

@@ -50,8 +50,8 @@ Engine = Annotated[
     str,
     typer.Option(
         "--engine",
-        metavar="auto|torch|onnxruntime|openvino",
-        help="What computes the network; auto: what SOURCE was exported for, else torch.",
+        metavar="NAME",
+        help="torch, onnxruntime or openvino; auto: as SOURCE was exported, else torch.",
     ),
 ]
 Resume = Annotated[
@@ -68,7 +68,7 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 BatchSize = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--batch-size", min=1, help="Images at once, of each rank."),
+    typer.Option("--batch-size", metavar="N", min=1, help="Images at once, of each rank."),
 ]
 MaxPixels = Annotated[
     Optional[int],  # noqa: UP045
@@ -90,18 +90,18 @@ ShortModel = Annotated[
 ]
 ShortBatchSize = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--batch-size", min=1, help="Short for -o data.batch_size=N."),
+    typer.Option("--batch-size", metavar="N", min=1, help="Short for -o data.batch_size=N."),
 ]
 ImageSize = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--image-size", min=1, help="Short for -o data.image_size=S."),
+    typer.Option("--image-size", metavar="N", min=1, help="Short for -o data.image_size=S."),
 ]
 EvaluationData = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--data",
-        metavar="LIST|FOLDER|builtin:NAME",
-        help="The images; without it, the validation images of the training.",
+        metavar="IMAGES",
+        help="A list, a folder or builtin:NAME; without it, the training's validation images.",
     ),
 ]
 GroupBy = Annotated[

@@ -36,17 +36,22 @@ def data_pack(
             "--resize", metavar="PIXELS", min=1, help="Shrink to this short side, as JPEG."
         ),
     ] = None,
-    quality: Annotated[int, typer.Option("--quality", min=1, max=100, help="Of that JPEG.")] = 90,
+    quality: Annotated[
+        int, typer.Option("--quality", metavar="N", min=1, max=100, help="Of that JPEG.")
+    ] = 90,
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--threads", min=1, help="Shards written at once; one per core."),
+        typer.Option(
+            "--threads", metavar="N", min=1, help="Shards written at once; default one per core."
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
     """Pack images and labels into shards: WebDataset's tar files, and an index.
 
-    For object storage, or a disk that is slow with small files. The same command
-    goes on after a kill. Files stay as they are, unless --resize shrinks them.
+    For object storage, or a disk that is slow with small files. The same
+    command goes on after a kill. Files stay as they are, unless --resize
+    shrinks them.
 
     [bold]Examples[/]
 

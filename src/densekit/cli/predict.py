@@ -33,7 +33,12 @@ def predict(
     ] = None,
     topk: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--topk", min=1, help="Answers per image; 5, of several classes all."),
+        typer.Option(
+            "--topk",
+            metavar="N",
+            min=1,
+            help="Answers per image; default 5, of several classes all.",
+        ),
     ] = None,
     model: ModelName = None,
     classes: Classes = None,
@@ -52,13 +57,15 @@ def predict(
     on: On = None,
     part_size: PartSize = None,
 ) -> None:
-    """Predict the classes of images: one row per file, in order; exit 1 if some are unreadable.
+    """Predict the classes of images: one row per file, in order.
 
-    Images are files, folders, lists (.txt, a path on each line), s3://bucket/prefix. With -c
-    every argument names images.
+    Images are files, folders, lists (.txt, a path on each line),
+    s3://bucket/prefix. With -c every argument names images. Exits with 1 if
+    some are unreadable.
 
-    With --out the rows go to Parquet files, for millions of images: the same command goes on
-    where it was stopped or killed, and exits 75 if it was asked to stop.
+    With --out the rows go to Parquet files, for millions of images: the same
+    command goes on where it was stopped or killed, and exits 75 if it was asked
+    to stop.
 
     [bold]Examples[/]
 

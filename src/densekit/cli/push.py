@@ -18,7 +18,9 @@ def push(
     ] = False,
     revision: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--revision", metavar="BRANCH", help="main; another is made."),
+        typer.Option(
+            "--revision", metavar="BRANCH", help="Made where it is missing; default main."
+        ),
     ] = None,
     licence: Annotated[
         Optional[str],  # noqa: UP045
@@ -31,7 +33,8 @@ def push(
 ) -> None:
     """Push an artifact to Hugging Face's hub, with a model card made from it.
 
-    The token is that of [cyan]hf auth login[/], or $HF_TOKEN. Takes densekit\\[hub].
+    The token is that of [cyan]hf auth login[/], or $HF_TOKEN. Takes
+    densekit\\[hub].
 
     [bold]Examples[/]
 

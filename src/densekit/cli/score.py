@@ -20,15 +20,17 @@ Out = Annotated[
 ]
 Processes = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--workers", metavar="N", min=1, help="Of --out: processes; 1."),
+    typer.Option("--workers", metavar="N", min=1, help="With --out: processes; default 1."),
 ]
 On = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--on", metavar="ray", help="Of --out: on the cluster that RAY_ADDRESS names."),
+    typer.Option("--on", metavar="ray", help="With --out: on the cluster that RAY_ADDRESS names."),
 ]
 PartSize = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--part-size", metavar="N", min=1, help="Of --out: images in a file; 4096."),
+    typer.Option(
+        "--part-size", metavar="N", min=1, help="With --out: images in a file; default 4096."
+    ),
 ]
 
 

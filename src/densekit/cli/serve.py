@@ -20,51 +20,69 @@ def serve(
     precision: PrecisionOption = "fp32",
     engine: Engine = "auto",
     host: Annotated[
-        str, typer.Option("--host", help="Where to listen; other than loopback with --token only.")
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Where to listen; other than loopback with --token only.",
+        ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="0: any that is free.")
     ] = 8000,
     workers: Annotated[
-        int, typer.Option("--workers", min=1, help="Processes on the port, on a CPU.")
+        int, typer.Option("--workers", metavar="N", min=1, help="Processes on the port, on a CPU.")
     ] = 1,
     token: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             "--token",
+            metavar="TOKEN",
             envvar="DENSEKIT_TOKEN",
             show_envvar=True,
             help="What clients send as Authorization: Bearer TOKEN.",
         ),
     ] = None,
     max_batch: Annotated[
-        int, typer.Option("--max-batch", min=1, help="Images in one pass of the network.")
+        int,
+        typer.Option("--max-batch", metavar="N", min=1, help="Images in one pass of the network."),
     ] = 32,
     max_wait_ms: Annotated[
         float,
         typer.Option(
-            "--max-wait-ms", min=0, help="How long an idle network waits for a batch to fill."
+            "--max-wait-ms",
+            metavar="N",
+            min=0,
+            help="How long an idle network waits for a batch to fill.",
         ),
     ] = 0.0,
     max_queue: Annotated[
-        int, typer.Option("--max-queue", min=1, help="Images under way; past it 503.")
+        int, typer.Option("--max-queue", metavar="N", min=1, help="Images under way; past it 503.")
     ] = 256,
     max_images: Annotated[
-        int, typer.Option("--max-images", min=1, help="Images of one request.")
+        int, typer.Option("--max-images", metavar="N", min=1, help="Images of one request.")
     ] = 32,
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Bytes of one request.")] = 32
-    * 2**20,
+    max_bytes: Annotated[
+        int, typer.Option("--max-bytes", metavar="N", min=1, help="Bytes of one request.")
+    ] = 32 * 2**20,
     max_pixels: MaxPixels = None,
     deadline: Annotated[
-        float, typer.Option("--deadline", min=0.001, help="Seconds for an answer; past it 504.")
+        float,
+        typer.Option(
+            "--deadline", metavar="N", min=0.001, help="Seconds for an answer; past it 504."
+        ),
     ] = 30.0,
     body_seconds: Annotated[
-        float, typer.Option("--body-seconds", min=0.001, help="Seconds for a body to arrive.")
+        float,
+        typer.Option(
+            "--body-seconds", metavar="N", min=0.001, help="Seconds for a body to arrive."
+        ),
     ] = 60.0,
     drain_seconds: Annotated[
         float,
         typer.Option(
             "--drain-seconds",
+            metavar="N",
             min=0,
             help="After SIGTERM, for a balancer to see that /readyz says no.",
         ),
@@ -72,11 +90,12 @@ def serve(
 ) -> None:
     """Serve a network over HTTP, with a page at /: predictions, maps, metrics, KServe's protocol.
 
-    Stop it with Ctrl-C, or with SIGTERM, upon which requests under way are answered first.
+    Stop it with Ctrl-C, or with SIGTERM, upon which requests under way are
+    answered first.
 
     [bold]Examples[/]
 
-      densekit serve runs/quickstart/best                     # http://127.0.0.1:8000
+      densekit serve runs/quickstart/best  # http://127.0.0.1:8000
       curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
       DENSEKIT_TOKEN=... densekit serve runs/pets/best --host 0.0.0.0 --workers 4
     """
