@@ -203,6 +203,10 @@ def test_a_recipe_with_pretrained_weights(tmp_path: Path) -> None:
     )
     assert opened.classes == ["0", "1", "2", "3"]
     assert torch.equal(opened.model.classifier.weight, state["classifier.weight"])
+    named = source.open_configured(
+        *recipe(op="recompute", pretrained=str(tmp_path / "w.safetensors"))
+    )
+    assert (opened.model.op, named.model.op) == ("auto", "recompute")
     with pytest.raises(UserError, match=r"these weights are for model\.num_classes=4"):
         source.open_configured(*recipe(num_classes=5, pretrained=str(tmp_path / "w.safetensors")))
 

@@ -63,6 +63,17 @@ def test_not_with_gradients(model: DenseNet) -> None:
     assert model.features.conv0.weight.grad is not None
 
 
+def test_lean_takes_it_too_and_where_it_is_not_measured(
+    model: DenseNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    expected = model(images())
+    model.set_op("lean")
+    assert torch.equal(model(images()), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert taken(model)
+
+
 @pytest.mark.parametrize("op", ["reference", "recompute", "lean"])
 def test_an_op_by_name_is_that_op(model: DenseNet, op: str) -> None:
     x = images()
@@ -70,7 +81,7 @@ def test_an_op_by_name_is_that_op(model: DenseNet, op: str) -> None:
     twin = DenseNet(SMALL, op=op).eval()
     twin.load_state_dict(model.state_dict())
     assert torch.equal(model(x), twin(x))
-    with Seen() as seen:  # which would see nothing of the one call
+    with torch.enable_grad(), Seen() as seen:
         model(x)
     assert seen.counts["densekit::dense_block" if op == "lean" else "aten::convolution"] > 0
 

@@ -54,7 +54,7 @@ def open_engine(opened: Opened, precision: Precision, engine: str = "auto") -> L
     """The network's callable. Raises UserError for an engine or format that it does not have."""
     name, network = resolve_engine(opened, engine), opened.network
     if isinstance(network, DenseNet):
-        return logits_of(network, opened.preprocessing, precision)
+        return logits_of(network, opened.preprocessing, precision, network.op)
     check_formats(network, precision, name)
     return exported_logits(network, RUNS[name](network, precision))
 
@@ -93,17 +93,19 @@ def preparing(preprocessing: Preprocessing, precision: Precision) -> Callable[[T
     return lambda images: preprocessing.normalize(precision.send(images))
 
 
-def logits_of(model: nn.Module, preprocessing: Preprocessing, precision: Precision) -> Logits:
-    """torch's engine: `model` in eval mode by op `auto`, normalisation on its device.
+def logits_of(
+    model: nn.Module, preprocessing: Preprocessing, precision: Precision, op: str = "auto"
+) -> Logits:
+    """torch's engine: `model` in eval mode by `op`, normalisation on its device.
 
     Whatever a network was trained with, so that an evaluation while it trains is that of its
     artifact. Such a network is copied: its mode, op and memory format stay as they are.
     """
-    other = isinstance(model, DenseNet) and model.op != "auto"
+    other = isinstance(model, DenseNet) and model.op != op
     if model.training or other:
         model = copy.deepcopy(model).eval()
     if isinstance(model, DenseNet) and other:
-        model.set_op("auto")
+        model.set_op(op)
     model, prepare = precision.place(model), preparing(preprocessing, precision)
 
     def logits(images: Tensor) -> Tensor:

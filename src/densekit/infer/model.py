@@ -111,6 +111,7 @@ def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = 
         model = model.model_copy(update={"num_classes": classes_of})
     config = architecture(model)
     network, notes = _loaded(config, found, f"model.pretrained={pretrained}")
+    network.set_op(model.op)
     stored = None if classes else _stored_names(pretrained, config)
     return Opened(
         name=model.name,

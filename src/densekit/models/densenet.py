@@ -277,10 +277,10 @@ class DenseNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, num_classes], or [N, C] without a classifier.
 
-        In evaluation without gradients `auto` may compute all of it at once; the result is then
-        float32, under autocast too.
+        In evaluation without gradients `auto` and `lean` may compute all of it at once; the result
+        is then float32, under autocast too.
         """
-        if self._op == "auto":
+        if self._op in ("auto", "lean"):
             network = one_call(self, x, DenseNet)
             if network is not None:
                 return network(x)

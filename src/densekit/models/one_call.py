@@ -1,7 +1,8 @@
 """A DenseNet's form for evaluation: made when first needed, and again when the network changed.
 
-`auto` takes it where nothing asks for a gradient; ops/lean/inference.py computes the whole network
-in one call. What it cannot compute, the modules compute as ever.
+`auto` and `lean` take it where nothing asks for a gradient; ops/lean/inference.py, on a GPU
+inference_gpu.py, computes the whole network in one call. What it cannot, the modules compute as
+ever.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from densekit.ops.choose import why_not_inference
+from densekit.ops.choose import in_one_call
 from densekit.ops.lean.inference import Network, NetworkParts
+from densekit.ops.lean.inference_gpu import GpuNetwork
 from densekit.ops.refusals import HOOKS
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
 SLIDING = ("kernel_size", "stride", "padding")
+OneCall = Callable[[Tensor], Tensor]
 OPTIONS = {
     nn.Conv2d: ("in_channels", "out_channels", *SLIDING, "dilation", "groups", "padding_mode"),
     nn.BatchNorm2d: ("num_features", "affine", "track_running_stats"),
@@ -31,8 +34,8 @@ OPTIONS = {
 """Of a module: what its forward pass depends on beside its tensors, and a norm's eps."""
 
 
-def one_call(model: Any, x: Tensor, built: Callable[..., nn.Module]) -> Network | None:
-    """What computes model(x), if that is a network `built` and auto takes the form; else None.
+def one_call(model: Any, x: Tensor, built: Callable[..., nn.Module]) -> OneCall | None:
+    """What computes model(x), if that is a network `built` and its op takes the form; else None.
 
     Nothing of it is in the model's state_dict, and no copy of the model has it.
     """
@@ -40,7 +43,7 @@ def one_call(model: Any, x: Tensor, built: Callable[..., nn.Module]) -> Network 
         return None
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    if x.dtype != torch.float32 or why_not_inference(x.device, dtype) is not None:
+    if x.dtype != torch.float32 or not in_one_call(model.op, x.device, dtype):
         return None
     form = _FORMS.get(model)
     if form is None or not form.holds():
@@ -68,7 +71,8 @@ class _Form:
         self._tensors = [d for m in self._modules for d in (m._parameters, m._buffers) if d]
         self._parts = _parts(model) if _is_as_built(model, built) else None
         self._state = self._seen()
-        self._networks: dict[torch.dtype, Network] = {}
+        self._device = next(model.parameters()).device
+        self._networks: dict[torch.dtype, OneCall] = {}
 
     def holds(self) -> bool:
         """That the network is as it was: its modules, their options, and every tensor."""
@@ -77,15 +81,15 @@ class _Form:
         except RuntimeError:  # a tensor of torch.inference_mode has come in, which has no version
             return False
 
-    def network(self, x: Tensor, dtype: torch.dtype) -> Network | None:
+    def network(self, x: Tensor, dtype: torch.dtype) -> OneCall | None:
         """None where a module has to be called, or the form cannot compute it."""
         watched = any(self._hooks) or any(getattr(nn.modules.module, f"_global{h}") for h in HOOKS)
-        if self._parts is None or watched:
+        if self._parts is None or watched or x.device != self._device or not self._parts.take(x):
             return None
         if dtype not in self._networks:
-            self._networks[dtype] = Network(self._parts, dtype)
-        network = self._networks[dtype]
-        return network if network.takes(x) else None
+            kind = Network if x.device.type == "cpu" else GpuNetwork
+            self._networks[dtype] = kind(self._parts, dtype)
+        return self._networks[dtype]
 
     def _seen(self) -> list[Any]:
         """Compared in each call, so it is made of little but loops (0.23 ms, DenseNet-121).
@@ -136,12 +140,13 @@ def _is_as_built(model: Any, built: Callable[..., nn.Module]) -> bool:
         type(head) is nn.Linear and head.in_features == channels
     ):
         return False
+    tensors = [*model.parameters(), *model.buffers()]
     return all(
         type(t) in (Tensor, nn.Parameter)
         and t.dtype in (torch.float32, torch.int64)  # the latter counts a norm's batches
-        and t.device.type == "cpu"
+        and t.device == tensors[0].device
         and not t.is_inference()  # which has no version
-        for t in (*model.parameters(), *model.buffers())
+        for t in tensors
     )
 
 

@@ -2,9 +2,9 @@
 
     reference   the modules themselves: bit for bit torchvision's
     recompute   the modules, normalised copies made again in backward: less memory, slower
-    lean        one buffer, shared statistics: the least memory, and the fastest where it is taken
-    auto        lean in training on a CPU that has its C++ kernels; in evaluation there, all of the
-                network in one call (models/one_call.py); else reference
+    lean        one buffer, shared statistics: the least memory, and the fastest where it is taken;
+                in evaluation all of the network in one call (models/one_call.py), where it can be
+    auto        lean on a CPU that has its C++ kernels; else reference
 
 auto's table follows benchmarks/results.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from densekit.config import UserError, nearest
 from densekit.ops import recompute, reference
 from densekit.ops.lean import forward as lean
-from densekit.ops.lean.kernels import inference, native
+from densekit.ops.lean.kernels import TRITON_DTYPES, implementation, inference, native
 from densekit.ops.refusals import Parts, refusal
 from densekit.ops.sync_bn import SyncBatchNorm2d
 
@@ -28,6 +28,7 @@ DENSE_BLOCKS: dict[str, Callable[[Tensor, list[nn.Module]], Tensor]] = {
     "recompute": recompute.dense_block,
     "lean": lean.dense_block,
 }
+NOT_MEASURED = "lean has not been measured on this GPU"
 OP_NAMES = ("auto", *DENSE_BLOCKS)
 
 
@@ -67,25 +68,39 @@ def op_of_run(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str,
     return "reference", [f"model.op=auto takes the reference: {reason}"]
 
 
+def in_one_call(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the op computes a network in evaluation in one call, of which maps are in `dtype`."""
+    if name == "lean":
+        return why_no_inference(device, dtype) is None
+    return name == "auto" and why_not_inference(device, dtype) is None
+
+
 def why_not_inference(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why auto takes the reference in evaluation; None where the network is one call.
 
     Any batch, by engines-1.json and engines-16.json in benchmarks/results. With AMX torch's own
     bf16 products may be faster than these kernels can be; it has not been measured.
     """
-    if device.type != "cpu" or dtype not in native.SUFFIX:
-        return (
-            f"inference in one call is for float32 and bfloat16 on a CPU, not {dtype} on {device}"
-        )
-    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+    if device.type == "cuda":
+        return NOT_MEASURED
+    if device.type == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return "this CPU has AMX, which the C++ of inference does not use"
-    return inference.reason()
+    return why_no_inference(device, dtype)
+
+
+def why_no_inference(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a network cannot be one call in evaluation; None where it can."""
+    if device.type == "cpu" and dtype in native.SUFFIX:
+        return inference.reason()
+    if implementation(device, dtype) == "triton" and dtype in TRITON_DTYPES:
+        return None
+    return f"inference in one call is not for {dtype} on {device}"
 
 
 def why_not_lean(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why auto takes the reference in training; None where it takes lean."""
     if device.type == "cuda":
-        return "lean has not been measured on this GPU"
+        return NOT_MEASURED
     if device.type != "cpu":
         return f"lean has no kernels for {device.type}"
     if dtype not in native.SUFFIX:

@@ -80,6 +80,17 @@ class NetworkParts:
     norm5: nn.BatchNorm2d
     classifier: nn.Linear | None
 
+    def take(self, x: Tensor) -> bool:
+        """That there are images in x, with the channels and the pixels that the network needs."""
+        if x.ndim != 4 or x.shape[1] != self.conv0.in_channels or x.numel() == 0:
+            return False
+        side = min(x.shape[2:])
+        if self.conv0.stride[0] > 1:
+            side = (side - 1) // self.conv0.stride[0] + 1
+        if self.norm0 is not None:
+            side = (side + 1) // 2
+        return side >> len(self.transitions) > 0
+
 
 class Network:
     """Images to logits, or to pooled features where there is no classifier.
@@ -96,7 +107,7 @@ class Network:
         self._program = _Program(
             self._stem, (_Step * len(self._steps))(*self._steps), len(self._steps)
         )
-        self._channels, self._halvings = parts.norm5.num_features, len(parts.transitions)
+        self._channels = parts.norm5.num_features
         self._classifier = None if parts.classifier is None else _Linear(parts.classifier)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -108,17 +119,6 @@ class Network:
         threads = torch.get_num_threads()
         self._infer(ctypes.byref(self._program), ctypes.byref(images), pooled.data_ptr(), threads)
         return pooled[:n].clone() if self._classifier is None else self._classifier(pooled, n)
-
-    def takes(self, x: Tensor) -> bool:
-        """That there are images in x, with the channels and the pixels that the network needs."""
-        if x.ndim != 4 or x.shape[1] != self._stem.channels or x.numel() == 0:
-            return False
-        side = min(x.shape[2:])
-        if self._stem.stride > 1:
-            side = (side - 1) // self._stem.stride + 1
-        if self._stem.pools:
-            side = (side + 1) // 2
-        return side >> self._halvings > 0
 
     def _stem_of(self, parts: NetworkParts) -> _Stem:
         conv, norm, pack = parts.conv0, parts.norm0, self._pack
@@ -133,7 +133,7 @@ class Network:
         )  # of the window, by what they are multiplied with
         rows[..., :channels] = weight.permute(2, 0, 3, 1)
         return _Stem(
-            channels, kept, side, stride, k, norm is not None, _width(parts.blocks[0], k),
+            channels, kept, side, stride, k, norm is not None, block_width(parts.blocks[0], k),
             pack.matrices(rows.reshape(1, side, k, side * kept)), pack.vector(shift),
         )  # fmt: skip
 
@@ -146,7 +146,7 @@ class Network:
                 transition = parts.transitions[i]
                 conv, width = (
                     transition.conv,
-                    _width(parts.blocks[i + 1], transition.conv.out_channels),
+                    block_width(parts.blocks[i + 1], transition.conv.out_channels),
                 )
                 steps.append(
                     _Step(
@@ -170,7 +170,8 @@ class Network:
         return [first, _Step(_Kind.WINDOW, k, new, 0, None, packed, None)]
 
 
-def _width(layers: Sequence[Any], channels: int) -> int:
+def block_width(layers: Sequence[Any], channels: int) -> int:
+    """Channels behind a block that `channels` enter."""
     last = layers[-1]
     conv = last.conv2 if last.bottleneck else last.conv1
     return channels + len(layers) * conv.out_channels

@@ -73,6 +73,9 @@ KERNEL_NAMES = (
 )  # fmt: skip
 
 
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def implementation(device: torch.device, dtype: torch.dtype) -> str:
     """Which kernels compute a tensor: native (C++), triton or plain.
 

@@ -23,14 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densekit.ops.lean.kernels import plain
+from densekit.ops.lean.kernels import TRITON_DTYPES, plain
 from densekit.ops.lean.kernels.gpu import rows, sums
 from densekit.ops.lean.kernels.gpu.conv1 import LARGEST_K, conv1_backward, conv1_forward
 from densekit.ops.lean.kernels.gpu.conv3 import conv3_backward, conv3_forward
 from densekit.ops.lean.kernels.plain import DeferredGrad, NormGrads, NormReluGrad, Pool, Size
 from densekit.ops.lean.layout import as_maps, as_rows, contiguous_weight
-
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def prepare_weights(weights: Sequence[Tensor], x: Tensor) -> list[Tensor]:
@@ -97,12 +95,15 @@ def norm_relu_conv(
     else:
         a = x.new_empty(x.shape)
         rows.norm_relu(x, norm, a)
-        with _deterministic():
-            own = as_rows(F.conv2d(as_maps(a, *size), weight, padding=1))
-        if found is None:
-            z.copy_(own)
-        else:
-            sums.moments(own, found, z)
+        _cudnn_forward(a, weight, z, size, found)
+
+
+def window(x: Tensor, weight: Tensor, z: Tensor, size: Size) -> None:
+    """z becomes a 3x3 weight, in x's dtype, times x itself."""
+    if _fast_in_cudnn(x, weight):
+        _cudnn_forward(x, weight, z, size, None)
+    else:
+        conv3_forward(x, None, weight, z, size)
 
 
 def norm_relu_conv_backward(
@@ -120,21 +121,35 @@ def norm_relu_conv_backward(
         plain.norm_relu_conv_backward(behind, x, norm, weight, size, grads, grad, d, to)
         return
     (weight,) = prepare_weights([weight], x)
-    dz = x.new_empty(len(x), weight.shape[0])
+    if weight.shape[-1] == 1:
+        conv1_backward(_behind(behind, weight), x, norm, weight, grads, grad, d, to)
+    elif d is not None or not _fast_in_cudnn(x, weight):
+        conv3_backward(_behind(behind, weight), x, norm, weight, size, grads, grad, d, to)
+    else:
+        _cudnn_backward(behind, x, norm, weight, size, grads, grad, to)
+
+
+def _behind(behind: DeferredGrad | NormReluGrad, weight: Tensor) -> Tensor:
+    """The gradient behind the convolution, [M, K]."""
+    dz: Tensor = behind[0].new_empty(len(behind[0]), weight.shape[0])
     if isinstance(behind, DeferredGrad):
         rows.add_line(behind, dz)
     else:
         rows.norm_relu_grad(behind.y, behind.norm, behind.da, behind.line, dz)
-    if weight.shape[-1] == 1:
-        conv1_backward(dz, x, norm, weight, grads, grad, d, to)
-    elif d is not None or not _fast_in_cudnn(x, weight):
-        conv3_backward(dz, x, norm, weight, size, grads, grad, d, to)
+    return dz
+
+
+def _cudnn_forward(a: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None) -> None:
+    with _deterministic():
+        own = as_rows(F.conv2d(as_maps(a, *size), weight, padding=1))
+    if found is None:
+        z.copy_(own)
     else:
-        _cudnn_backward(dz, x, norm, weight, size, grads, grad, to)
+        sums.moments(own, found, z)
 
 
 def _cudnn_backward(
-    dz: Tensor,
+    behind: DeferredGrad | NormReluGrad,
     x: Tensor,
     norm: Tensor,
     weight: Tensor,
@@ -144,17 +159,27 @@ def _cudnn_backward(
     to: Tensor | None,
 ) -> None:
     a = x.new_empty(x.shape)
-    rows.norm_relu(x, norm, a)
+    if isinstance(behind, DeferredGrad):
+        dz = x.new_empty(len(x), weight.shape[0])
+        rows.operands(behind, dz, x, norm, a)
+    else:
+        dz = _behind(behind, weight)
+        rows.norm_relu(x, norm, a)
     with _deterministic():
         da, of_weight, _ = torch.ops.aten.convolution_backward(
             as_maps(dz, *size), as_maps(a, *size), weight, None, [1, 1], [1, 1], [1, 1],
             False, [0, 0], 1, [grads is not None, grad is not None, False],
         )  # fmt: skip
-    if grad is not None:
-        grad.copy_(of_weight)
-    if grads is not None:
+    part, strides = None, (0, 0, 0)
+    if grad is not None:  # written in the launch that adds up the sums, in its own format
+        part = of_weight.contiguous(memory_format=torch.channels_last)
+        part = part.permute(0, 2, 3, 1).flatten(1, 2)[None]  # [1, K, 9, c]
+        strides = grad.stride(1), grad.stride(3), grad.stride(0)
+    if grads is None:
+        sums.merge_parts(norm, None, None, part, grad, strides)
+    else:
         da = as_rows(da.contiguous(memory_format=torch.channels_last))
-        sums.grad_sums(x, norm, da, grads, to=to)
+        sums.grad_sums(x, norm, da, grads, None, to, part, grad, strides)
 
 
 @contextmanager
@@ -174,4 +199,4 @@ def _fast_in_cudnn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _served(x: Tensor) -> bool:
-    return x.dtype in KERNEL_DTYPES and len(x) > 0
+    return x.dtype in TRITON_DTYPES and len(x) > 0

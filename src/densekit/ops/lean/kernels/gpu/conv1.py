@@ -25,10 +25,13 @@ LARGEST_K = 256  # whose column of a weight's gradient fits into registers
 
 @triton.jit(do_not_specialize=COUNTS)
 def conv1_kernel(
-    x, norm, w, z, part, M, c, K, s_x, s_z,
-    STATS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    x, norm, w, shift_z, z, part, M, c, K, s_x, s_z,
+    NORM: tl.constexpr, SHIFT: tl.constexpr, STATS: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """z [BM, BK] of relu(norm(x)) [M, c] times w [K, c] transposed."""
+    """z [BM, BK] of relu(norm(x)) [M, c], or of x itself, times w [K, c] transposed; with SHIFT,
+    relu of that and shift_z [K].
+    """
     tile = tl.program_id(0)
     rows = tile * BM + tl.arange(0, BM)
     ks = tl.program_id(1) * BK + tl.arange(0, BK)
@@ -41,11 +44,14 @@ def conv1_kernel(
         wt = tl.load(
             w + ks[None, :] * c + ch[:, None], mask=live[:, None] & (ks < K)[None, :], other=0.0
         )
-        mean = load_vector(norm, ch, live)
-        scale = load_vector(norm + c, ch, live)
-        shift = load_vector(norm + 2 * c, ch, live)
-        a = relu(normed(v, mean, scale, shift)).to(v.dtype)
-        acc = tl.dot(a, wt, acc, input_precision="ieee")
+        if NORM:
+            mean = load_vector(norm, ch, live)
+            scale = load_vector(norm + c, ch, live)
+            shift = load_vector(norm + 2 * c, ch, live)
+            v = relu(normed(v, mean, scale, shift)).to(v.dtype)
+        acc = tl.dot(v, wt, acc, input_precision="ieee")
+    if SHIFT:
+        acc = relu(acc + load_vector(shift_z, ks, ks < K))
     out = acc.to(z.dtype.element_ty)
     store_rows(z, rows, ks, s_z, good[:, None] & (ks < K)[None, :], out)
     if STATS:
@@ -53,13 +59,23 @@ def conv1_kernel(
         store_tile_moments(out.to(tl.float32), good, count, part, tile, ks, K)
 
 
-def conv1_forward(x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, found: Tensor | None) -> None:
+def conv1_forward(
+    x: Tensor,
+    norm: Tensor | None,
+    weight: Tensor,
+    z: Tensor,
+    found: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> None:
+    """z becomes weight times relu(norm(x)), or times x; with a shift, relu of that and the shift.
+    `found` becomes z's moments."""
     (m, c), k, wide = x.shape, weight.shape[0], x.dtype == torch.float32
     bm, bc, warps, stages = (64, 32, 4, 2) if wide else (128, 64, 8, 3)
     bk, tiles = at_least_16(k, 128), triton.cdiv(m, bm)
     part = None if found is None else x.new_empty(tiles, 2, k, dtype=torch.float32)
     conv1_kernel[(tiles, triton.cdiv(k, bk))](
-        x, norm, weight, z, part, m, c, k, x.stride(0), z.stride(0), STATS=found is not None,
+        x, norm, weight, shift, z, part, m, c, k, x.stride(0), z.stride(0),
+        NORM=norm is not None, SHIFT=shift is not None, STATS=found is not None,
         BM=bm, BK=bk, BC=bc, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if part is not None and found is not None:

@@ -28,7 +28,8 @@ from densekit.ops.lean.kernels.plain import NormGrads, Size
 @triton.jit(do_not_specialize=COUNTS)
 def conv3_kernel(
     x, norm, w, z, part, M, c, K, H, W, s_x, s_k, s_c, s_tap, s_z,
-    STATS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    NORM: tl.constexpr, STATS: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """z of BM - 2 rows. Row r of the products before, here, after goes to rows r + 1, r, r - 1."""
     tile = tl.program_id(0)
@@ -48,18 +49,19 @@ def conv3_kernel(
         live = ch < c
         good = inside & (py + dy >= 0) & (py + dy < H)
         v = load_rows(x, rows + dy * W, ch, s_x, good[:, None] & live[None, :])
-        mean = load_vector(norm, ch, live)
-        scale = load_vector(norm + c, ch, live)
-        shift = load_vector(norm + 2 * c, ch, live)
-        a = tl.where(good[:, None], relu(normed(v, mean, scale, shift)), 0.0).to(v.dtype)
+        if NORM:
+            mean = load_vector(norm, ch, live)
+            scale = load_vector(norm + c, ch, live)
+            shift = load_vector(norm + 2 * c, ch, live)
+            v = tl.where(good[:, None], relu(normed(v, mean, scale, shift)), 0.0).to(v.dtype)
         tap = w + ks[None, :] * s_k + ch[:, None] * s_c + (dy + 1) * 3 * s_tap
         there = (ks < K)[None, :] & live[:, None]
         wt = tl.load(tap, mask=there, other=0.0)
-        before = tl.dot(a, wt, before, input_precision="ieee")
+        before = tl.dot(v, wt, before, input_precision="ieee")
         wt = tl.load(tap + s_tap, mask=there, other=0.0)
-        here = tl.dot(a, wt, here, input_precision="ieee")
+        here = tl.dot(v, wt, here, input_precision="ieee")
         wt = tl.load(tap + 2 * s_tap, mask=there, other=0.0)
-        after = tl.dot(a, wt, after, input_precision="ieee")
+        after = tl.dot(v, wt, after, input_precision="ieee")
     up = tl.broadcast_to(tl.maximum(i - 1, 0)[:, None], (BM, BK))
     down = tl.broadcast_to(tl.minimum(i + 1, BM - 1)[:, None], (BM, BK))
     acc = here + tl.where((px > 0)[:, None], tl.gather(before, up, 0), 0.0)
@@ -73,16 +75,23 @@ def conv3_kernel(
 
 
 def conv3_forward(
-    x: Tensor, norm: Tensor, weight: Tensor, z: Tensor, size: Size, found: Tensor | None
+    x: Tensor,
+    norm: Tensor | None,
+    weight: Tensor,
+    z: Tensor,
+    size: Size,
+    found: Tensor | None = None,
 ) -> None:
-    """Not for float32, which is cuDNN's."""
+    """z becomes weight times relu(norm(x)), or times x; `found` its moments. Not for float32, which
+    is cuDNN's."""
     (m, c), k, bm = x.shape, weight.shape[0], 128
     step, bk = bm - 2, at_least_16(k, 64)
     tiles = triton.cdiv(m, step)
     part = None if found is None else x.new_empty(tiles, 2, k, dtype=torch.float32)
     conv3_kernel[(tiles, triton.cdiv(k, bk))](
         x, norm, weight, z, part, m, c, k, *size, x.stride(0), *_strides(weight), z.stride(0),
-        STATS=found is not None, BM=bm, BK=bk, BC=64, num_warps=8, num_stages=3,
+        NORM=norm is not None, STATS=found is not None, BM=bm, BK=bk, BC=64,
+        num_warps=8, num_stages=3,
     )  # fmt: skip
     if part is not None and found is not None:
         merge_tile_moments(part, found, m, step)

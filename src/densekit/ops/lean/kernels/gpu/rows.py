@@ -16,13 +16,11 @@ from densekit.ops.lean.kernels.gpu.tiles import (
     sloping,
     store_rows,
 )
-from densekit.ops.lean.kernels.plain import DeferredGrad, Pool
+from densekit.ops.lean.kernels.plain import DeferredGrad, Pool, Size
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def norm_relu_kernel(x, norm, out, M, c, s_x, s_out, BM: tl.constexpr, BC: tl.constexpr):
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    ch = tl.program_id(1) * BC + tl.arange(0, BC)
+@triton.jit
+def norm_relu_tile(x, norm, out, rows, ch, M, c, s_x, s_out):
     live = ch < c
     mask = (rows < M)[:, None] & live[None, :]
     mean = load_vector(norm, ch, live)
@@ -30,6 +28,23 @@ def norm_relu_kernel(x, norm, out, M, c, s_x, s_out, BM: tl.constexpr, BC: tl.co
     shift = load_vector(norm + 2 * c, ch, live)
     a = relu(normed(load_rows(x, rows, ch, s_x, mask), mean, scale, shift))
     store_rows(out, rows, ch, s_out, mask, a)
+
+
+@triton.jit
+def add_line_tile(d, x, mean, line, out, rows, ch, M, c, s_d, s_x, s_line, s_out):
+    live = ch < c
+    mask = (rows < M)[:, None] & live[None, :]
+    slope = load_vector(line + s_line, ch, live)
+    rest = sloping(load_rows(x, rows, ch, s_x, mask), load_vector(mean, ch, live), slope)
+    result = load_rows(d, rows, ch, s_d, mask).to(tl.float32) + load_vector(line, ch, live) + rest
+    store_rows(out, rows, ch, s_out, mask, result)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def norm_relu_kernel(x, norm, out, M, c, s_x, s_out, BM: tl.constexpr, BC: tl.constexpr):
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    ch = tl.program_id(1) * BC + tl.arange(0, BC)
+    norm_relu_tile(x, norm, out, rows, ch, M, c, s_x, s_out)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -57,18 +72,29 @@ def add_line_kernel(
 ):
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     ch = tl.program_id(1) * BC + tl.arange(0, BC)
-    live = ch < c
-    mask = (rows < M)[:, None] & live[None, :]
-    slope = load_vector(line + s_line, ch, live)
-    rest = sloping(load_rows(x, rows, ch, s_x, mask), load_vector(mean, ch, live), slope)
-    result = load_rows(d, rows, ch, s_d, mask).to(tl.float32) + load_vector(line, ch, live) + rest
-    store_rows(out, rows, ch, s_out, mask, result)
+    add_line_tile(d, x, mean, line, out, rows, ch, M, c, s_d, s_x, s_line, s_out)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def operands_kernel(
+    d, z, mean, line, dz, k, s_d, s_z, s_line, s_dz, x, norm, a, c, s_x, s_a, M,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """What a convolution's backward multiplies: dz of add_line, a of norm_relu."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    chunk = tl.program_id(1)
+    parts = tl.cdiv(c, BC)
+    if chunk < parts:
+        norm_relu_tile(x, norm, a, rows, chunk * BC + tl.arange(0, BC), M, c, s_x, s_a)
+    else:
+        ch = (chunk - parts) * BC + tl.arange(0, BC)
+        add_line_tile(d, z, mean, line, dz, rows, ch, M, k, s_d, s_z, s_line, s_dz)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def norm_relu_pool_kernel(
     x, norm, out, taken, R, c, s_x, s_out, H, W,
-    MAX: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    MAX: tl.constexpr, TAKEN: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """R is the number of rows behind the pool. MAX 0: 2x2 averages, 1: 3x3 maxima."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -98,7 +124,7 @@ def norm_relu_pool_kernel(
             else:
                 result += v * 0.25
     store_rows(out, rows, ch, s_out, mask, result)
-    if MAX:
+    if TAKEN:
         store_rows(taken, rows, ch, c, mask, place)
 
 
@@ -126,12 +152,58 @@ def add_line(behind: DeferredGrad, out: Tensor) -> None:
     add_line_kernel[grid](d, x, mean, line, out, *x.shape, *strides, BM=bm, BC=bc, num_warps=4)
 
 
+def operands(behind: DeferredGrad, dz: Tensor, x: Tensor, norm: Tensor, a: Tensor) -> None:
+    """add_line to dz and norm_relu to a, in one launch."""
+    d, z, mean, line = behind
+    (m, c), k = x.shape, z.shape[1]
+    bm, bc, (tiles, parts) = _grid(m, c)
+    operands_kernel[(tiles, parts + triton.cdiv(k, bc))](
+        d, z, mean, line, dz, k, d.stride(0), z.stride(0), line.stride(0), dz.stride(0),
+        x, norm, a, c, x.stride(0), a.stride(0), m, BM=bm, BC=bc, num_warps=4,
+    )  # fmt: skip
+
+
 def norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool) -> None:
+    _norm_relu_pool(x, norm, out, pool, maxima=pool.taken is not None)
+
+
+def norm_relu_max(x: Tensor, norm: Tensor, out: Tensor, size: Size) -> None:
+    """norm_relu_pool's 3x3 maxima of maps of that size, without what backward needs."""
+    _norm_relu_pool(x, norm, out, Pool(*size), maxima=True)
+
+
+def _norm_relu_pool(x: Tensor, norm: Tensor, out: Tensor, pool: Pool, maxima: bool) -> None:
     bm, bc, grid = _grid(*out.shape)
     norm_relu_pool_kernel[grid](
         x, norm, out, pool.taken, *out.shape, x.stride(0), out.stride(0), pool.h, pool.w,
-        MAX=int(pool.taken is not None), BM=bm, BC=bc, num_warps=4,
+        MAX=int(maxima), TAKEN=pool.taken is not None, BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def norm_relu_mean_kernel(x, norm, out, M, c, s_x, BM: tl.constexpr, BC: tl.constexpr):
+    """The mean of an image's M rows."""
+    image = tl.program_id(0)
+    ch = tl.program_id(1) * BC + tl.arange(0, BC)
+    live = ch < c
+    mean = load_vector(norm, ch, live)
+    scale = load_vector(norm + c, ch, live)
+    shift = load_vector(norm + 2 * c, ch, live)
+    total = tl.zeros([BM, BC], tl.float32)
+    for start in range(0, M, BM):
+        rows = start + tl.arange(0, BM)
+        mask = (rows < M)[:, None] & live[None, :]
+        v = load_rows(x, image * M + rows, ch, s_x, mask)
+        total += tl.where(mask, relu(normed(v, mean, scale, shift)), 0.0)
+    tl.store(out + image.to(tl.int64) * c + ch, tl.sum(total, 0) / M, mask=live)
+
+
+def norm_relu_mean(x: Tensor, norm: Tensor, out: Tensor) -> None:
+    """out [N, c], float32: the mean of relu(norm(x)) over each image's rows, M / N."""
+    (m, c), n, bc = x.shape, len(out), 64
+    norm_relu_mean_kernel[(n, triton.cdiv(c, bc))](
+        x, norm, out, m // n, c, x.stride(0), BM=64, BC=bc, num_warps=4
+    )
 
 
 def pool_arguments(pool: Pool | None) -> tuple[int, Tensor | None, int, int]:

@@ -273,8 +273,11 @@ def grad_sums(
     grads: NormGrads,
     pool: Pool | None = None,
     to: Tensor | None = None,
+    of_weight: Tensor | None = None,
+    weight: Tensor | None = None,
+    strides: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
-    """`to`, if there is one, becomes g."""
+    """`to`, if there is one, becomes g; a weight's gradient is merged as merge_parts does."""
     (m, c), bm = x.shape, 32
     bc = 64 if c > 32 else 32
     kind, taken, h, w = pool_arguments(pool)
@@ -285,4 +288,4 @@ def grad_sums(
         0 if to is None else to.stride(0), h, w, tiles, POOL=kind, TO=to is not None,
         BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip
-    merge_parts(norm, part, grads)
+    merge_parts(norm, part, grads, of_weight, weight, strides)
