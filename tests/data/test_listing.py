@@ -58,7 +58,7 @@ def test_a_line_is_a_path_and_the_label_after_the_last_delimiter(
         ("a.jpg 0\nmy b.jpg,1\n", None, ":2: .*'my b.jpg,1'"),
         ("a.jpg;0\nmy b.jpg,1\n", ";", ':2: .*data.delimiter=","'),
         ("a.jpg 0\n", ",", ":1: expected a path, ',' and a label"),
-        ("path,Edema,Mass\na.jpg,0,1\n", None, "head.* is for model.task=multilabel"),
+        ("path,Edema,Mass\na.jpg,0,1\n", None, "a table with a line of heads is read from .* .csv"),
         (b"a.jpg 0\n\xff\xfeb 1\n", None, ":2: is not UTF-8"),
         ("\n \r\n", None, "lists no images"),
         ("", None, "lists no images"),

@@ -113,8 +113,8 @@ def _by_name(examples: Examples, target: Numbering) -> tuple[dict[int, int], lis
         return new, []
     old = next(old for old, label in new.items() if old != label)
     return new, [
-        f"{examples.origin}: its classes.txt numbers the classes otherwise than {target.owner}, "
-        f"so they are matched by name: its {old} is {own[old]!r}, {new[old]} there"
+        f"{examples.origin}: numbers the classes otherwise than {target.owner}, so they are "
+        f"matched by name: its {old} is {own[old]!r}, {new[old]} there"
     ]
 
 
@@ -180,7 +180,8 @@ def _foreign(examples: Examples, label: int, target: Numbering) -> UserError:
     remedy = (
         "rename its folders as there, or remove what is no such class"
         if _is_folder(examples)
-        else "name its classes as there, in a classes.txt of `label name` lines beside it"
+        else "name its classes as there; of a list, in a classes.txt of `label name` lines beside "
+        "it"
     )
     return UserError(
         f"{examples.origin}: its class {name} is none of the classes of {target.owner}: it has "

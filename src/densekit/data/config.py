@@ -81,8 +81,8 @@ class DataConfig(Section):
     """Folder that list files' paths start from, and where train and val are looked up first; null:
     the list file's own folder, and the current one."""
     train: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
-    """A list file, a folder of class folders, builtin:mnist5k, or the folder of a whole data set:
-    train_list.txt and val_list.txt, or train/ and val/ (training/, valid/, test/, ..., in any
+    """A list or CSV file, a folder of class folders, builtin:mnist5k, or the folder of a whole data
+    set: train_list.txt and val_list.txt, or train/ and val/ (training/, valid/, test/, ..., in any
     case); null: data.root is such a folder. Or shards, here or in a store:
     s3://bucket/train-{000000..001023}.tar, or train-index.npz beside them (docs/shards.md)."""
     val: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
@@ -103,7 +103,7 @@ class DataConfig(Section):
     line has one before its label, else the last run of whitespace."""
     classes: Annotated[tuple[str, ...] | None, YES_OR_NO] = None
     """Names of classes of a CSV file, or of a list with a classes.txt, to take in this order; null:
-    all. Of a binary task the one that is there or not, a folder's name too."""
+    all. Of a binary task the one that is there or not, against all others; a folder's name too."""
     relabel: Annotated[bool, when(**{"/model.task": "multiclass"})] = False
     """Renumber the training list's labels 0, 1, ... in ascending order, in both lists."""
 

@@ -1,4 +1,4 @@
-"""CSV files of images and their classes, with a head.
+"""CSV files with a head: images, and the classes that are there or not.
 
 Either a column for each class (1 there, 0 not there, -1 or nothing unknown), as CheXpert's, or one
 column with the names of those that are there, separated by bars, as NIH's `Finding Labels`. Which
@@ -18,6 +18,7 @@ import numpy as np
 
 from densekit.config import UserError, nearest
 from densekit.data.classes import listed
+from densekit.data.folders import image_suffixes
 from densekit.data.listing import Examples, text_lines
 
 TABLES = (".csv", ".tsv")
@@ -46,21 +47,17 @@ class Table:
     @property
     def paths(self) -> str:
         """The head of the column that holds the images."""
-        return next(
-            (head for head in self.columns if _plain(head) in IMAGE_HEADS), next(iter(self.columns))
-        )
+        named = [head for head in self.columns if plain_head(head) in IMAGE_HEADS]
+        return (named or list(self.columns))[0]
 
     @property
     def names(self) -> str | None:
         """The head of the column that holds names of classes."""
-        return next((head for head in self.columns if _plain(head) in NAME_LISTS), None)
+        return next((head for head in self.columns if plain_head(head) in NAME_LISTS), None)
 
 
-def read_table(
-    file: Path, root: Path, delimiter: str | None, classes: Sequence[str] | None
-) -> Examples:
-    """Raises UserError, with file and line."""
-    table = _table(file, delimiter)
+def read_findings(table: Table, root: Path, classes: Sequence[str] | None) -> Examples:
+    """Classes that are there or not. Raises UserError, with file and line."""
     by_name = table.names is not None and not (classes and set(classes) <= set(table.columns))
     names, labels = (_from_names if by_name else _from_columns)(table, classes)
     used = {table.paths, table.names if by_name else None, *names}
@@ -71,15 +68,16 @@ def read_table(
         labels=labels,
         classes=dict(enumerate(names)),
         root=str(root),
-        origin=str(file),
+        origin=str(table.file),
         lines=table.lines,
-        notes=(f"{file}: images in {table.paths!r}, classes {listed(names)}{left}",),
+        notes=(f"{table.file}: images in {table.paths!r}, classes {listed(names)}{left}",),
         unlisted=0 if by_name else -1,
         columns=others,
     )
 
 
-def _table(file: Path, delimiter: str | None) -> Table:
+def open_table(file: Path, delimiter: str | None) -> Table:
+    """Raises UserError, with file and line."""
     rows = text_lines(file)
     number, head = next(rows, (0, ""))
     if not head:
@@ -89,6 +87,11 @@ def _table(file: Path, delimiter: str | None) -> Table:
     if len(heads) < 2 or len(set(heads)) < len(heads):
         raise UserError(
             f"{file}:{number}: expected different heads such as `path,edema,mass`, got {head!r}"
+        )
+    if any(Path(cell).suffix.lower() in image_suffixes() for cell in heads):
+        raise UserError(
+            f"{file}:{number}: expected a line of heads such as `path,label`, got the first image: "
+            f"{head!r}; put such a line above it"
         )
     cells: list[list[str]] = []
     lines: list[int] = []
@@ -123,7 +126,8 @@ def _from_columns(table: Table, classes: Sequence[str] | None) -> tuple[list[str
         if not heads:
             raise UserError(
                 f"{table.file}: no column holds only 1 (there), 0 (not there), -1 or nothing "
-                f"(unknown); name the columns of the classes with data.classes=[...]"
+                f"(unknown); name the columns of the classes with data.classes=[...]; one column "
+                f"of names or numbers, a class an image, is for model.task=multiclass or binary"
             )
         classes = heads
     labels = np.empty((len(table.lines), len(classes)), np.int8)
@@ -165,7 +169,8 @@ def _from_names(table: Table, classes: Sequence[str] | None) -> tuple[list[str],
     return chosen, np.array([[name in each for name in chosen] for each in named], np.int8)
 
 
-def _plain(head: str) -> str:
+def plain_head(head: str) -> str:
+    """As IMAGE_HEADS has it."""
     return re.sub(r"[\W_]", "", head.lower())
 
 

@@ -236,7 +236,7 @@ def _parse_line(line: str, delimiter: str | None, place: str) -> tuple[str, int]
     if other:
         advice = f'; is it data.delimiter="{other[1]}"?'
     elif place.endswith(":1") and re.fullmatch(r"[^,;\t]+([,;\t][^,;\t]+)+", line):
-        advice = "; a table whose head names a column for each class is for model.task=multilabel"
+        advice = "; a table with a line of heads is read from a file that is called .csv or .tsv"
     else:
         advice = ""
     raise UserError(

@@ -2,7 +2,8 @@
 
 A list file holds `relative/path 0,2,5` lines, and `relative/path -` for an image with none of the
 classes; or the labels stand in a CSV file (`label_table`). A binary task is the same with one
-class: from such a CSV file, or from class folders or a list of labels 0 and 1. K classes; labels
+class: from such a CSV file, or from class folders, a list of labels 0 and 1 or a CSV file with a
+column of classes (`class_column`). K classes; labels
 are int8 [n, K]: 1 there, 0 not there, -1 unknown.
 """
 
@@ -16,10 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from densekit.config import UserError
+from densekit.data.class_column import class_head, is_table, read_classes
 from densekit.data.classes import Numbering, listed, spelling
 from densekit.data.config import DataConfig, Task
 from densekit.data.folders import read_folder
-from densekit.data.label_table import TABLES, read_table, unknown_class
+from densekit.data.label_table import (
+    TABLES,
+    VALUES,
+    Table,
+    open_table,
+    read_findings,
+    unknown_class,
+)
 from densekit.data.listing import Examples, is_label, read_class_names, read_list, text_lines
 
 
@@ -39,13 +48,24 @@ class Labelling:
     def read_file(self, file: Path, root: Path) -> Examples:
         """A list or CSV file, whose paths start from `root`. Raises UserError."""
         if self.task == "multiclass":
+            if is_table(file):
+                return read_classes(open_table(file, self.delimiter), root)
             return read_list(file, root, self.delimiter)
         if file.suffix.lower() in TABLES:
-            return self._one_if_binary(read_table(file, root, self.delimiter, self.classes))
+            return self._of_table(open_table(file, self.delimiter), root)
         if self.task == "binary":
             return as_binary(read_list(file, root, self.delimiter), self.classes)
         examples = _read_sets(file, root, self.delimiter)
         return examples if self.classes is None else _selected(examples, self.classes)
+
+    def _of_table(self, table: Table, root: Path) -> Examples:
+        head = class_head(table) if self.task == "binary" and table.names is None else None
+        if head is None or (self.classes and set(self.classes) <= set(table.columns)):
+            return self._one_if_binary(read_findings(table, root, self.classes))
+        # as a list of findings that has this one alone; -1 and nothing are unknown
+        if not self.classes and {cell.lower() for cell in table.columns[head]} <= set(VALUES):
+            return read_findings(table, root, [head])
+        return as_binary(read_classes(table, root), self.classes)
 
     def read_folders(self, folder: Path) -> Examples:
         """Class folders. Raises UserError."""
@@ -85,24 +105,25 @@ ONE_CLASS = Labelling()
 
 
 def as_binary(examples: Examples, classes: Sequence[str] | None) -> Examples:
-    """Images of two classes, as a list or class folders have them, with a single class that is
-    there or not: the one that `classes` names, else the second. Raises UserError.
+    """Images of one class each, as a list or class folders have them, with a single class that is
+    there or not: the one that `classes` names, against all others, else the second of two.
+    Raises UserError.
     """
-    if examples.num_classes > 2:
+    count = max(examples.num_classes, 2)
+    if count > 2 and classes is None:
         raise UserError(
             f"{examples.origin}: model.task=binary is for two classes, labels 0 and 1, but there "
-            f"are {examples.num_classes}"
+            f"are {count}; name one, against all others, with data.classes=[NAME]"
         )
-    names = {label: examples.classes.get(label, str(label)) for label in (0, 1)}
+    names = {label: examples.classes.get(label, str(label)) for label in range(count)}
     there = 1
     if classes is not None:
         found = [label for label, name in names.items() if [name] == list(classes)]
         if not found:
             raise unknown_class(examples.origin, classes[0], list(names.values()))
         there = found[0]
-    said = (
-        f"{examples.origin}: what is there or not is {names[there]!r}; no is {names[1 - there]!r}"
-    )
+    others = listed(repr(name) for label, name in names.items() if label != there)
+    said = f"{examples.origin}: what is there or not is {names[there]!r}; no is {others}"
     if len(examples.classes) == 2 and classes is None:
         said += f"; if it is the other way round, set data.classes=[{names[0]}]"
     return replace(
