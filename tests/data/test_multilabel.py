@@ -15,6 +15,7 @@ from densekit.data.holdout import divide
 from densekit.data.listing import Examples
 from densekit.data.multilabel import Labelling, as_binary, match_multilabel, widen
 from densekit.data.splits import open_split
+from densekit.training.recipe import load_recipe
 
 CHEXPERT = """Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Cardiomegaly,Edema
 train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,
@@ -192,3 +193,8 @@ def test_checks_count_what_is_there(tmp_path: Path) -> None:
     assert any("33.3% of the labels are unknown" in text for text in told)
     with pytest.raises(UserError, match=r"has 3 classes, but model.num_classes=2"):
         check_examples(examples, 2, 0, 3)
+
+
+def test_a_class_is_asked_for_once() -> None:
+    with pytest.raises(UserError, match="classes names 'a' twice"):
+        load_recipe(None, ["model.task=multilabel", "data.classes=[a, b, a]"])

@@ -255,6 +255,26 @@ def test_pretrained_weights_are_fine_tuned(tmp_path: Path, write_folder) -> None
     assert "optim.freeze_norm=true: of 40 training images" in said
 
 
+def test_what_is_typed_is_not_said_to_be_chosen(tmp_path: Path, write_folder) -> None:
+    """And sync-BN, which statistics that stand still would make idle, wins over them."""
+    write_folder(tmp_path, {"cat": 30, "dog": 20}, size=(20, 20))
+    start = "model.pretrained=torchvision"
+    recipe, said = recipe_of(tmp_path, start, "model.sync_bn=true")
+    assert (recipe.model.sync_bn, recipe.optim.freeze_norm) == (True, False)
+    assert "optim.freeze_norm" not in said
+    with pytest.raises(UserError, match=r"sync_bn=true: has no effect with optim.freeze_norm=true"):
+        recipe_of(tmp_path, start, "model.sync_bn=true", "optim.freeze_norm=true")
+    _, said = recipe_of(tmp_path, start, "optim.freeze_norm=false", "optim.layer_decay=1")
+    assert "optim.freeze_norm" not in said
+    assert "optim.layer_decay" not in said
+    recipe, said = recipe_of(tmp_path, start, "optim.freeze=norm5")
+    assert (recipe.optim.head_epochs, recipe.optim.layer_decay) == (0, 1)
+    assert "optim.head_epochs" not in said
+    assert "optim.head_lr=0.0009" in said
+    with pytest.raises(UserError, match=r"head_epochs=2: has no effect with optim.freeze=norm5"):
+        recipe_of(tmp_path, start, "optim.freeze=norm5", "optim.head_epochs=2")
+
+
 def test_what_is_typed_wins_over_the_plan(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"cat": 30, "dog": 20}, mode="L")
     typed = ["optim.name=sgd", "optim.lr=0.02", "loop.epochs=2", "optim.freeze_norm=false"]

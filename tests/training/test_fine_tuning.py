@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from densekit.config import UserError
 from densekit.models.artifact import read_artifact
 from densekit.models.densenet import DenseNet, DenseNetConfig
+from densekit.models.parts import stage_names
 from densekit.precision import resolve
 from densekit.training.fine_tuning import (
-    _stage_names,
     fine_tuning_plan,
     frozen_to,
     thaw,
@@ -58,7 +58,7 @@ def test_what_joins_stays_and_what_is_frozen_never_joins(
 def test_the_stages_are_the_networks() -> None:
     for blocks in (1, 2, 4):
         model = DenseNet(DenseNetConfig(block_config=(1,) * blocks, growth_rate=4))
-        assert list(model.stages()) == _stage_names(blocks)
+        assert list(model.stages()) == stage_names(blocks)
 
 
 def test_rates_fall_from_block_to_block() -> None:
@@ -84,7 +84,9 @@ def test_the_plan_says_what_when_and_at_what_rate() -> None:
     assert fine_tuning_plan(recipe) == [
         "fine-tuning, peak rates: from epoch 1 the classifier at 0.1; from epoch 3 block4 and "
         "norm5 at 0.01; from epoch 6 block3 and transition3 at 0.005; from epoch 9 block2 and "
-        "transition2 at 0.0025; from epoch 12 transition1 at 0.00125; never anything up to block1"
+        "transition2 at 0.0025; from epoch 12 transition1 at 0.00125; never anything up to block1",
+        "optim.freeze=block1 without model.pretrained: what is never trained stays as random as it "
+        "begins",
     ]
     assert fine_tuning_plan(load_recipe(None, [])) == []
 
@@ -98,6 +100,23 @@ def test_what_never_joins_is_refused() -> None:
             ["loop.epochs=9", "optim.head_epochs=1", "optim.unfreeze_epochs=3",
              "optim.milestones=[3]", "model.overrides.block_config=[2,2,2,2]"],
         )  # fmt: skip
+
+
+def test_what_is_frozen_for_ever_need_not_join() -> None:
+    options = ["loop.epochs=4", "optim.head_epochs=1", "optim.unfreeze_epochs=1",
+               "optim.milestones=[3]", "model.overrides.block_config=[2,2,2,2]"]  # fmt: skip
+    with pytest.raises(UserError, match="the stem would be trained from epoch 6 on"):
+        load_recipe(None, options)
+    recipe = load_recipe(None, [*options, "optim.freeze=transition1"])
+    assert "from epoch 4 block2 and transition2" in fine_tuning_plan(recipe)[0]
+    with pytest.raises(UserError, match="block2 would be trained from epoch 4 on"):
+        load_recipe(None, [*options, "optim.freeze=transition1", "loop.epochs=3",
+                           "optim.milestones=[2]"])  # fmt: skip
+
+
+def test_random_features_that_are_never_trained_are_said() -> None:
+    (_, note) = fine_tuning_plan(load_recipe(None, ["optim.freeze=block2"]))
+    assert "without model.pretrained: what is never trained stays as random" in note
 
 
 SMALL = [

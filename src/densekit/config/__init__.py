@@ -1,6 +1,6 @@
 """How what a user writes becomes typed, frozen values: sections, YAML files, dotted overrides."""
 
-from densekit.config.applies import OFF, ON, build_effective, when
+from densekit.config.applies import OFF, ON, Other, build_effective, when
 from densekit.config.build import build
 from densekit.config.extras import needs_extra
 from densekit.config.layers import Layers, assemble
@@ -17,6 +17,7 @@ __all__ = [
     "ON",
     "ConfigSource",
     "Layers",
+    "Other",
     "OutOfReach",
     "PathKey",
     "PathText",

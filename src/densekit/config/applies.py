@@ -5,6 +5,7 @@ A field says so where it is declared; `build_effective` refuses what a user set 
     warmup_start: Annotated[float, when(warmup_epochs=ON)] = 0.0
     gamma: Annotated[float, when(schedule="step", values=OFF)] = 0.1
     momentum: Annotated[float, when(name=("sgd", "rmsprop"))] = 0.9
+    head_epochs: Annotated[int, when(freeze=Other("norm5"))] = 0
 
 A name is of a field of the same section, or, dotted, of a section below it, or, after a slash
 (`/model.task`), of the whole recipe. All that one `when` names must hold; of several `when` on one
@@ -38,10 +39,20 @@ ON, OFF = Switch.ON, Switch.OFF
 
 
 @dataclass(frozen=True)
+class Other:
+    """Any value but this one."""
+
+    than: Any
+
+
+Fitting = Switch | Other | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class When:
     """A mark of a field: it has an effect only where its neighbours have these values."""
 
-    wanted: dict[str, Switch | tuple[Any, ...]]
+    wanted: dict[str, Fitting]
 
     def unmet(self, section: Section, whole: Section) -> list[str]:
         """The neighbours whose values make the field idle."""
@@ -58,8 +69,9 @@ class When:
 
 
 def when(**neighbours: Any) -> When:
-    """The mark; a value, a tuple of them, ON or OFF for each neighbour."""
-    return When({n: v if isinstance(v, (Switch, tuple)) else (v,) for n, v in neighbours.items()})
+    """The mark; a value, a tuple of them, ON, OFF or Other for each neighbour."""
+    kinds = (Switch, Other, tuple)
+    return When({n: v if isinstance(v, kinds) else (v,) for n, v in neighbours.items()})
 
 
 def marks(section: type[Section], name: str) -> list[When]:
@@ -167,14 +179,18 @@ def _dotted(name: str, prefix: str) -> str:
     return name[1:] if name.startswith("/") else prefix + name
 
 
-def _fits(value: Any, wanted: Switch | tuple[Any, ...]) -> bool:
+def _fits(value: Any, wanted: Fitting) -> bool:
     if isinstance(wanted, tuple):
         return value in wanted
+    if isinstance(wanted, Other):
+        return bool(value != wanted.than)
     on = any(value) if isinstance(value, (tuple, list)) else bool(value)
     return on == (wanted is ON)
 
 
-def _wanted(key: str, values: Switch | tuple[Any, ...]) -> str:
+def _wanted(key: str, values: Fitting) -> str:
+    if isinstance(values, Other):
+        return f"another {key} than {to_flow(values.than)}"
     if isinstance(values, tuple):
         return f"{key}={' or '.join(to_flow(value) for value in values)}"
     return key if values is ON else f"no {key}"

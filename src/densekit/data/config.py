@@ -178,6 +178,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> DataConfig:
+        twice = [name for name in self.classes or () if (self.classes or ()).count(name) > 1]
+        if twice:
+            raise ValueError(f"classes names {twice[0]!r} twice; leave one")
         check_agreement(self.channels, self.eval_resize, self.image_size, self.mean, self.std)
         self._check_colours()
         if self.fold is not None and self.val_fraction:

@@ -31,7 +31,7 @@ from densekit.data.listing import Examples, readable
 from densekit.data.look import Look, look_at
 from densekit.data.multilabel import ONE_CLASS, Labelling
 from densekit.data.splits import find_part, is_remote_folder, locate_images, open_examples
-from densekit.data.suggest_tuning import tuning_settings
+from densekit.data.suggest_tuning import ASKED, tuning_settings
 from densekit.remote import is_url
 
 T = TypeVar("T")
@@ -142,7 +142,10 @@ def _asked(key: str, options: Sequence[str], kind: type[T]) -> T | None:
     """What the last option says of `key`; None if none does, or nothing of this kind."""
     parsed = map(parse_override, options)
     values = [value for path, value in parsed if ".".join(map(str, path)) == key]
-    return values[-1] if values and isinstance(values[-1], kind) else None
+    value = values[-1] if values else None
+    if kind is float and isinstance(value, int):
+        value = float(value)
+    return value if isinstance(value, kind) else None
 
 
 Pick = tuple[Tree, str]
@@ -269,11 +272,7 @@ def _length(images: int, options: Sequence[str]) -> Pick:
     epochs = min(max(10 * tens, EPOCHS[0]), EPOCHS[1])
     asked = _asked("loop.epochs", options, int)
     if _asked("model.pretrained", options, str):
-        wanted: Tree = {
-            "optim.name": _asked("optim.name", options, str),
-            "optim.lr": _asked("optim.lr", options, float),
-            "loop.epochs": asked,
-        }
+        wanted: Tree = {key: _asked(key, options, kind) for key, kind in ASKED.items()}
         settings, sentences = tuning_settings(images, batch, epochs, wanted)
         return merge({"data": {"batch_size": batch}}, settings), (
             f"{images} training images: data.batch_size={batch}\n" + "\n".join(sentences)

@@ -24,11 +24,25 @@ TUNING_EPOCHS = 60  # epochs
 HEAD_FIRST = 3  # epochs of a run, from which on the first one is the head's alone
 
 
+ASKED: dict[str, type] = {
+    "optim.name": str,
+    "optim.lr": float,
+    "optim.freeze": str,
+    "optim.freeze_norm": bool,
+    "optim.head_epochs": int,
+    "optim.head_lr": float,
+    "optim.layer_decay": float,
+    "model.sync_bn": bool,
+    "loop.epochs": int,
+}
+"""The user's options that decide what else is chosen, or what is said of it."""
+
+
 def tuning_settings(images: int, batch: int, epochs: int, asked: Tree) -> tuple[Tree, list[str]]:
     """Settings for fine-tuning on so many training images, and sentences that say why.
 
     `epochs` are those that training from scratch would take; `asked` is what the user's options say
-    of optim.name, optim.lr and loop.epochs, None of what they leave out.
+    of ASKED, None of what they leave out.
     """
     name = str(asked["optim.name"] or "adamw")
     suggested = TUNING_RATES.get(name, TUNING_RATES["adamw"])
@@ -41,29 +55,35 @@ def tuning_settings(images: int, batch: int, epochs: int, asked: Tree) -> tuple[
         "head_lr": HEAD_TIMES * rate,
         "layer_decay": LAYER_DECAY,
         "head_epochs": int(run >= HEAD_FIRST),
-        "freeze_norm": images < FEW_TO_TUNE,
+        "freeze_norm": images < FEW_TO_TUNE and not asked["model.sync_bn"],
         "reference_batch": batch,
         "schedule": "cosine",
         "warmup_epochs": run // 20,
     }
     if name == "sgd":
         optim["nesterov"] = True
-    sentences = [
+    return {"optim": optim, "loop": {"epochs": third}}, [
         f"model.pretrained: loop.epochs={run}, optim.name={name} at optim.lr={rate:g}: weights "
         f"that know much already need fewer epochs and lower rates than new ones",
-        f"optim.layer_decay={LAYER_DECAY}: each block learns at half the rate of the one after it, "
-        f"since the first see edges, which stay the same; the new head at "
-        f"optim.head_lr={HEAD_TIMES * rate:g}",
+        *_reasons(images, optim, asked),
     ]
-    if run >= HEAD_FIRST:
-        sentences.append(
-            "optim.head_epochs=1: the first epoch trains the head alone, which is random and would "
-            "wreck the others"
-        )
-    if images < FEW_TO_TUNE:
-        sentences.append(
-            f"optim.freeze_norm=true: of {images} training images batches are a poor sample, so "
-            f"BatchNorm keeps its statistics; set it to false if the images look unlike those that "
-            f"the weights come from"
-        )
-    return {"optim": optim, "loop": {"epochs": third}}, sentences
+
+
+def _reasons(images: int, optim: Tree, asked: Tree) -> list[str]:
+    """A sentence on each setting that nothing typed decides."""
+    reasons = {
+        "layer_decay": f"optim.layer_decay={LAYER_DECAY}: each block learns at half the rate of "
+        f"the one after it, since the first see edges, which stay the same",
+        "head_lr": f"optim.head_lr={optim['head_lr']:g}: the head is new and learns faster",
+        "head_epochs": "optim.head_epochs=1: the first epoch trains the head alone, which is "
+        "random and would wreck the others",
+        "freeze_norm": f"optim.freeze_norm=true: of {images} training images batches are a poor "
+        f"sample, so BatchNorm keeps its statistics; set it to false if the images look unlike "
+        f"those that the weights come from",
+    }
+    head_alone = asked["optim.freeze"] == "norm5"
+    return [
+        why
+        for key, why in reasons.items()
+        if optim[key] and asked[f"optim.{key}"] is None and (key == "head_lr" or not head_alone)
+    ]

@@ -23,6 +23,12 @@ def part_of(stage: str, blocks: int) -> int:
     return blocks if stage.startswith("norm5") else 0
 
 
+def stage_names(blocks: int) -> list[str]:
+    """As DenseNet.stages has them."""
+    inner = [f"{kind}{b}" for b in range(1, blocks + 1) for kind in ("block", "transition")]
+    return ["stem", *inner[:-1], "norm5"]
+
+
 def part_rates(blocks: int, last: float, head: float, decay: float) -> dict[int, float]:
     """Each part's learning rate, from the head to the stem; `last` is the last block's."""
     return {HEAD_PART: head, **{b: last * decay ** (blocks - b) for b in range(blocks, -1, -1)}}

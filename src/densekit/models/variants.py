@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-from densekit.config import ConfigSource, PathKey, PathText, Section, UserError, build, nearest
+from densekit.config import (
+    OFF,
+    ConfigSource,
+    PathKey,
+    PathText,
+    Section,
+    UserError,
+    build,
+    nearest,
+    when,
+)
 from densekit.data.config import Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
 
@@ -36,7 +46,7 @@ class ModelConfig(Section):
     convert` reads (FILE#ema: their average), a URL, hf-hub:org/name, or torchvision, timm, ..."""
     op: Literal["auto", "reference", "recompute", "lean"] = "auto"
     """How dense blocks are computed: auto takes the fastest, see docs/concepts/dense-block.md."""
-    sync_bn: bool = False
+    sync_bn: Annotated[bool, when(**{"/optim.freeze_norm": OFF})] = False
     """BatchNorm statistics over all ranks' images instead of each rank's own."""
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from densekit.config import UserError, nearest
 from densekit.models.densenet import DenseNet
-from densekit.models.parts import HEAD_PART, part_of, part_rates
+from densekit.models.parts import HEAD_PART, part_of, part_rates, stage_names
 from densekit.models.variants import architecture
 from densekit.training.graph import forward_of
 from densekit.training.optim import OptimConfig, scale
@@ -72,7 +72,7 @@ def fine_tuning_plan(recipe: Recipe) -> list[str]:
     if not (tuned or optim.freeze_norm):
         return []
     blocks = len(architecture(recipe.model).block_config)
-    stages = _stage_names(blocks)
+    stages = stage_names(blocks)
     if optim.freeze and optim.freeze not in stages:
         said = f'optim.freeze: unknown stage "{optim.freeze}"{nearest(optim.freeze, stages)}'
         raise UserError(said)
@@ -91,10 +91,17 @@ def fine_tuning_plan(recipe: Recipe) -> list[str]:
     never = f"; never anything up to {optim.freeze}" if optim.freeze else ""
     norms = "; BatchNorm keeps the statistics of the weights that it began with"
     kept = norms if optim.freeze_norm else ""
-    return [f"fine-tuning, peak rates: {'; '.join(texts)}{never}{kept}"]
+    return [
+        f"fine-tuning, peak rates: {'; '.join(texts)}{never}{kept}",
+        *_notes_on_random(recipe),
+    ]
 
 
-def _stage_names(blocks: int) -> list[str]:
-    """As DenseNet.stages has them."""
-    inner = [f"{kind}{b}" for b in range(1, blocks + 1) for kind in ("block", "transition")]
-    return ["stem", *inner[:-1], "norm5"]
+def _notes_on_random(recipe: Recipe) -> list[str]:
+    """Of what is never trained and comes from nowhere."""
+    if not recipe.optim.freeze or recipe.model.pretrained:
+        return []
+    return [
+        f"optim.freeze={recipe.optim.freeze} without model.pretrained: what is never trained stays "
+        f"as random as it begins"
+    ]

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from densekit.config import OFF, ON, Section, when
+from densekit.config import OFF, ON, Other, Section, when
 from densekit.models.parts import rates_by_name
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -19,6 +19,7 @@ Epoch = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
 
 NORMS = nn.modules.batchnorm._NormBase, nn.GroupNorm
+MORE_THAN_HEAD = Other("norm5")  # of optim.freeze, so that more than the classifier is trained
 LOOKED_AT = 1000  # epochs of which the rate is computed to describe a schedule
 
 
@@ -77,18 +78,18 @@ class OptimConfig(Section):
     freeze: str | None = None
     """Fine-tuning: nothing up to and including this stage is trained (stem, block1, transition1,
     ... norm5)."""
-    freeze_norm: Annotated[bool, when(**{"/model.pretrained": ON})] = False
+    freeze_norm: Annotated[bool, when(freeze=MORE_THAN_HEAD, **{"/model.pretrained": ON})] = False
     """Fine-tuning: BatchNorm stays in evaluation mode, with the statistics of the weights that the
     run begins with; its scales and shifts are trained."""
     head_lr: float | None = Field(None, gt=0)
     """Fine-tuning: the classifier's own lr; null: lr."""
-    head_epochs: int = Field(0, ge=0)
+    head_epochs: Annotated[int, when(freeze=MORE_THAN_HEAD)] = Field(0, ge=0)
     """Fine-tuning: epochs that train the classifier alone; the rest keeps weights and BatchNorm's
     statistics."""
     unfreeze_epochs: Annotated[int, when(head_epochs=ON)] = Field(0, ge=0)
     """Fine-tuning: then the last block joins, and one more every so many epochs, the stem last
     (Howard and Ruder, 2018); 0: all at once."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
+    layer_decay: Annotated[float, when(freeze=MORE_THAN_HEAD)] = Field(1.0, gt=0, le=1)
     """Fine-tuning: the rate of a block (with its transition), as a share of that of the block after
     it; the last block has lr, the stem the lowest."""
 

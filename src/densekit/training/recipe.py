@@ -26,6 +26,7 @@ from densekit.config import (
 )
 from densekit.data.config import DataConfig
 from densekit.data.loader import micro_batches
+from densekit.models.parts import part_of, stage_names
 from densekit.models.variants import ModelConfig, architecture, last_map
 from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
@@ -171,19 +172,26 @@ class Recipe(Section):
         if optim.warmup_epochs > epochs:
             why = f"the warm-up is longer than loop.epochs={epochs}: optim.lr is never reached"
             yield OutOfReach(("optim", "warmup_epochs"), why)
-        last_joins = optim.head_epochs
-        if optim.unfreeze_epochs:
-            last_joins += optim.unfreeze_epochs * len(architecture(self.model).block_config)
-        if optim.head_epochs and last_joins >= epochs:
+        last, joins = self._last_to_join()
+        if optim.head_epochs and joins >= epochs:
             key = "unfreeze_epochs" if optim.head_epochs < epochs else "head_epochs"
             why = (
-                f"the stem would be trained from epoch {last_joins + 1} on, and the run has "
+                f"{last} would be trained from epoch {joins + 1} on, and the run has "
                 f"loop.epochs={epochs}; optim.freeze leaves out what is not to be trained at all"
             )
             yield OutOfReach(("optim", key), why)
         if self.loop.eval_from > epochs:
             why = f"of loop.epochs={epochs} only the last is evaluated"
             yield OutOfReach(("loop", "eval_from"), why)
+
+    def _last_to_join(self) -> tuple[str, int]:
+        """The first stage that is trained at all, which joins last; and in which epoch, from 0."""
+        optim, blocks = self.optim, len(architecture(self.model).block_config)
+        stages = stage_names(blocks)
+        never = stages.index(optim.freeze) + 1 if optim.freeze in stages[:-1] else 0
+        first = stages[never]
+        name = "the stem" if first == "stem" else first
+        return name, optim.head_epochs + optim.unfreeze_epochs * (blocks - part_of(first, blocks))
 
     @property
     def micro_batch_size(self) -> int:
