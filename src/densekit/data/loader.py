@@ -7,6 +7,7 @@ order and the step. So neither the number of workers nor a resume changes what a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from densekit.data.dataset import BadImage, Batch, ImageDataset, Key
 from densekit.data.decode import UnreadableImage
 from densekit.data.decoded import DecodedImages, decoded_images
 from densekit.data.listing import Examples
+from densekit.data.shards.ahead import ReadingPlan, fetching_ahead
 from densekit.data.shards.order import reading_order, resolve_window
 from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read_batches
@@ -109,6 +111,8 @@ class TrainStream:
         assert isinstance(config.workers, int)
         skip = config.on_bad_image == "skip"
         largest = -(-config.batch_size // (self.accumulation * self.world))
+        order = partial(reading_order, self.examples, config, self.seed)
+        plan = ReadingPlan(order, config.batch_size, self.steps_per_epoch, start, self.steps)
         try:
             dataset = ImageDataset(
                 self.examples,
@@ -123,10 +127,11 @@ class TrainStream:
             )
             keys, pinned = self._keys(start), self.pin_memory
             batches = read_batches(dataset, keys, largest, config.workers, pinned)
-            for step in range(start, self.steps):
-                read_now = [next(batches) for _ in self._shares(step)]
-                whole = Step(read_now, self.images(step))
-                yield self._without_bad(whole) if skip else whole
+            with fetching_ahead(self.examples, plan) as have_read:
+                for step in range(start, self.steps):
+                    whole = Step([next(batches) for _ in self._shares(step)], self.images(step))
+                    have_read(step)
+                    yield self._without_bad(whole) if skip else whole
         except UnreadableImage as error:
             raise UserError(
                 f"{error}; put an intact file in its place and the run goes on, or leave such "
@@ -204,7 +209,8 @@ def eval_batches(
     `decoded` are the images where a run has them at hand. Raises UnreadableImage.
     """
     n = len(examples)
-    numbers = range(rank, -(-n // batch_size), world)
+    whole = -(-n // batch_size)
+    numbers = range(rank, whole, world)
     keys = ([(0, i) for i in range(b * batch_size, min((b + 1) * batch_size, n))] for b in numbers)
     dataset = ImageDataset(
         examples,
@@ -215,11 +221,16 @@ def eval_batches(
         intensity=preprocessing.scaling,
         decoded=decoded,
     )
-    return zip(
-        numbers,
-        read_batches(dataset, keys, batch_size, min(workers, len(numbers)), pin_memory),
-        strict=True,
-    )
+    read = read_batches(dataset, keys, batch_size, min(workers, len(numbers)), pin_memory)
+    plan = ReadingPlan(partial(_in_order, n), batch_size, whole, 0, whole)
+    with fetching_ahead(examples, plan) as have_read:
+        for number, batch in zip(numbers, read, strict=True):
+            have_read(number)
+            yield number, batch
+
+
+def _in_order(n: int, epoch: int) -> np.ndarray:
+    return np.arange(n)
 
 
 def resolve_reading(

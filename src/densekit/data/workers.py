@@ -7,6 +7,7 @@ step. They end with the main process, even if it is killed.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import re
@@ -88,11 +89,19 @@ def start_worker(number: int) -> None:
 
 def _start(loader: DataLoader) -> _BaseDataLoaderIter:
     """Starts the workers, with IGNORED blocked until they ignore them themselves."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    with signals_blocked():
         return _note(iter(loader))
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """IGNORED wait until the end, in a process that is started meanwhile until it says so."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     try:
-        return _note(iter(loader))
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

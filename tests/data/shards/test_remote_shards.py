@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from store import Store, serving
+from web_server import web_server
 
 from densekit import remote
 from densekit.config import UserError
@@ -141,45 +139,6 @@ def test_the_cache_is_bounded(store: Store, folder: Path, tmp_path: Path) -> Non
     apart(partial(stays_small, root, tmp_path, 4 * largest), store.variables)
 
 
-@pytest.fixture
-def plain(folder: Path) -> Iterator[str]:
-    """The URL of the folder, without its indices."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            file = folder / self.path.lstrip("/")
-            if file.suffix != ".tar" or not file.is_file():
-                self.send_error(404)
-                return
-            content = file.read_bytes()
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            if asked:
-                first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-                content = content[first : last + 1]
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", '"1"')
-            self.send_header("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT")
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
 def indexes_once(url: str, folder: Path, cache_folder: Path) -> None:
     cache = ShardCache(cache_folder, 2**30)
     found = open_examples(f"{url}/train-{{000000..000009}}.tar", cache=cache)
@@ -198,8 +157,9 @@ def indexes_once(url: str, folder: Path, cache_folder: Path) -> None:
     assert not list(cache_folder.glob("*.tar")), "a single image takes no shard"
 
 
-def test_plain_shards_on_a_web_server(plain: str, folder: Path, tmp_path: Path) -> None:
-    apart(partial(indexes_once, plain, folder, tmp_path), {})
+def test_plain_shards_on_a_web_server(folder: Path, tmp_path: Path) -> None:
+    with web_server(folder) as plain:
+        apart(partial(indexes_once, plain.url, folder, tmp_path), {})
 
 
 def test_a_run_on_a_store_is_the_run_on_files(runs: Runs, store: Store, tmp_path: Path) -> None:

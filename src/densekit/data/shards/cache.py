@@ -1,7 +1,9 @@
 """Shards from elsewhere in a folder of this machine, up to a size; shared by all processes.
 
 A shard is fetched whole, in parts at once, checked, and there when it is whole. The one that was
-used longest ago makes room. A process that reads an open file may go on when it has gone.
+used longest ago makes room, unless a process holds it. A file is held by a lock of the system on
+it, open, so what a killed process held or was writing is free at once. Who reads an open file may
+go on when it has gone.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import functools
 import hashlib
 import os
-import time
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,11 +27,14 @@ from densekit.data.config import DataConfig
 from densekit.data.shards.index import Shard
 from densekit.files import cache_folder, make_folder, replacing
 
+if sys.platform != "win32":
+    import fcntl
+
 PART = 8 << 20  # bytes of a request
 AT_ONCE = 4  # requests for a shard
-LOCKS = 64  # files; two shards seldom share one
-DEAD_AFTER = 600.0  # seconds without a byte, requests tried again included
+LOCKS = 1024  # files; two shards seldom share one
 TRIES = 3
+UNDER_WAY = ".*.tar.*.tmp"  # names of files that are being written
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,11 @@ class ShardCache:
         folder = cache_folder() / "shards" if config.cache_dir is None else Path(config.cache_dir)
         return cls(folder, int(config.cache_gib * 2**30))
 
-    def fetched(self, url: str, shard: Shard) -> Path:
+    def fetched(self, url: str, shard: Shard) -> Path | None:
         """The shard's file here, which is fetched if need be; it may go at any time.
 
-        Raises UserError for what is not there, is not what the index says, or cannot be had.
+        None where shards that are held leave no room for it. Raises UserError for what is not
+        there, is not what the index says, or cannot be had.
         """
         if shard.size > self.limit:
             raise UserError(
@@ -60,10 +66,19 @@ class ShardCache:
             return target
         make_folder(self.folder)
         with self._locked(f"shard-{int(target.stem[:8], 16) % LOCKS}"):
-            if not _touched(target):
-                self._make_room(shard.size)
-                remote.apart(lambda: _fetch(url, shard, target))
-        return target
+            if _touched(target) or remote.apart(lambda: self._fetch(url, shard, target)):
+                return target
+        return None
+
+    def held(self, url: str, shard: Shard) -> BinaryIO | None:
+        """The shard's open file, which does not go before it is closed; None if it is not here."""
+        with contextlib.suppress(FileNotFoundError):
+            file = self._target(url, shard).open("rb")
+            _hold(file)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()  # it went between the two
+        return None
 
     def _target(self, url: str, shard: Shard) -> Path:
         """Called by its content, or where nobody said what that is by its place and version."""
@@ -74,27 +89,45 @@ class ShardCache:
         """Whether the shard is here already."""
         return _touched(self._target(url, shard))
 
-    def _make_room(self, size: int) -> None:
-        """Removes what was used longest ago until `size` more bytes fit."""
-        with self._locked("room"):
-            under_way = 0
-            for file in self.folder.glob(".*.tmp"):
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - file.stat().st_mtime > DEAD_AFTER:
-                        file.unlink()
-                    else:
-                        under_way += 1
-            files = []
-            for file in self.folder.glob("*.tar"):
-                with contextlib.suppress(FileNotFoundError):
-                    found = file.stat()
-                    files.append((found.st_mtime_ns, found.st_size, file))
-            free = self.limit - sum(each[1] for each in files) - size * under_way
-            for _, freed, file in sorted(files):
-                if free >= size:
-                    break
-                file.unlink(missing_ok=True)
+    def sweep(self) -> None:
+        """Removes what killed processes were writing."""
+        for file in self.folder.glob(UNDER_WAY):
+            _removed(file)
+
+    def _fetch(self, url: str, shard: Shard, target: Path) -> bool:
+        """Whether there was room to write the shard to `target`. Raises UserError."""
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with contextlib.ExitStack() as written:
+                    with self._locked("room"):
+                        if not self._make_room(shard.size):
+                            return False
+                        file = written.enter_context(replacing(target))
+                        _hold(file)
+                        file.truncate(shard.size)  # which others count from now on
+                    _copy(url, shard, file)
+                break
+            except _OtherBytesError:
+                if not tries_left:
+                    raise
+        return True
+
+    def _make_room(self, size: int) -> bool:
+        """Removes what was used longest ago until `size` more bytes fit; whether they do."""
+        self.sweep()
+        free = self.limit
+        files = []
+        for file in [*self.folder.glob("*.tar"), *self.folder.glob(UNDER_WAY)]:
+            with contextlib.suppress(FileNotFoundError):
+                found = file.stat()
+                free -= found.st_size
+                files.append((found.st_mtime_ns, found.st_size, file))
+        for _, freed, file in sorted(files):
+            if free >= size:
+                break
+            if _removed(file):
                 free += freed
+        return free >= size
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -114,29 +147,37 @@ def _touched(file: Path) -> bool:
     return True
 
 
+def _hold(file: BinaryIO) -> None:
+    """Until it is closed. (On Windows a file that is open cannot be removed anyway.)"""
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def _removed(file: Path) -> bool:
+    """Whether it is gone now, since no process holds it."""
+    try:
+        with contextlib.ExitStack() as opened:
+            if sys.platform != "win32":
+                fcntl.flock(opened.enter_context(file.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
+    except FileNotFoundError:
+        return True
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 class _OtherBytesError(UserError):
     """What came is not what the index says."""
 
 
-def _fetch(url: str, shard: Shard, target: Path) -> None:
-    """Writes the shard to `target`. Raises UserError."""
+def _copy(url: str, shard: Shard, file: BinaryIO) -> None:
     size = remote.facts_of(url).size
     if size != shard.size:
         raise UserError(
             f"{url}: has {size:,} bytes, but its index says {shard.size:,}: it is cut off, or is "
             f"another; put an intact copy there, and its index beside it"
         )
-    for tries_left in reversed(range(TRIES)):
-        try:
-            with replacing(target) as file:
-                _copy(url, shard, file)
-            return
-        except _OtherBytesError:
-            if not tries_left:
-                raise
-
-
-def _copy(url: str, shard: Shard, file: BinaryIO) -> None:
     hashed = hashlib.sha256()
     starts = range(0, shard.size, PART)
     sizes = [min(PART, shard.size - start) for start in starts]

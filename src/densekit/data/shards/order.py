@@ -15,7 +15,6 @@ from densekit.data.config import DataConfig
 from densekit.data.dataset import SHARDS, epoch_order
 from densekit.data.listing import Examples
 from densekit.data.shards.examples import ShardedExamples
-from densekit.remote import is_url
 
 REMOTE_WINDOW = 16  # shards
 
@@ -29,7 +28,7 @@ def resolve_window(asked: int | Literal["auto"], examples: Examples) -> int:
         if asked in (0, "auto"):
             return 0
         raise UserError(f"data.shuffle_window={asked} is for shards, not for {examples.origin}")
-    remote = is_url(examples.place.folder)
+    remote = examples.place.is_remote
     window = (REMOTE_WINDOW if remote else 0) if asked == "auto" else asked
     largest = max(shard.size for shard in examples.shards)
     held = min(window + 2 if window else len(examples.shards), len(examples.shards))

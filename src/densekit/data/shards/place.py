@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from densekit.data.shards.spec import in_folder
 from densekit.remote import NotThere, apart, facts_of, is_url, read_range, read_url
 
 ASKED_AT_ONCE = 32  # requests for the facts of shards
-EVICTIONS = 20  # of one shard, each before it could be opened
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class ShardPlace:
     folder: str
     """A path, or a URL."""
     cache: ShardCache
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards are fetched."""
+        return is_url(self.folder)
 
     def name(self, shard: Shard) -> str:
         """The path or URL of a shard."""
@@ -44,20 +49,21 @@ class ShardPlace:
                 raise UnreadableImage(name, f"cannot be read: {error.strerror}") from error
         if not whole and not self.cache.has(name, shard):
             return apart(lambda: read_range(name, offset, size))
-        for _ in range(EVICTIONS):
-            try:
-                return _read_part(self.cache.fetched(name, shard), offset, size)
-            except FileNotFoundError:  # it made room for another
-                continue
-        raise UserError(
-            f"{self.cache.folder}: shards go before they are read; raise data.cache_gib="
-            f"{self.cache.limit / 2**30:g}, or lower data.shuffle_window"
-        )
+        while (file := self.cache.fetched(name, shard)) is not None:
+            with contextlib.suppress(FileNotFoundError):  # it made room for another
+                return _read_part(file, offset, size)
+        return apart(lambda: read_range(name, offset, size))
 
     def file(self, shard: Shard) -> Path:
         """All of it, on this machine. Raises UserError."""
         name = self.name(shard)
-        return self.cache.fetched(name, shard) if is_url(name) else Path(name)
+        file = self.cache.fetched(name, shard) if is_url(name) else Path(name)
+        if file is None:
+            raise UserError(
+                f"{self.cache.folder}: is full of shards that other runs read; raise "
+                f"data.cache_gib={self.cache.limit / 2**30:g}, or name another data.cache_dir"
+            )
+        return file
 
     def content(self, name: str) -> bytes | None:
         """Another file of the folder; None if it is not there. Raises UserError."""
@@ -72,7 +78,7 @@ class ShardPlace:
     def shards(self, names: tuple[str, ...]) -> tuple[Shard, ...]:
         """What is known of shards without an index. Raises UserError."""
         places = [in_folder(self.folder, name) for name in names]
-        if is_url(self.folder):
+        if self.is_remote:
             facts = apart(lambda: _facts(places))
             return tuple(Shard(n, f.size, None, f.version) for n, f in zip(names, facts))  # noqa: B905
         found = []

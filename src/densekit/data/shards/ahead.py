@@ -1,0 +1,195 @@
+"""Shards that come next are fetched while those that are there are read.
+
+A process beside each rank's loader holds the shards that the rank is not done with, so that they
+do not make room for others; and that of a machine's first rank fetches what comes next. What it
+fails to fetch, the loader that needs it fetches, and says why it cannot. So this process decides
+nothing but how long one waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from densekit import distributed
+from densekit.data.listing import Examples
+from densekit.data.shards.cache import ShardCache
+from densekit.data.shards.examples import ShardedExamples
+from densekit.data.workers import IGNORED, START_METHOD, signals_blocked, start_worker
+
+if sys.platform != "win32":
+    import resource
+
+AHEAD = 16  # shards
+SHARDS_AT_ONCE = 4  # that are fetched
+OTHER_FILES = 64  # that the process may have open
+
+
+class ReadingPlan(NamedTuple):
+    """The steps that are read, counted from 0 over all epochs."""
+
+    order: Callable[[int], np.ndarray]
+    """From an epoch to positions in the Examples, int64 [n]."""
+    batch_size: int
+    steps_per_epoch: int
+    start: int
+    """The first step."""
+    steps: int
+    """One more than the last."""
+
+
+class ShardUse(NamedTuple):
+    """A shard's in an epoch."""
+
+    shard: int
+    first: int
+    """Step in which it is read."""
+    last: int
+
+
+def shard_uses(plan: ReadingPlan, shard_of: np.ndarray) -> Iterator[ShardUse]:
+    """In the order in which they begin; `shard_of` [n] is each image's shard."""
+    per_epoch, size = plan.steps_per_epoch, plan.batch_size
+    for epoch in range(plan.start // per_epoch, -(-plan.steps // per_epoch)):
+        begin = max(plan.start, epoch * per_epoch)
+        stop = min(plan.steps, (epoch + 1) * per_epoch)
+        images = plan.order(epoch)[(begin % per_epoch) * size :][: (stop - begin) * size]
+        shards, first = np.unique(shard_of[images], return_index=True)
+        _, from_end = np.unique(shard_of[images[::-1]], return_index=True)
+        steps = begin + np.stack([first, len(images) - 1 - from_end]) // size
+        for use in np.argsort(first):
+            yield ShardUse(int(shards[use]), *steps[:, use].tolist())
+
+
+@contextlib.contextmanager
+def fetching_ahead(examples: Examples, plan: ReadingPlan) -> Iterator[Callable[[int], None]]:
+    """While the block lasts; it gets what is to be told every step once it has been read.
+
+    Does nothing for what is on this machine already.
+    """
+    if not isinstance(examples, ShardedExamples) or not examples.place.is_remote:
+        yield lambda step: None
+        return
+    context = multiprocessing.get_context(START_METHOD)
+    theirs, ours = context.Pipe(duplex=False)
+    with signals_blocked():
+        process = context.Process(  # type: ignore[attr-defined]
+            target=_keep, args=(examples, plan, theirs), daemon=True
+        )
+        process.start()
+    theirs.close()
+    try:
+        yield functools.partial(_tell, ours)
+    finally:
+        ours.close()
+        process.kill()  # which may be in the midst of a fetch
+        process.join()
+        examples.place.cache.sweep()
+
+
+def _tell(to: Connection, step: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it was killed, and shards come when they are read
+        to.send(step)
+
+
+def _keep(examples: ShardedExamples, plan: ReadingPlan, read: Connection) -> None:
+    start_worker(0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # multiprocessing's at exit
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        keeper = _Keeper(examples, plan, pool, fetches=distributed.local_rank() == 0)
+        step = plan.start
+        while True:
+            keeper.begin(step)
+            try:
+                step = read.recv() + 1
+                while read.poll():
+                    step = read.recv() + 1
+            except EOFError:
+                return
+
+
+class _Keeper:
+    """The shards that a rank is not done with, and will need next, as far as they find room."""
+
+    def __init__(
+        self, examples: ShardedExamples, plan: ReadingPlan, pool: ThreadPoolExecutor, fetches: bool
+    ) -> None:
+        self.place, self.shards = examples.place, examples.shards
+        self.to_come = shard_uses(plan, examples.members["shard"])
+        self.pool, self.fetches = pool, fetches
+        largest = max(shard.size for shard in examples.shards)
+        self.most = min(self.place.cache.limit // largest, _most_files())
+        self.wanted: list[ShardUse] = []
+        self.held: dict[ShardUse, BinaryIO] = {}
+        self.coming: dict[ShardUse, Future[BinaryIO | None]] = {}
+
+    def begin(self, step: int) -> None:
+        """Steps before `step` have been read."""
+        self.wanted = [use for use in self.wanted if use.last >= step]
+        while len(self.wanted) < self.most and sum(u.first > step for u in self.wanted) < AHEAD:
+            if (coming := next(self.to_come, None)) is None:
+                break
+            self.wanted.append(coming)
+        for use in self.wanted:
+            if use not in self.held and use not in self.coming:
+                self._get(use)
+        self._let_go(step)
+
+    def _get(self, use: ShardUse) -> None:
+        shard = self.shards[use.shard]
+        file = self.place.cache.held(self.place.name(shard), shard)
+        if file is not None:
+            self.held[use] = file
+        elif self.fetches:
+            self.coming[use] = self.pool.submit(self._fetched, use)
+
+    def _fetched(self, use: ShardUse) -> BinaryIO | None:
+        """None where there is no room yet."""
+        shard = self.shards[use.shard]
+        name = self.place.name(shard)
+        self.place.cache.fetched(name, shard)
+        return self.place.cache.held(name, shard)
+
+    def _let_go(self, step: int) -> None:
+        """Of what came by now and of what is held, all that is not wanted any more."""
+        for use in [use for use, future in self.coming.items() if future.done()]:
+            if self.coming[use].exception() and use in self.wanted:
+                continue  # not asked for again: whoever needs it says what is wrong
+            future = self.coming.pop(use)
+            file = None if future.exception() else future.result()
+            if file is not None:
+                self.held[use] = file
+            elif use.first <= step:
+                _say_full(self.place.cache)
+        for use in self.held.keys() - set(self.wanted):
+            self.held.pop(use).close()
+
+
+@functools.cache
+def _say_full(cache: ShardCache) -> None:
+    print(
+        f"{cache.folder}: is full of shards that are being read, also by other runs; images of "
+        f"others are asked for one by one, which is slow: raise data.cache_gib="
+        f"{cache.limit / 2**30:g}, or lower data.shuffle_window",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _most_files() -> int:
+    if sys.platform == "win32":
+        return 512 - OTHER_FILES
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return (most if most != resource.RLIM_INFINITY else 1 << 20) - OTHER_FILES
