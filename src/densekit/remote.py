@@ -1,9 +1,11 @@
-"""Files in other places, read by obstore: s3://bucket/key, gs://, az://, https://.
+"""Files in other places, read by obstore: s3://bucket/key, gs://, az://, https://, hf://.
 
 Where a store is and who may read it is said in the environment, as to other clients: AWS_REGION,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL,
-AWS_SKIP_SIGNATURE=true for public buckets; or it is the role of the machine. Requests that fail,
-and answers that break off, are tried again, up to ten times in three minutes.
+AWS_SKIP_SIGNATURE=true for public buckets, and obstore's names that begin with GOOGLE_ and AZURE_;
+or it is the role of the machine. hf://datasets/ORG/NAME@REVISION/file is a file of Hugging Face's
+hub, whose address and token huggingface_hub knows. Requests that fail, and answers that break off,
+are tried again, up to ten times in three minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 HTTP = ("http", "https")
-SCHEMES = ("s3", "gs", "az", *HTTP)
+HUB = "hf"
+SCHEMES = ("s3", "gs", "az", HUB, *HTTP)
+HUB_FOLDERS = {"datasets": "dataset", "spaces": "space"}  # of a repository that is no model's
 STALLED = "30s"  # a request of a few MiB that takes longer is tried again
 
 
@@ -74,26 +78,29 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
 def _asked(url: str, ask: Callable[[ObjectStore, str], T]) -> T:
     store, key = open_store(url)
-    from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError
+    from obstore import exceptions
 
     try:
         return ask(store, key)
     except FileNotFoundError as error:
         raise NotThere(url, "there is no such object") from error
-    except PermissionDeniedError as error:
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise NotThere(url, "may not be read with these credentials") from error
-    except NotSupportedError as error:
+    except exceptions.NotSupportedError as error:
         raise StoreFailed(f"{url}: its server does not hand out parts of files (Range)") from error
-    except BaseError as error:
+    except exceptions.BaseError as error:
         raise StoreFailed(f"{url}: cannot be read: {reason_of(error)}") from error
 
 
 def open_store(url: str) -> tuple[ObjectStore, str]:
     """The store and the key in it. Raises UserError."""
     scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    if not bucket:
-        raise UserError(f"{url}: names no bucket; write {scheme}://bucket/prefix")
+    names = (3 if rest.partition("/")[0] in HUB_FOLDERS else 2) if scheme == HUB else 1
+    parts = rest.split("/", names)
+    bucket, key = "/".join(parts[:names]), "".join(parts[names:])
+    if not all(parts[:names]) or len(parts) < names:
+        needed = "datasets/ORG/NAME" if scheme == HUB else "bucket"
+        raise UserError(f"{url}: names no {needed}; write {scheme}://{needed}/prefix")
     if scheme in HTTP:
         if "?" in key:
             raise UserError(f"{url}: parameters after a ? are not supported")
@@ -115,13 +122,32 @@ def _open_bucket(scheme: str, bucket: str, process: int) -> ObjectStore:
         )
     with needs_extra("s3", f"{scheme}://{bucket}: reading it"):
         from obstore.store import HTTPStore, S3Store, from_url
+    place, headers = _hub_place(bucket) if scheme == HUB else (f"{scheme}://{bucket}", {})
     _used_by = process
     options: ClientConfig = {"allow_http": True, "timeout": STALLED}
     if scheme == "s3":
         return S3Store(bucket, client_options=options)
-    if scheme in HTTP:
-        return HTTPStore.from_url(f"{scheme}://{bucket}", client_options=options)
-    return from_url(f"{scheme}://{bucket}", client_options=options)
+    if scheme in (HUB, *HTTP):
+        return HTTPStore.from_url(place, client_options={**options, "default_headers": headers})
+    return from_url(place, client_options=options)
+
+
+def _hub_place(repository: str) -> tuple[str, dict[str, str]]:
+    """The URL below which the hub has the files of `datasets/ORG/NAME@REVISION`, and what is to be
+    sent with each request; where the hub leads elsewhere, that does not see the token."""
+    with needs_extra("hub", f"{HUB}://{repository}: reading it"):
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+
+    name, _, revision = repository.partition("@")
+    folder, _, below = name.partition("/")
+    kind = HUB_FOLDERS.get(folder)
+    revision = urllib.parse.unquote(revision)
+    try:
+        url = hf_hub_url(below if kind else name, "x", repo_type=kind, revision=revision or None)
+    except ValueError as error:
+        raise UserError(f"{HUB}://{repository}: {error}") from error
+    return url.removesuffix("/x"), build_hf_headers(library_name="densekit")
 
 
 def reason_of(error: Exception) -> str:

@@ -24,6 +24,7 @@ class WebServer:
         self.whole: Counter[str] = Counter()
         """Of these, those of all of a file."""
         self.broken: Counter[str] = Counter()
+        self.tokens: list[str | None] = []
         self.pause = 0.0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -54,6 +55,7 @@ class WebServer:
                 self.send_header("ETag", '"1"')
                 self.send_header("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT")
                 self.end_headers()
+                server.tokens.append(self.headers.get("Authorization"))
                 if self.command == "GET":
                     server.gets[file.name] += 1
                     server.whole[file.name] += len(part) == len(content)

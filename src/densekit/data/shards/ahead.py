@@ -29,7 +29,7 @@ from densekit.data.workers import IGNORED, START_METHOD, signals_blocked, start_
 if sys.platform != "win32":
     import resource
 
-AHEAD = 16  # shards
+SHARDS_AHEAD = 16  # shards
 SHARDS_AT_ONCE = 4  # that are fetched
 OTHER_FILES = 64  # that the process may have open
 
@@ -137,10 +137,12 @@ class _Keeper:
     def begin(self, step: int) -> None:
         """Steps before `step` have been read."""
         self.wanted = [use for use in self.wanted if use.last >= step]
-        while len(self.wanted) < self.most and sum(u.first > step for u in self.wanted) < AHEAD:
+        ahead = sum(use.first > step for use in self.wanted)
+        while len(self.wanted) < self.most and ahead < SHARDS_AHEAD:
             if (coming := next(self.to_come, None)) is None:
                 break
             self.wanted.append(coming)
+            ahead += coming.first > step
         for use in self.wanted:
             if use not in self.held and use not in self.coming:
                 self._get(use)
