@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import cache_sides
 import densekit_steps
 import inference_sides
 import input_sides
@@ -82,6 +83,7 @@ def comparisons(quick: bool, list_file: str | None, folder: str = "") -> dict[st
         found.update(lean(network))
     for network in map(shrink, LARGE):
         found.update(lean_large(network))
+    found |= {n: Comparison(*of) for n, of in cache_sides.sides(folder, quick).items()}
     if list_file is None:
         return found
     files = open_examples(list_file).paths[: 4 if quick else None]

@@ -24,7 +24,8 @@ from densekit.precision import resolve
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import densekit_steps  # noqa: E402 (benchmarks/densekit_steps.py, and so on)
+import cache_sides  # noqa: E402 (benchmarks/cache_sides.py, and so on)
+import densekit_steps  # noqa: E402
 import input_sides  # noqa: E402
 import photo_sides  # noqa: E402
 import row_tables  # noqa: E402
@@ -129,6 +130,22 @@ def test_the_scoring_sides_take_the_same_images(tmp_path: Path) -> None:
         ours()
     batch = scoring_sides.BATCH_SIZE  # the least that the command does at a time
     assert seen == [batch] * 3
+
+
+def test_the_side_that_reads_files_steps_through_the_epoch(tmp_path: Path) -> None:
+    """Its batches are the run's, and its step that of the side that reads none."""
+    root = write_images(tmp_path, side=32).parent
+    network = ["model.name=densenet_bc_10_4", "data.batch_size=3", "loop.device=cpu"]
+    own = [*network, "model.num_classes=2"]
+    files = [f"data.root={root}", "data.check_files=0", "data.workers=1"]
+    ours = cache_sides.FilesToStep("cifar/densenet_40_12", [*own, *files])
+    assert ours.step.recipe.data.cache == ("ram" if sys.platform == "linux" else "off")
+    assert [ours()[3] for _ in range(3)] == [3, 3, 3]  # images
+    alone = cache_sides.from_memory("cifar/densenet_40_12", own)
+    assert alone.images.shape == ours.step.images.shape == (3, 3, 32, 32)
+    assert not torch.equal(alone.images, ours.step.images)
+    assert alone()[3] == 3
+    assert alone.op == ours.op
 
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet_bc_22_12", "densenet264"])
