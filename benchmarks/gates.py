@@ -7,8 +7,7 @@
 Each trains its network in the folder `--work`, where it has not yet, exports it to every target or
 to those of `--to`, and evaluates it and the export on images that neither training nor int8 has
 seen, where there are such. NAME-TARGET.json is the export's gate.json with the commands that made
-it, and for DenseNet-121 seconds and memory of `densekit predict` of one image, from start to end.
-Paths start in the work folder. The machine should be idle while it exports.
+it. Paths start in the work folder. The machine should be idle while it exports.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -45,7 +42,6 @@ COLUMNS = (
     "ms of torch and export, batch 1",
     "batch 16",
 )
-STARTS = 3  # of `densekit predict`
 TARGETS: tuple[str, ...] = get_args(Target)
 COUNTED = ("count", "top1", "loss")  # of an evaluation
 
@@ -65,8 +61,6 @@ class Network:
     """--images of `densekit export`."""
     held_out: str | None = None
     """A list of images that nothing else has seen."""
-    image: str | None = None
-    """One that `densekit predict` answers, to be timed."""
 
 
 def list_animals(work: Path) -> None:
@@ -119,7 +113,6 @@ NETWORKS = {
         archive="imagenet-sample.tar",
         prepare=list_animals,
         images="imagenet-sample/animals.txt",
-        image="imagenet-sample/val/n01440764/n01440764_tench.JPEG",
     ),
 }
 
@@ -137,8 +130,24 @@ def trained(name: str, network: Network, work: Path) -> list[str]:
     return words
 
 
-def gate(name: str, network: Network, to: str, work: Path, train: list[str]) -> dict[str, Any]:
-    """Exports the trained network; what is kept of it."""
+@dataclass(frozen=True)
+class Counts:
+    """Of an evaluation on images held out, and its command."""
+
+    command: str
+    found: dict[str, float]
+
+
+def held_out(folder: str, images: str, work: Path) -> Counts:
+    words = ["evaluate", folder, "--data", images, "--bootstrap", "0"]
+    measured = json.loads(densekit([*words, "--json"], work))
+    return Counts(readable(words), {key: measured[key] for key in COUNTED})
+
+
+def gate(
+    name: str, network: Network, to: str, work: Path, train: list[str], tested: Counts | None
+) -> dict[str, Any]:
+    """Exports the trained network; what is kept of it. `tested`: torch on the images held out."""
     export = ["export", f"{name}/best", "--to", to, "--out", f"{name}/{to}", "--replace"]
     export += ["--images", network.images] if network.images else []
     found = json.loads(densekit([*export, "--json"], work).replace(f"{work.resolve()}/", ""))
@@ -148,37 +157,12 @@ def gate(name: str, network: Network, to: str, work: Path, train: list[str]) -> 
         "commands": [readable(train), readable(export)],
         "gate": {key: value for key, value in found.items() if key != "folder"},
     }
-    if network.held_out:
-        tested = {}
-        for side, source in (("torch", f"{name}/best"), ("exported", f"{name}/{to}")):
-            words = ["evaluate", source, "--data", network.held_out, "--bootstrap", "0"]
-            kept["commands"].append(readable(words))
-            measured = json.loads(densekit([*words, "--json"], work))
-            tested[side] = {key: measured[key] for key in COUNTED}
-        kept["held_out"] = tested
-    if network.image:
-        kept["first_answer"] = {
-            "torch": first_answer(["predict", f"{name}/best", network.image], work),
-            "exported": first_answer(["predict", f"{name}/{to}", network.image], work),
-        }
+    if network.held_out and tested:
+        exported = held_out(f"{name}/{to}", network.held_out, work)
+        kept["commands"] += [tested.command, exported.command]
+        kept["held_out"] = {"torch": tested.found, "exported": exported.found}
     machine, commit = rows.machine().model_dump(mode="json"), rows.commit()
     return {**kept, "machine": machine, "commit": commit, "date": date.today().isoformat()}
-
-
-def first_answer(words: Sequence[str], work: Path) -> dict[str, float]:
-    """Of a command's whole process: seconds, and the most memory that it held; medians."""
-    seconds, held = [], []
-    for turn in range(STARTS + 1):
-        began = time.perf_counter()
-        process = subprocess.Popen([*COMMAND, *words], cwd=work, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{readable(words)}: exit code {process.returncode}")
-        if turn:  # the first one fills the disk's caches
-            seconds.append(time.perf_counter() - began)
-            held.append(usage.ru_maxrss << 10)
-    return {"seconds": statistics.median(seconds), "peak_bytes": statistics.median(held)}
 
 
 def densekit(words: Sequence[str], work: Path) -> str:
@@ -236,8 +220,12 @@ def parse_arguments() -> argparse.Namespace:
 def main(arguments: argparse.Namespace) -> None:
     name, network = arguments.name, NETWORKS[arguments.name]
     train = trained(name, network, arguments.work)
-    for to in [] if arguments.train else arguments.to or TARGETS:
-        kept = gate(name, network, to, arguments.work, train)
+    if arguments.train:
+        return
+    images = network.held_out
+    tested = held_out(f"{name}/best", images, arguments.work) if images else None
+    for to in arguments.to or TARGETS:
+        kept = gate(name, network, to, arguments.work, train, tested)
         arguments.results.mkdir(parents=True, exist_ok=True)
         file = arguments.results / f"{kept['name']}.json"
         file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -162,18 +162,21 @@ def int8_faults(
 
 
 def latency(reference: Logits, exported: Logits, images: RealImages) -> list[dict[str, float]]:
-    """Milliseconds a call takes, medians of rounds in which both take turns, at each batch size."""
+    """Milliseconds a call takes, medians of rounds in which both take turns, at each batch size.
+
+    The call before it is not timed: threads of the other engine still spin, and take a core each.
+    """
     squares = next(iter(images.batches("reading")))[1].images
     rows = []
     for batch in LATENCY_BATCHES:
         given = squares[torch.arange(batch) % len(squares)]
         seconds: tuple[list[float], list[float]] = ([], [])
-        for turn in range(LATENCY_ROUNDS + 1):
+        for _ in range(LATENCY_ROUNDS):
             for network, taken in zip((reference, exported), seconds, strict=True):
+                network(given)
                 began = time.perf_counter()
                 network(given)
-                if turn:  # the first one makes room
-                    taken.append(time.perf_counter() - began)
+                taken.append(time.perf_counter() - began)
         torch_ms, exported_ms = (1000 * statistics.median(taken) for taken in seconds)
         rows.append({"batch": batch, "torch_ms": torch_ms, "exported_ms": exported_ms})
     return rows
