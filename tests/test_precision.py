@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -131,11 +132,67 @@ def test_autocast_scaler_and_formats_go_together() -> None:
         assert linear(x).dtype == torch.bfloat16
     assert not full.scaler().is_enabled()
     assert not half.scaler().is_enabled()
-    images = half.send(torch.zeros(2, 3, 4, 5, dtype=torch.uint8))
-    assert images.is_contiguous(memory_format=torch.channels_last)
     conv = half.place(nn.Conv2d(3, 4, 3))
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert conv.weight.dtype == torch.float32
+
+
+def test_pinned_images_are_copied_by_a_stream_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU that is pretended: the step waits for the copy, and its memory for the step."""
+    told: list[tuple[object, ...]] = []
+
+    class Images:
+        pinned = True
+
+        def is_pinned(self) -> bool:
+            return self.pinned
+
+        def to(self, device: torch.device, non_blocking: bool) -> Images:
+            assert non_blocking
+            told.append(("copied by", streams[-1]))
+            return Images()
+
+        def record_stream(self, stream: object) -> None:
+            told.append(("kept for", stream))
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            told.append((self, "waits for", other))
+
+    @contextlib.contextmanager
+    def by(stream: Stream) -> Iterator[None]:
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    now, beside = Stream(), Stream()
+    streams = [now]
+    monkeypatch.setattr(torch.cuda, "stream", by)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams[-1])
+    monkeypatch.setattr(precision, "copying_stream", lambda _: beside)
+    gpu, images = Precision(torch.device("cuda", 0)), Images()
+    gpu.send(images)  # type: ignore[arg-type]
+    assert told == [("copied by", beside), (now, "waits for", beside), ("kept for", now)]
+    told.clear()
+    images.pinned = False
+    gpu.send(images)  # type: ignore[arg-type]
+    assert told == [("copied by", now)]
+
+
+@pytest.mark.gpu
+def test_copies_beside_a_busy_gpu_arrive_whole() -> None:
+    """Each batch is overwritten on the host when its copy is done, and its memory freed at once."""
+    gpu, busy = precision.resolve("cuda"), torch.rand(2000, 2000, device="cuda")
+    images = torch.empty(64, 3, 224, 224, dtype=torch.uint8).pin_memory()
+    sums = []
+    for value in range(20):
+        torch.cuda.synchronize()
+        images.fill_(value)
+        busy = torch.tanh(busy @ busy)
+        sums.append(gpu.send(images).sum())
+    assert [int(total) for total in sums] == [value * images.numel() for value in range(20)]
 
 
 def probe(environment: dict[str, str]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -21,6 +23,12 @@ from densekit.files import cache_folder
 from densekit.progress import waiting
 
 COMPILERS = ("c++", "g++", "clang++")
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether there is Triton, which compiles for NVIDIA's GPUs; it comes with torch on Linux."""
+    return importlib.util.find_spec("triton") is not None
 
 
 class Unavailable(Exception):  # noqa: N818 (not a mistake)

@@ -17,6 +17,7 @@ Evaluation is fp32 unless it is asked otherwise.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -73,10 +74,16 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
     def send(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] on the device, in the memory format."""
-        return images.to(self.device, non_blocking=True).contiguous(
-            memory_format=self.memory_format
-        )
+        """Images on the device; from pinned memory a GPU copies them by a stream of its own, beside
+        what it still computes."""
+        if self.device.type != "cuda" or not images.is_pinned():
+            return images.to(self.device, non_blocking=True)
+        with torch.cuda.stream(copying_stream(self.device)):
+            sent = images.to(self.device, non_blocking=True)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_stream(copying_stream(self.device))
+        sent.record_stream(now)  # else its memory might be taken for the next copy too early
+        return sent
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model, in place, to the device and its weights to the memory format."""
@@ -167,6 +174,11 @@ def _best_precision(device: torch.device) -> Format:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if native else "fp32"
     return "fp32"
+
+
+@functools.cache
+def copying_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def keep_freed_memory() -> bool:

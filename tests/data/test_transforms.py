@@ -67,6 +67,37 @@ def test_normalize_is_torchvisions(
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("interpreter", marks=pytest.mark.interpreted),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+)
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("asked", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_normalize_into_a_format_gives_the_same_bits(
+    device: str, given: torch.memory_format, asked: torch.memory_format, channels: int
+) -> None:
+    """Of every value of a byte, on a GPU in one pass; images may stand in larger ones."""
+    whole = torch.arange(channels * 2 * 257 * 6).remainder(256).to(torch.uint8)
+    batch = whole.view(2, channels, 257, 6).contiguous(memory_format=given)[:, :, 1:, :5]
+    mean, std = (0.485, 0.456, 0.406, 0.5)[:channels], (0.229,)
+    preprocessing = Preprocessing(channels=channels, mean=mean, std=std)
+    expected = preprocessing.normalize(batch)
+    if device == "interpreter":
+        from densekit.data import on_gpu  # imports Triton
+
+        vectors = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, 1, 1, 1)
+        found = on_gpu.normalize(batch, *vectors, asked)
+    else:
+        found = preprocessing.normalize(batch.to(device), asked)
+    assert torch.equal(found.cpu(), expected)
+    assert found.is_contiguous(memory_format=asked)
+
+
 def test_one_mean_serves_all_channels_in_and_out_of_inference_mode() -> None:
     batch = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
     preprocessing = Preprocessing(mean=(0.25,), std=(0.0625,))

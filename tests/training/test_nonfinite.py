@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,9 +50,9 @@ def overflow() -> None:
     """A process's prelude: images that are all white become infinite on their way in."""
     normalize = Preprocessing.normalize
 
-    def overflowing(self: Preprocessing, images: Tensor) -> Tensor:
+    def overflowing(self: Preprocessing, images: Tensor, *rest: Any) -> Tensor:
         white = (images == 255).flatten(1).all(1)
-        return normalize(self, images).masked_fill(white[:, None, None, None], math.inf)
+        return normalize(self, images, *rest).masked_fill(white[:, None, None, None], math.inf)
 
     Preprocessing.normalize = overflowing  # type: ignore[method-assign]
 

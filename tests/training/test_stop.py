@@ -10,6 +10,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -91,9 +92,9 @@ def slowly() -> None:
     """A process's prelude: a step takes a second, so that a signal falls within it."""
     normalize = Preprocessing.normalize
 
-    def sleepy(self: Preprocessing, images: Tensor) -> Tensor:
+    def sleepy(self: Preprocessing, images: Tensor, *rest: Any) -> Tensor:
         time.sleep(1.0)
-        return normalize(self, images)
+        return normalize(self, images, *rest)
 
     Preprocessing.normalize = sleepy  # type: ignore[method-assign]
 

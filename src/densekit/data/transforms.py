@@ -25,6 +25,7 @@ from densekit.data.config import (
 )
 from densekit.data.decode import ImageFile
 from densekit.data.intensity import Intensity, Rule
+from densekit.native_code import has_triton
 
 
 class Preprocessing(Section):
@@ -101,10 +102,18 @@ class Preprocessing(Section):
         """What a network sees of an image, [C, crop, crop]. Raises UnreadableImage."""
         return self(image.pixels())
 
-    def normalize(self, batch: Tensor) -> Tensor:
-        """Squares [N, C, H, W] -> float32, (x - mean) / std, same device and memory format; x is in
-        0..1, uint8 divided by 255."""
+    def normalize(
+        self, batch: Tensor, memory_format: torch.memory_format = torch.preserve_format
+    ) -> Tensor:
+        """Squares [N, C, H, W] -> float32, (x - mean) / std, on the same device; x is in 0..1,
+        uint8 divided by 255."""
         mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
+        if memory_format != torch.preserve_format:
+            if batch.is_cuda and batch.dtype == torch.uint8 and has_triton():
+                from densekit.data import on_gpu  # imports triton
+
+                return on_gpu.normalize(batch, mean, std, memory_format)
+            batch = batch.contiguous(memory_format=memory_format)
         if batch.is_floating_point():
             return batch.sub(mean).div_(std)
         return batch.div(255).sub_(mean).div_(std)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from densekit.config import UserError
 from densekit.infer.classifier import Classifier
+from densekit.infer.engines import preparing
 from densekit.infer.rows import Answer
 from densekit.models.densenet import DenseNet
 
@@ -100,8 +101,7 @@ def features_and_logits(
     if next(network.parameters()).device.type != precision.device.type:  # the engine has a copy
         precision.place(network)
     with torch.inference_mode(), precision.autocast():
-        images = classifier.preprocess.normalize(precision.send(squares))
-        features = network.forward_features(images)
+        features = network.forward_features(preparing(classifier.preprocess, precision)(squares))
         return features, network.forward_head(features).float().cpu()
 
 

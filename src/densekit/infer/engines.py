@@ -90,7 +90,7 @@ def check_formats(exported: Exported, precision: Precision, engine: str) -> None
 
 def preparing(preprocessing: Preprocessing, precision: Precision) -> Callable[[Tensor], Tensor]:
     """uint8 images [n, C, H, W] -> normalised floats on the device, in the memory format."""
-    return lambda images: preprocessing.normalize(precision.send(images))
+    return lambda images: preprocessing.normalize(precision.send(images), precision.memory_format)
 
 
 def logits_of(

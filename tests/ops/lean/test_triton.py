@@ -30,6 +30,8 @@ from densekit.ops.lean.layout import as_maps
 
 triton = pytest.importorskip("triton")
 
+from densekit.data import on_gpu  # noqa: E402 (imports triton)
+
 HERE = Path(__file__).parent
 LAUNCHES = {12: (6, 7), 32: (8, 8)}
 """Of a layer forward and backward, by growth rate: with our 3x3 kernels, and with cuDNN's."""
@@ -53,7 +55,7 @@ def test_interpreted() -> None:
     """The tests of all kernels, and what is marked interpreted below."""
     options = ["-m", "interpreted", "-p", "no:cacheprovider", "--hypothesis-profile=few"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(HERE)],
+        [sys.executable, "-m", "pytest", *options, str(HERE), "tests/data/test_transforms.py"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parents[2],
         capture_output=True,
@@ -172,6 +174,9 @@ def launch_everything(gpu: Any, dtype: torch.dtype) -> None:
         step(partial(forward.dense_block, layers=layers), c)
     for pool in ("none", "average", "max"):
         step(partial(norm_relu.norm_relu, norm=torch.nn.BatchNorm2d(64), pool=pool), 64)
+    pixels, vector = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 1, 1)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        on_gpu.normalize(pixels, vector, vector, layout)
     for config in (DenseNetConfig(), DenseNetConfig(growth_rate=12, stem="cifar")):
         infer = GpuNetwork(_parts(DenseNet(config.model_copy(update=SHALLOW)).eval()), dtype)
         infer(torch.zeros(2, 3, 32, 32))
@@ -200,7 +205,7 @@ def test_triton_compiles_every_kernel(
 
 def kernels_of(gpu: Any) -> Iterator[Any]:
     """What is launched, not what that calls."""
-    for module in (gpu.rows, gpu.sums, gpu.conv1, gpu.conv3):
+    for module in (gpu.rows, gpu.sums, gpu.conv1, gpu.conv3, on_gpu):
         yield from (f for name, f in vars(module).items() if name.endswith("_kernel"))
 
 

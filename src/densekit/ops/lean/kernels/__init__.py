@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from densekit.native_code import has_triton
 from densekit.ops.lean.kernels import native, plain
 from densekit.ops.lean.kernels.plain import DeferredGrad, NormGrads, NormReluGrad, Pool, Size
 
@@ -82,7 +81,7 @@ def implementation(device: torch.device, dtype: torch.dtype) -> str:
     native needs a CPU, a C++ compiler, and float32 or bfloat16; triton a GPU of NVIDIA's, and the
     package, which comes with torch on Linux. What they do not serve they leave to plain, too.
     """
-    if device.type == "cuda" and torch.version.cuda and _has_triton():
+    if device.type == "cuda" and torch.version.cuda and has_triton():
         return "triton"
     if device.type == "cpu" and dtype in native.SUFFIX and native.reason() is None:
         return "native"
@@ -97,8 +96,3 @@ def kernels_for(x: Tensor) -> Kernels:
 
         return gpu
     return native if name == "native" else plain
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
