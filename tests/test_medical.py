@@ -46,7 +46,7 @@ def test_the_data_are_what_the_page_says(place: Path) -> None:
     assert max(np.asarray(Image.open(image)).max() for image in images[:50]) >> 12 == 0
     patients = [
         {row.split(",")[1] for row in (place / f"chest/{part}.csv").read_text().splitlines()[1:]}
-        for part in ("train", "val", "test")
+        for part in ("train", "test")
     ]
     assert sum(map(len, patients)) == len(set().union(*patients)) == medical_data.IMAGES / 4
 
@@ -58,8 +58,18 @@ def test_the_commands(place: Path) -> None:
         short = SHORT if words[0] == "train" else ()
         result = densekit(*words, *short, cwd=place)
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+        if "--dry-run" in words:
+            assert re.search(r"data.group=Patient: \d+ in training, \d+ in validation, 0 in both",
+                             result.stdout + result.stderr)  # fmt: skip
+    rows = (place / "runs/chest/split.csv").read_text().splitlines()[1:]
+    sides = {side: {row.split(",")[2] for row in rows if row.split(",")[1] == side}
+             for side in ("train", "val")}  # fmt: skip
+    assert not sides["train"] & sides["val"]
+    assert len(sides["train"]) + len(sides["val"]) == medical_data.IMAGES / 4 * 5 / 6
+    assert 0.15 < len(sides["val"]) / len(sides["train"] | sides["val"]) < 0.25
     saved = np.load(place / "chest-report/predictions.npz")
     report = json.loads((place / "chest-report/report.json").read_text())
+    assert (report["group"], report["groups"]) == ("Patient", medical_data.IMAGES / 4 / 6)
     for k, row in enumerate(report["per_class"]):
         known = saved["labels"][:, k] >= 0
         theirs = sklearn.metrics.roc_auc_score(saved["labels"][known, k], saved["logits"][known, k])
