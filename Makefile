@@ -34,7 +34,7 @@ gpu: .venv/test  ## what only a GPU can prove, in 8 minutes: tests, rows, a run
 	$(BIN)/python benchmarks/gpu.py
 
 parity: .venv/test  ## every converter against its library, from the registry: writes docs/weights.md
-	$(BIN)/python parity/run.py && $(BIN)/python parity/recipe.py
+	$(BIN)/python parity/run.py && $(BIN)/python parity/recipe.py && $(BIN)/python parity/medical.py
 
 docs: .venv/test  ## regenerates the reference of recipe options and the README's tables
 	$(BIN)/python docs/generate.py

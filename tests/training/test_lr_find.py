@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from densekit import distributed
 from densekit.config import UserError
-from densekit.training.lr_find import _smoothed, suggested
+from densekit.training.lr_find import _smoothed, suggested, sweep_rates
+from densekit.training.recipe import load_recipe
 from runs import OPTIONS, Runs, densekit
 
 
@@ -40,6 +43,23 @@ def test_a_sweep_suggests_a_rate_and_leaves_a_picture_alone(runs: Runs, tmp_path
     again = densekit(*sweep, "--plot", plot)
     assert again.returncode == 2
     assert "is there already" in again.stderr
+
+
+def sweep_on_this_rank(options: list[str], folder: Path) -> None:
+    with distributed.session():
+        found = sweep_rates(load_recipe(None, options), 1e-4, 10, 25)
+        (folder / f"{distributed.rank()}.json").write_text(json.dumps([found.losses, found.lr]))
+
+
+def test_ranks_sweep_together(runs: Runs, tmp_path: Path) -> None:
+    """Under torchrun: one sweep over all of them, on the batches that such a run would take."""
+    chosen = {**OPTIONS, "data.root": runs.data, "loop.device": "cpu"}
+    options = [f"{key}={value}" for key, value in chosen.items()]
+    runs.on_ranks(partial(sweep_on_this_rank, options, tmp_path), 2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0] == found[1]
+    first = json.loads((runs.whole(ranks=2) / "log.jsonl").read_text().splitlines()[1])
+    assert found[0][0][0] == first["loss"]
 
 
 def test_the_rule() -> None:
