@@ -155,9 +155,9 @@ def test_the_way_to_the_optimizer_gets_no_longer() -> None:
     Before the package had rooms it was 12 files, 740 lines and 166 names.
     """
     found = reading.measure(ROOT)
-    assert found["files"] <= 7
+    assert found["files"] <= 6
     assert found["lines"] <= 370
-    assert found["names"] <= 87
+    assert found["names"] <= 88
 
 
 def test_one_module_computes_and_sets_the_learning_rate() -> None:

@@ -17,7 +17,7 @@ from densekit.models.densenet import DenseNet
 from densekit.models.parts import HEAD_PART, part_of, part_rates, stage_names
 from densekit.models.variants import architecture
 from densekit.training.graph import forward_of
-from densekit.training.optim import OptimConfig, scale
+from densekit.training.optim import OptimConfig, peak_rates
 from densekit.training.recipe import Recipe
 from densekit.training.step import Learner
 
@@ -68,8 +68,7 @@ def fine_tuning_plan(recipe: Recipe) -> list[str]:
     Raises UserError for an unknown stage.
     """
     optim = recipe.optim
-    tuned = optim.freeze or optim.head_epochs or optim.head_lr or optim.layer_decay != 1
-    if not (tuned or optim.freeze_norm):
+    if not optim.fine_tunes:
         return []
     blocks = len(architecture(recipe.model).block_config)
     stages = stage_names(blocks)
@@ -77,9 +76,8 @@ def fine_tuning_plan(recipe: Recipe) -> list[str]:
         said = f'optim.freeze: unknown stage "{optim.freeze}"{nearest(optim.freeze, stages)}'
         raise UserError(said)
     joined: dict[int, list[str]] = {}
-    peak, head = optim.lr, optim.lr if optim.head_lr is None else optim.head_lr
-    for part, unscaled in part_rates(blocks, peak, head, optim.layer_decay).items():
-        rate = unscaled * scale(optim, recipe.data.batch_size)
+    peak, of_head = peak_rates(optim, recipe.data.batch_size)
+    for part, rate in part_rates(blocks, peak, of_head, optim.layer_decay).items():
         within = [stage for stage in stages if part_of(stage, blocks) == part]
         trained = within if not optim.freeze else [
             stage for stage in within if stages.index(stage) > stages.index(optim.freeze)

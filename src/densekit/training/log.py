@@ -18,9 +18,9 @@ from torch import Tensor
 from densekit import distributed
 from densekit.data.dataset import BadImage
 from densekit.files import write_atomically
+from densekit.training.plan import Plan
 from densekit.training.progress import EpochBars, as_paddleclas, duration, for_people
 from densekit.training.run_folder import RunFolder
-from densekit.training.setup import Plan
 from densekit.training.state import Progress
 from densekit.training.step import SUMS
 
@@ -123,6 +123,10 @@ class RunLog:
         self.progress.lines += 1
         if distributed.is_main():
             self.folder.log(line)
+
+    def evaluation(self, found: dict[str, Any], rate: float) -> None:
+        """Writes an `eval` line."""
+        self.write({"kind": "eval", "step": self.progress.step, **found, "lr": rate})
 
     def start_epoch(self) -> None:
         """A bar for the epoch that runs now, and a clock that has seen nothing yet."""

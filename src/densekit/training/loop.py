@@ -8,24 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from densekit import distributed
 from densekit.data.decoded import decoded_images
-from densekit.data.loader import eval_batches
-from densekit.data.run_images import OwnImages
+from densekit.data.holdout import Sides
+from densekit.data.listing import Examples
+from densekit.data.loader import eval_batches, resolve_reading
+from densekit.data.run_images import OwnImages, open_checked
 from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models import artifact
-from densekit.precision import keep_freed_memory
+from densekit.ops.choose import op_of_run
+from densekit.precision import Precision, keep_freed_memory, resolve
 from densekit.stop import StopRequest
 from densekit.training import curves, nonfinite
 from densekit.training.fine_tuning import thaw
+from densekit.training.graph import resolve_graph
 from densekit.training.log import read_later
-from densekit.training.monitor import epoch_report, evaluated, score
+from densekit.training.monitor import epoch_report, evaluated, for_images, score
 from densekit.training.nonfinite import NonFinite
-from densekit.training.recipe import Recipe
+from densekit.training.notes import recipe_notes
+from densekit.training.plan import Plan
+from densekit.training.recipe import Recipe, check, check_batches
 from densekit.training.run import Run, begin, roll_back, save
 from densekit.training.run_folder import RunFolder
-from densekit.training.setup import Plan, make_plan
 from densekit.training.state import Progress
 from densekit.training.step import Learner, create_learner, train_step
 
@@ -79,6 +86,62 @@ def train(recipe: Recipe, images: OwnImages | None = None) -> Outcome:
                     except NonFinite as event:
                         roll_back(run, event.reading)
             return Outcome(folder.path, plan, run.progress)
+
+
+def make_plan(recipe: Recipe, known: Sides | None = None, images: OwnImages | None = None) -> Plan:
+    """Starts the process group and looks at the data; what is held out of the training list stays
+    on the side where it is `known` to be. Raises UserError, alike on all ranks.
+
+    `images` opens those of a program, in place of the recipe's.
+    """
+    check(recipe, distributed.world_size())
+    model, loop = recipe.model, recipe.loop
+    rank = distributed.local_rank()
+    formats = resolve(loop.device, loop.precision, loop.memory_format, local_rank=rank)
+    distributed.start(formats.device, loop.rank_timeout)
+    threads = distributed.set_threads(loop.threads)
+    train, val, counts, notes = open_checked(
+        recipe.data, model.task, model.num_classes, known, images
+    )
+    recipe, of_recipe = _resolve_recipe(recipe, formats, train, val, counts)
+    return Plan(
+        recipe=recipe,
+        train=train,
+        val=val,
+        counts=counts,
+        warnings=[*notes, *of_recipe],
+        precision=formats,
+        eval_precision=resolve(formats.device.type, loop.eval_precision, local_rank=rank),
+        threads=threads,
+    )
+
+
+def _resolve_recipe(
+    recipe: Recipe, formats: Precision, train: Examples, val: Examples, counts: np.ndarray
+) -> tuple[Recipe, list[str]]:
+    """`recipe` with every `auto` and every null that the data or the machine decides filled in;
+    and what a person should know of it."""
+    model, data, loop = recipe.model, recipe.data, recipe.loop
+    device = formats.device
+    op, no_lean = distributed.from_main(lambda: op_of_run(model.op, device, formats.dtype))
+    graph, no_graph = resolve_graph(recipe, device)
+    reading, of_cache = resolve_reading(data, train, val, device.type, loop.epochs)
+    of_loop = {
+        "device": device.type,
+        "precision": formats.name,
+        "memory_format": formats.memory_format_name,
+        "cuda_graph": graph,
+        **for_images(loop, model.task, train, counts),
+    }
+    resolved = recipe.model_copy(
+        update={
+            "model": model.model_copy(update={"num_classes": len(counts), "op": op}),
+            "data": reading,
+            "loop": loop.model_copy(update=of_loop),
+        }
+    )
+    check_batches(resolved, len(train), distributed.world_size())
+    return resolved, [*no_lean, *no_graph, *of_cache, *recipe_notes(resolved, train, val)]
 
 
 def train_epoch(run: Run) -> bool:
@@ -138,7 +201,7 @@ def finish_epoch(run: Run) -> None:
         metrics = evaluate_epoch(plan, run.learner)
         progress.last = {"epoch": progress.epochs + 1, **metrics}
         rate = plan.schedule.rate(run.learner.optimizer, progress.step - 1)
-        run.log.write({"kind": "eval", "step": progress.step, **progress.last, "lr": rate})
+        run.log.evaluation(progress.last, rate)
         progress.stale += 1
         if math.isfinite(metrics["loss"]) and score(metrics, loop) > score(progress.best, loop):
             progress.best, progress.stale = progress.last, 0

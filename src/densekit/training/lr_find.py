@@ -21,9 +21,9 @@ from densekit.data.loader import TrainStream
 from densekit.files import write_atomically
 from densekit.progress import bar
 from densekit.training.fine_tuning import thaw
+from densekit.training.loop import make_plan
 from densekit.training.optim import scale, set_lr
 from densekit.training.recipe import Recipe
-from densekit.training.setup import make_plan
 from densekit.training.step import create_learner, train_step
 
 RULE = "a tenth of the rate at which the smoothed loss is lowest (Smith, 2017)"

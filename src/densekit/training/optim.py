@@ -93,6 +93,12 @@ class OptimConfig(Section):
     """Fine-tuning: the rate of a block (with its transition), as a share of that of the block after
     it; the last block has lr, the stem the lowest."""
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether parts of the network are trained otherwise than others."""
+        parts = self.freeze or self.freeze_norm or self.head_epochs or self.head_lr
+        return bool(parts) or self.layer_decay != 1
+
     @model_validator(mode="after")
     def _fits(self) -> OptimConfig:
         if list(self.milestones) != sorted(self.milestones):
@@ -116,6 +122,12 @@ class OptimConfig(Section):
 def scale(config: OptimConfig, batch_size: int) -> float:
     """By what the recipe's rates are multiplied at this global batch."""
     return batch_size / config.reference_batch if config.scale_lr else 1.0
+
+
+def peak_rates(config: OptimConfig, batch_size: int) -> tuple[float, float]:
+    """Of the last block and of the classifier."""
+    head_lr = config.lr if config.head_lr is None else config.head_lr
+    return config.lr * scale(config, batch_size), head_lr * scale(config, batch_size)
 
 
 def scaling_notes(config: OptimConfig, batch_size: int) -> list[str]:
@@ -199,9 +211,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
 def parameter_groups(model: nn.Module, config: OptimConfig, batch_size: int) -> list[dict]:
     """Trainable parameters by kind and part; every one of them is in exactly one group, and that
     of the last block is the first."""
-    body_lr = config.lr * scale(config, batch_size)
-    head_lr = body_lr if config.head_lr is None else config.head_lr * scale(config, batch_size)
-    rates = rates_by_name(model, body_lr, head_lr, config.layer_decay)
+    rates = rates_by_name(model, *peak_rates(config, batch_size), config.layer_decay)
     groups: dict[tuple[str, float, str], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -25,7 +25,7 @@ from densekit.config import (
     when,
 )
 from densekit.data.config import DataConfig
-from densekit.data.loader import micro_batches
+from densekit.data.loader import micro_batches, steps_per_epoch
 from densekit.models.parts import part_of, stage_names
 from densekit.models.variants import ModelConfig, architecture, last_map
 from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
@@ -270,10 +270,10 @@ def check(recipe: Recipe, world_size: int) -> None:
 
 
 def check_batches(recipe: Recipe, images: int, world: int) -> None:
-    """Raises UserError where a rank trains one image whose last map is one pixel.
-
-    BatchNorm has no variance there.
+    """Raises UserError where data.drop_last leaves no batch, and where a rank trains one image
+    whose last map is one pixel: BatchNorm has no variance there.
     """
+    steps_per_epoch(images, recipe.data.batch_size, recipe.data.drop_last)
     pixels = last_map(architecture(recipe.model), recipe.data.train_side)
     data = recipe.data
     counts = {min(images, data.batch_size)}

@@ -9,9 +9,10 @@ import torch
 
 from densekit import distributed
 from densekit.progress import waiting
+from densekit.training.loop import make_plan
+from densekit.training.plan import Plan
 from densekit.training.recipe import Recipe
 from densekit.training.run_folder import RunFolder
-from densekit.training.setup import Plan, make_plan
 from densekit.training.step import create_learner, train_step
 
 REHEARSED = {"cpu": 8, "mps": 16, "cuda": 64}  # images of the step

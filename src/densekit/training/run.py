@@ -12,9 +12,9 @@ from densekit.data.loader import Step, TrainStream
 from densekit.stop import StopRequest
 from densekit.training import nonfinite
 from densekit.training.log import Reading, RunLog, Window
+from densekit.training.plan import Plan
 from densekit.training.progress import EpochBars
 from densekit.training.run_folder import RunFolder
-from densekit.training.setup import Plan
 from densekit.training.state import STATE_FORMAT, Progress, State
 from densekit.training.step import Learner
 

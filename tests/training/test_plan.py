@@ -11,8 +11,9 @@ import torch
 
 from densekit.config import UserError, to_yaml
 from densekit.ops.lean.kernels import native
+from densekit.training.loop import make_plan
+from densekit.training.plan import Plan
 from densekit.training.recipe import load_recipe
-from densekit.training.setup import Plan, make_plan
 from runs import OPTIONS, STEPS_PER_EPOCH, TRAIN, VAL, Runs
 
 Planned = Callable[..., Plan]

@@ -1,4 +1,4 @@
-"""A recipe against this machine and these images: every `auto` resolved, every check made."""
+"""What is decided before the first step, and what follows from it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,17 @@ import numpy as np
 import torch
 
 from densekit import distributed
-from densekit.data.holdout import Sides
 from densekit.data.listing import Examples
-from densekit.data.loader import resolve_reading, steps_per_epoch
-from densekit.data.run_images import OwnImages, open_checked
+from densekit.data.loader import steps_per_epoch
 from densekit.data.splits import anchored
 from densekit.data.transforms import Preprocessing
 from densekit.models.artifact import ArtifactConfig, Described, Thresholds, provenance
 from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import architecture
-from densekit.ops.choose import op_of_run
 from densekit.ops.lean import kernels
-from densekit.precision import Precision, resolve
-from densekit.training.graph import resolve_graph
-from densekit.training.monitor import for_images
-from densekit.training.notes import recipe_notes
+from densekit.precision import Precision
 from densekit.training.optim import Schedule
-from densekit.training.recipe import Recipe, check, check_batches
+from densekit.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -44,13 +38,17 @@ class Plan:
     precision: Precision
     eval_precision: Precision
     threads: int
-    steps_per_epoch: int
 
     @property
     def architecture(self) -> DenseNetConfig:
         """Of the network, with the recipe's size of image."""
         size = {"image_size": self.recipe.data.image_size}
         return architecture(self.recipe.model).model_copy(update=size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        data = self.recipe.data
+        return steps_per_epoch(len(self.train), data.batch_size, data.drop_last)
 
     @property
     def steps(self) -> int:
@@ -113,60 +111,3 @@ class Plan:
             for key, value in self.environment.items()
             if before[key] != value
         ]
-
-
-def make_plan(recipe: Recipe, known: Sides | None = None, images: OwnImages | None = None) -> Plan:
-    """Starts the process group and looks at the data; what is held out of the training list stays
-    on the side where it is `known` to be. Raises UserError, alike on all ranks.
-
-    `images` opens those of a program, in place of the recipe's.
-    """
-    check(recipe, distributed.world_size())
-    model, loop = recipe.model, recipe.loop
-    rank = distributed.local_rank()
-    formats = resolve(loop.device, loop.precision, loop.memory_format, local_rank=rank)
-    distributed.start(formats.device, loop.rank_timeout)
-    threads = distributed.set_threads(loop.threads)
-    train, val, counts, notes = open_checked(
-        recipe.data, model.task, model.num_classes, known, images
-    )
-    recipe, of_recipe = _resolve_recipe(recipe, formats, train, val, counts)
-    return Plan(
-        recipe=recipe,
-        train=train,
-        val=val,
-        counts=counts,
-        warnings=[*notes, *of_recipe],
-        precision=formats,
-        eval_precision=resolve(formats.device.type, loop.eval_precision, local_rank=rank),
-        threads=threads,
-        steps_per_epoch=steps_per_epoch(len(train), recipe.data.batch_size, recipe.data.drop_last),
-    )
-
-
-def _resolve_recipe(
-    recipe: Recipe, formats: Precision, train: Examples, val: Examples, counts: np.ndarray
-) -> tuple[Recipe, list[str]]:
-    """`recipe` with every `auto` and every null that the data or the machine decides filled in;
-    and what a person should know of it."""
-    model, data, loop = recipe.model, recipe.data, recipe.loop
-    device = formats.device
-    op, no_lean = distributed.from_main(lambda: op_of_run(model.op, device, formats.dtype))
-    graph, no_graph = resolve_graph(recipe, device)
-    reading, of_cache = resolve_reading(data, train, val, device.type, loop.epochs)
-    of_loop = {
-        "device": device.type,
-        "precision": formats.name,
-        "memory_format": formats.memory_format_name,
-        "cuda_graph": graph,
-        **for_images(loop, model.task, train, counts),
-    }
-    resolved = recipe.model_copy(
-        update={
-            "model": model.model_copy(update={"num_classes": len(counts), "op": op}),
-            "data": reading,
-            "loop": loop.model_copy(update=of_loop),
-        }
-    )
-    check_batches(resolved, len(train), distributed.world_size())
-    return resolved, [*no_lean, *no_graph, *of_cache, *recipe_notes(resolved, train, val)]
