@@ -1,10 +1,10 @@
 // Antialiased bilinear resizing of 8-bit rows, strip by strip as they are decoded.
 //
 // The arithmetic is that of torch's `interpolate(mode="bilinear", antialias=True)` for uint8, which
-// is Pillow's: weights of 16 bits with as many binary places as the largest allows, first along
+// is Pillow's: 16-bit weights in fixed point, as precise as the largest allows, first along
 // rows, rounded to 8 bits, then along columns. So the pixels are torch's to the bit.
 //
-// A strip is turned (its columns become lines), so that both passes add up whole lines.
+// A strip is transposed (its columns become lines), so that both passes add up whole lines.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -23,7 +23,7 @@ struct Taps {
   std::vector<int> first, count;
   std::vector<int16_t> weights;  // [size, most]
   int most = 0;                  // even, so that weights can be taken in pairs
-  int places = 0;                // binary ones
+  int places = 0;                // binary places of the fixed-point weights
 
   // Outputs lie evenly on [start, start + scale * size] of `inputs` values.
   Taps(int inputs, int size, double start, double scale)
@@ -94,7 +94,7 @@ inline void turn(const unsigned char* from, size_t stride, unsigned char* to, si
   __m128i rows[16], turned[16];
   for (int i = 0; i < 16; i++)
     rows[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * stride));
-  for (int step = 0; step < 4; step++) {  // each weaves the first half with the second
+  for (int step = 0; step < 4; step++) {  // each interleaves the first half with the second
     for (int i = 0; i < 8; i++) {
       turned[2 * i] = _mm_unpacklo_epi8(rows[i], rows[i + 8]);
       turned[2 * i + 1] = _mm_unpackhi_epi8(rows[i], rows[i + 8]);
@@ -111,7 +111,7 @@ inline void turn(const unsigned char* from, size_t stride, unsigned char* to, si
 
 constexpr size_t whole_vectors(size_t bytes) { return (bytes + kLanes - 1) / kLanes * kLanes; }
 
-// Takes the rows of a rectangle from above to below, [width, channels] each, and writes the resized
+// Takes the rows of a rectangle from top to bottom, [width, channels] each, and writes the resized
 // image, [channels, size, size]; mirrored, if that is asked for.
 class Resizer {
  public:

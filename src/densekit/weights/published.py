@@ -142,5 +142,5 @@ def of_digest(sha256: str, md5: str) -> Published | None:
 
 
 def task_of(preprocessing: str | None) -> Task:
-    """What networks of that preprocessing answer."""
+    """The task of networks that are evaluated with this preprocessing."""
     return "multilabel" if preprocessing in MULTILABEL else "multiclass"

@@ -2,8 +2,8 @@
 //
 // A tile of a map is normalised into the cache and multiplied there, so that neither the
 // normalised activations nor their gradients are ever written to memory. The tile has a column of
-// zeros behind each row and a row above and below: a pixel's neighbours then stand at the same
-// distances everywhere, and a 3x3 convolution is nine products with shifted rows.
+// zeros after each row and a row above and below: a pixel's neighbours are then at the same
+// offsets everywhere, and a 3x3 convolution is nine products with shifted rows.
 #pragma once
 #include "multiply.h"
 #include "norm.h"
@@ -26,11 +26,11 @@ struct Tiles {
     count = each * (spatial ? n : 1);
     pitch = spatial ? w + 1 : tall;
   }
-  // Pixels of the scratch of a tile, with room for what products read beyond; where its own start.
+  // Pixels of a tile's scratch, with room for what products read past its end; where its own start.
   Index size() const { return pixels() + 2 * reach * (pitch + 1) + kHeight + 2; }
   Index start() const { return reach * (pitch + 1); }
   Index pixels() const { return reach ? tall * pitch : tall; }
-  // Where the rows of a window start, as seen from its middle; a pixel has ld words.
+  // Where the rows of a window start, relative to its centre; a pixel has ld words.
   std::vector<Index> window(Index ld) const {
     std::vector<Index> offsets;
     for (Index dy = -reach; dy <= reach; dy++) offsets.push_back((dy * pitch - reach) * ld);
@@ -47,7 +47,7 @@ struct Tiles {
     if (!reach) return {top, 0, 1, std::min(tall, w - top)};
     return {(i / each * h + top) * w, top, std::min(tall, h - top), w};
   }
-  // Pixels from a tile's first to its last, with the zeros behind rows.
+  // Pixels from a tile's first to its last, with the zeros after rows.
   Index span(const Tile& tile) const { return reach ? tile.rows * pitch : tile.width; }
 
   // body(pixel of the maps, pixel of the scratch) for a tile and `reach` rows around it
@@ -89,7 +89,7 @@ void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float
                     Index ldz, double* found, Index n, Index h, Index w, int threads) {
   Index c = weight.c, k = weight.k, kw = words_of<T>(c);
   bool spatial = weight.taps > 1;
-  Index lda = spatial ? kw : rounded(kw, 16) | 16;  // pixels are not 4 KiB apart
+  Index lda = spatial ? kw : rounded(kw, 16) | 16;  // so that pixels are not 4 KiB apart
   Tiles map(n, h, w, spatial, spatial ? std::min<Index>(264, 50000 / lda) : 96, threads);
   Scratch<Word<T>> packed(packed_words<T>(weight.taps, c, k));
   pack<T>(packed.data(), weight.taps, c, k, threads,
@@ -132,7 +132,7 @@ void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float
   if (found) moments.merge(found);
 }
 
-// Where the gradient behind a convolution comes from, [pixels, k]: for column j, at a pixel.
+// Where the gradient of a convolution's output comes from, [pixels, k]: for column j, at a pixel.
 template <class T>
 struct DeferredGrad {  // d + shift + slope * (x - mean); line is [3, k]: mean, shift, slope
   const T *d, *x;
@@ -186,7 +186,7 @@ inline void interleave(const uint32_t* rows, Index ld, Index first, Index words,
     for (Index j = 0; j < c; j++) out[j] = part[j] | uint32_t(part[2 * ld + j]) << 16;
 }
 
-// What is asked for, not null: g's sums with g the gradient before the relu (see grad_sums); with
+// Whatever is not null: g's sums, g being the gradient before the relu (see grad_sums); with
 // them to = d + scale * g, or, without d, to = g; and the weight's gradient, added to it.
 template <class T>
 struct Asked {

@@ -59,7 +59,7 @@ void infer(const Program& program, const Images& images, float* out, int threads
   Arena arena;
   std::vector<Space<T>> spaces(threads);
   std::vector<Meeting> meetings(std::max<Index>(1, teams));
-  for (int opened = 0; opened < 2; opened++) {  // first to know how much, then to take it
+  for (int opened = 0; opened < 2; opened++) {  // first for the size, then for the pieces
     if (opened) arena.open();
     for (auto& space : spaces) {
       for (int i = 0; i < 2; i++) space.maps[i] = arena.template take<T>(sizes.maps[i]);
@@ -71,7 +71,7 @@ void infer(const Program& program, const Images& images, float* out, int threads
   }
 #pragma omp parallel num_threads(threads)
   {
-    // A runtime may give fewer threads than were asked for: those there are do the others' part.
+    // OpenMP may give fewer threads than were asked for: those do the others' part too.
     Index real = omp_get_num_threads(), me = omp_get_thread_num();
     bool all = real == threads;
     for (Index t = me; t < threads; t += real) {
@@ -112,7 +112,7 @@ void linear(const float* x, Index n, Index c, const float* packed, const float* 
   }
 }
 
-// `count` matrices w [taps, n, group] as products read them, one behind the other.
+// `count` matrices w [taps, n, group] packed for products, one after the other.
 template <class T>
 void pack_all(const float* w, Index count, Index taps, Index group, Index n, void* out,
               int threads) {

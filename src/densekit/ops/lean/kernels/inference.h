@@ -2,7 +2,7 @@
 //
 // Threads take images of their own and carry them from the first step to the last, so that an
 // image's maps stay in a thread's cache and nobody waits. Where there are fewer images than
-// threads, a team of threads shares one: each takes a part of every step, and they meet behind it.
+// threads, a team of threads shares one: each takes a part of every step, and they meet after it.
 // Every sum is taken in the order of channels, whatever the tiles, teams and batch are: an image's
 // logits are the same bits in any batch and with any number of threads.
 #pragma once
@@ -23,11 +23,11 @@ constexpr Index kGroup = 4;  // images that a thread carries at once: weights ar
 constexpr Index kPixels = 96;   // of a 1x1 convolution's tile
 constexpr Index kWindows = 32;  // 4x4 tiles that are transformed at once, each to
 constexpr Index kPlaces = 16;   // products
-constexpr Index kApart = 16;  // floats between rows, lest all of them fall into the same cache sets
+constexpr Index kApart = 16;  // floats between rows, so that they do not map to the same cache sets
 
-constexpr int kSpins = 4000;  // of a thread that waits, some tens of microseconds
+constexpr int kSpins = 4000;  // before a waiting thread sleeps: some tens of microseconds
 
-// What Python packs; pointers are null where a step has no such thing.
+// What inference.py packs; pointers are null where a step has no such thing.
 enum Kind : int64_t { kPoint, kNorm, kWindow, kTransition, kLast };
 struct Stem {
   Index channels, kept;  // of the image, and as stored: (stride * kept) is whole words
@@ -46,7 +46,7 @@ struct Step {
   Index width;         // kTransition: channels of the next block, all its layers included
   const float* norm;   // [2, c]: scale, shift
   const void* weight;  // packed
-  const float* shift;  // [k], added to the product, with a relu behind it
+  const float* shift;  // [k], added to the product before a relu
 };
 struct Program {
   Stem stem;
@@ -64,7 +64,7 @@ struct Images {
 struct alignas(64) Meeting {
   std::atomic<uint32_t> arrived{0}, asleep{0};
 };
-// Who waits spins for some microseconds and then sleeps: threads may have to share a core.
+// A waiting thread spins for some microseconds and then sleeps: threads may share a core.
 struct Team {
   Index t, size;
   Meeting* meeting;
@@ -102,7 +102,7 @@ struct Maps {
   Index n, h, w, ld;
   Index pixels() const { return n * h * w; }
 };
-// Maps with zeros around each image, as much as 4x4 tiles at every second pixel read.
+// Maps with zeros around each image, as many as 4x4 tiles at every second pixel read.
 template <class T>
 struct Bordered {
   T* p;
@@ -174,7 +174,7 @@ struct Sizes {
   }
 };
 
-// One allocation, in pieces that begin at cache lines.
+// One allocation, in pieces aligned to cache lines.
 class Arena {
   OnLines<char> lines;
   char *start = nullptr, *next = nullptr;

@@ -1,4 +1,4 @@
-// Small products of matrices whose operands lie in the cache, for convolution.h.
+// Small matrix products whose operands are in the cache, for convolution.h.
 //
 // A word is what one lane takes at once: a float, or two bfloat16 of neighbouring k where the CPU
 // multiplies those. a[m, k] and b[k, n] are in words; c[m, n] and all sums are float.
@@ -10,14 +10,14 @@
 
 namespace {
 
-// Sums that are worked on at once: rows and vectors of columns, as many as registers hold.
+// The accumulators that registers hold: rows by vectors of columns.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kHeight = 8, kVectors = 3;  // 24 of 32
 #else
 constexpr int kHeight = 6, kVectors = 2;  // 12 of 16
 #endif
-constexpr Index kBlock = kVectors * kLanes;  // columns that are worked on at once
-constexpr Index kDepth = 384;  // of k, so that two vectors of b stay in the first cache
+constexpr Index kBlock = kVectors * kLanes;  // columns computed at once
+constexpr Index kDepth = 384;  // of k, so that two vectors of b stay in L1
 
 #ifdef __AVX512BF16__
 template <class T>
@@ -33,7 +33,7 @@ using Word = std::conditional_t<paired<T>, uint32_t, float>;
 template <class T>
 constexpr Index kParts = paired<T> ? 2 : 1;
 
-// Scratch whose vectors lie within cache lines.
+// Scratch aligned to cache lines.
 template <class T>
 struct OnLines {
   using value_type = T;
@@ -46,7 +46,7 @@ struct OnLines {
 template <class T>
 using Scratch = std::vector<T, OnLines<T>>;
 
-// The words of a row, in a register: read from memory in each use, loads would be the limit.
+// The words of a row, kept in a register: loading them at each use would be the bottleneck.
 inline Float<kLanes> row_of(const float* b) {
   auto v = load<kLanes>(b);
 #ifdef __SSE__
@@ -62,7 +62,7 @@ inline Float<kLanes> dot(Float<kLanes> sum, uint32_t a, __m512i b) {
 }
 #endif
 
-// Rows that are needed soon, fetched line by line: asked for in one burst they came no sooner.
+// Rows that are needed soon, prefetched line by line: all at once was no faster.
 class Soon {
   struct Rows {
     const char* p;
@@ -173,7 +173,7 @@ inline void put(uint32_t* p, const Float<W>* parts) {
   std::memcpy(p, &word, sizeof word);
 }
 
-// A matrix as b: blocks of up to kBlock columns, one behind the other. Its rows are `taps` groups
+// A matrix packed as b: blocks of up to kBlock columns in order. Its rows are `taps` groups
 // of `group`, each filled up to whole words; missing parts are 0. element(tap, i, j) is that of row
 // i < group and column j < n.
 template <class T>

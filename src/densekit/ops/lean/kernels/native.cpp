@@ -1,10 +1,10 @@
 // The kernels of plain.py for CPUs, each one pass over memory.
 //
-// Rows are pixels, columns channels, contiguous; a row of x stands ldx elements after the one
+// Rows are pixels, columns channels, contiguous; a row of x is ldx elements after the one
 // before. Every product of statistics is taken about the mean, tile by tile, so that nothing
 // cancels at mean = 1000 std. NaN and Inf propagate as in torch.
 //
-// No header of torch: native.py compiles this file alone, and passes pointers.
+// No torch headers: native.py compiles this file alone, and passes pointers.
 #include <cmath>
 
 #include "convolution.h"
@@ -112,7 +112,7 @@ void moments(const T* z, Index ldz, T* copy, Index ldc, double* out, Index rows,
   of.merge(out);
 }
 
-// Backward; where a pixel's gradient stands: at its own row, or by way of a pool ---------------
+// Backward; where a pixel's gradient is: in its own row, or through a pool ---------------------
 
 template <class T>
 struct Own {

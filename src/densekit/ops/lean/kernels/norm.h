@@ -20,13 +20,13 @@ inline Float<W> relu(Float<W> v) {
   return v <= 0 ? Float<W>{} : v;  // NaN is not <= 0
 }
 
-// 0 without a slope, whatever the pixel is: a norm in eval mode leaves a NaN's gradient alone.
+// 0 where the slope is 0, whatever the pixel is: in eval mode a NaN does not spread to gradients.
 template <int W>
 inline Float<W> sloping(Float<W> slope, Float<W> centred) {
   return slope == 0 ? Float<W>{} : slope * centred;
 }
 
-// Mean and sum of squares about it, per column, of all tiles that each thread has been through.
+// Mean and sum of squared differences from it, per column, over the tiles that each thread did.
 struct Moments {
   Index c;
   std::vector<double> parts, counts;
@@ -45,7 +45,7 @@ struct Moments {
     double *part = &parts[t * 2 * c], m = double(rows);
     columns(c, [&](auto width, Index j) {
       WIDTH;
-      Float<W> near{}, sum{}, squares{};  // sums about a value near the mean, of the rows before
+      Float<W> near{}, sum{}, squares{};  // of differences from a value near the mean
       if (counts[t] == 0) {
         for (Index r = 0; r < rows; r++) near += load<W>(z + r * ldz + j);
         near /= float(m);

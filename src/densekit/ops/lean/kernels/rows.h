@@ -17,7 +17,7 @@
 namespace {
 
 using Index = int64_t;
-constexpr Index kRows = 32;  // of an elementwise pass' tile: what a column needs is used so often
+constexpr Index kRows = 32;  // of an elementwise pass' tile: a column's constants are loaded once
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;  // floats in a register
 #elif defined(__AVX__)
@@ -124,7 +124,7 @@ void tiles(Index rows, int threads, Body body, Index tall = kRows) {
   }
 }
 
-// Fetches the rows after this tile into L2: rows are narrow and far apart, which no CPU foresees.
+// Prefetches the rows after this tile into L2: the hardware does not predict narrow rows far apart.
 template <class T>
 inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows) {
   for (Index r = hi; r < std::min(hi + kRows, rows); r++) {

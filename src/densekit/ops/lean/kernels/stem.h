@@ -1,4 +1,4 @@
-// A network's first step: a convolution, and mostly shift, relu and a 3x3 max pool behind it.
+// A network's first step: a convolution, usually followed by shift, relu and a 3x3 max pool.
 #pragma once
 #include <limits>
 
@@ -6,7 +6,7 @@
 
 namespace {
 
-// An image with zeros around it, its channels side by side; all of a team's share.
+// An image with zeros around it, channels last; one for all threads of a team.
 template <class T>
 void copy_image(const Stem& stem, const Images& images, Index n, Part<T>* image, Team& team) {
   Index around = stem.side / 2, pitch = Sizes<T>::pitch(stem, images.w);
@@ -49,7 +49,7 @@ void pool_row(const Stem& stem, const float* const (&rows)[3], Index w, T* out, 
   columns(stem.k, [&](auto width, Index j) {
     WIDTH;
     auto shift = load<W>(stem.shift + j);
-    auto highest = [&](Index x) {  // of the column x; NaN stays
+    auto highest = [&](Index x) {  // of column x; a NaN stays
       auto best = Float<W>{} - std::numeric_limits<float>::infinity();
       for (const float* row : rows)
         if (row) {
@@ -97,7 +97,7 @@ void stem(const Stem& stem, const Images& images, Index n, Maps<T> z, Index h, I
         stem, {y > 0 ? place(2 * y - 1) : nullptr, place(2 * y), more ? place(2 * y + 1) : nullptr},
         w, out, z.ld);
   }
-  team.meet();  // the image's place is free
+  team.meet();  // now the image's buffer is free
 }
 
 }  // namespace

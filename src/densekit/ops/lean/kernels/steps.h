@@ -1,4 +1,4 @@
-// A network's steps, each of a team's images: see inference.h.
+// A network's steps, each over a team's images: see inference.h.
 #pragma once
 #include "inference.h"
 #include "winograd.h"
