@@ -1,6 +1,7 @@
 """What one reads to follow `densekit train` from the command to `optimizer.step`.
 
 python docs/reading.py                           the functions in reading order, and four counts
+python docs/reading.py --names                   with the names that each is the first to mention
 python docs/reading.py --json                    the same for a program
 python docs/reading.py --src OTHER/src/densekit  of another tree
 
@@ -320,16 +321,22 @@ def measure(folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--src", type=Path, default=ROOT / "src" / "densekit")
+    parser.add_argument("--names", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     found = measure(options.src.resolve())
     if options.json:
         print(json.dumps(found, indent=1))
         return
+    known: set[str] = set()
     for each in found["functions"]:
         mark = "*" if each["way"] else " "
         name = "  " * each["depth"] + each["name"]
         print(f"{each['lines']:4} {mark} {name:44} {each['place']}")
+        new = [title for title in each["names"] if title not in known]
+        known.update(new)
+        if options.names and new:
+            print(f"{'':7}{'  ' * each['depth']}{len(new)}: {', '.join(new)}")
     print("(* on the way itself, the rest its set-up)\n")
     print(
         f"{found['files']} files, {found['lines']} lines, {found['names']} names; "

@@ -26,7 +26,8 @@ from densekit.config import (
 )
 from densekit.paddleclas import translate
 from densekit.paddleclas.keys import KEYS
-from densekit.training.recipe import Recipe, check, shipped
+from densekit.training.recipe import Recipe, shipped
+from densekit.training.recipe_checks import check
 
 PATIENCE = 20.0  # seconds for one example, on a machine that does other things too
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from densekit.config import Layers, Section, UserError, assemble, read_yaml, to_yaml
 from densekit.training.recipe import (
     Recipe,
-    check,
     differences,
     find_recipe,
     load_recipe,
@@ -19,6 +18,7 @@ from densekit.training.recipe import (
     read_recipe,
     shipped,
 )
+from densekit.training.recipe_checks import check
 
 # Found --------------------------------------------------------------------------------------
 

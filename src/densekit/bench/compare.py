@@ -31,7 +31,8 @@ from densekit.models import variants
 from densekit.models.densenet import DenseBlock, DenseLayer
 from densekit.ops.choose import OP_NAMES, choose, why_not_lean
 from densekit.ops.lean import kernels
-from densekit.training.recipe import Recipe, check
+from densekit.training.recipe import Recipe
+from densekit.training.recipe_checks import check
 from densekit.training.step import Learner, create_learner, train_step
 
 KNOWN_OPS = tuple(name for name in OP_NAMES if name != "auto")

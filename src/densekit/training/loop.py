@@ -30,7 +30,8 @@ from densekit.training.monitor import epoch_report, evaluated, for_images, score
 from densekit.training.nonfinite import NonFinite
 from densekit.training.notes import recipe_notes
 from densekit.training.plan import Plan
-from densekit.training.recipe import Recipe, check, check_batches
+from densekit.training.recipe import Recipe
+from densekit.training.recipe_checks import check, check_batches
 from densekit.training.run import Run, begin, roll_back, save
 from densekit.training.run_folder import RunFolder
 from densekit.training.state import Progress
