@@ -16,8 +16,8 @@ import torch
 from densekit.bench.compare import TrainingStep, training_step
 from densekit.bench.rounds import Candidate
 from densekit.data.loader import TrainStream
+from densekit.training.loop import make_plan
 from densekit.training.recipe import load_recipe
-from densekit.training.setup import make_plan
 from densekit_steps import Workload
 
 CIFAR = "cifar10"  # .tar.gz in the folder that DENSEKIT_TEST_DATA names
