@@ -211,6 +211,8 @@ def finish_epoch(run: Run) -> None:
         text = evaluated(metrics) + ("" if progress.stale else "  (best)")
     progress.epochs += 1
     run.log.bars.finish(progress.epochs - 1, text)
+    if run.over:
+        run.log.write({"kind": "event", "step": progress.step, "event": "end"})
     save(run)
     if run.over and progress.epochs < loop.epochs:
         run.log.bars.say(

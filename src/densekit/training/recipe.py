@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from densekit.config import (
     NO_NUMBER,
@@ -29,6 +29,13 @@ from densekit.models.parts import part_of, stage_names
 from densekit.models.variants import ModelConfig, architecture
 from densekit.precision import DeviceName, MemoryFormatName, PrecisionName
 from densekit.training.optim import OptimConfig
+
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
+
+def _several(value: Any) -> Any:
+    """One name is a list of it."""
+    return [value] if isinstance(value, str) else value
 
 
 def _focal(gamma: float) -> float:
@@ -85,6 +92,11 @@ class LoopConfig(Section):
     """Steps per line of log.jsonl."""
     log_format: Literal["densekit", "paddleclas"] = Field("densekit", json_schema_extra=NO_NUMBER)
     """paddleclas: each such line on the terminal, too, as PaddleClas writes it."""
+    track: Annotated[tuple[TrackerName, ...], BeforeValidator(_several)] = Field(
+        (), json_schema_extra=NO_NUMBER
+    )
+    """Who else is told what log.jsonl says, one or a list: TensorBoard's files in the run's folder;
+    MLflow at MLFLOW_TRACKING_URI; Weights & Biases, by WANDB_MODE=offline in the folder alone."""
     eval_every: int = Field(1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
     monitor: Literal["auto", "top1", "balanced_accuracy", "loss", "auroc", "f1"] = Field(

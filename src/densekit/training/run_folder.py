@@ -22,6 +22,8 @@ from densekit.data.listing import Examples
 from densekit.files import make_folder, remove_left_over, write_atomically
 from densekit.training.recipe import Recipe, differences
 from densekit.training.state import STATE_FORMAT, State, StateFolder, read_state, step_of
+from densekit.training.trackers import KNOWN_TO_MLFLOW, KNOWN_TO_WANDB
+from densekit.training.tracking import Tracking, require
 
 Line = dict[str, Any]
 LOCK_PATIENCE = 5.0  # seconds: the kernel may still be freeing a killed run's lock
@@ -36,6 +38,7 @@ class RunFolder:
         """What a person should know of how it was opened."""
         self.states = StateFolder(path / "state", keep)
         self.log_file = path / "log.jsonl"
+        self.tracking = Tracking()
         self._log: TextIO | None = None
         self._lock: filelock.BaseFileLock | None = None
 
@@ -69,6 +72,7 @@ class RunFolder:
     @classmethod
     def look(cls, recipe: Recipe, digest: str) -> list[str]:
         """The notes that `opened` would give, and its UserErrors, without writing anything."""
+        require(recipe.loop.track)
         path, notes = _choose(recipe, digest)
         folder = cls(path, recipe.loop.keep)
         if path.exists():
@@ -85,6 +89,7 @@ class RunFolder:
         recipe, so that a mistaken start is simply corrected. Raises UserError for a folder of
         something else, of another recipe, or in use.
         """
+        require(recipe.loop.track)
         ours = self.path / "recipe.yaml"
         if self.path.exists():
             self._refuse_foreign()
@@ -96,7 +101,10 @@ class RunFolder:
             if self._started():
                 self._refuse_other(recipe, theirs)
             else:
-                for file in (*self.states.files(), self.log_file):
+                stale = [*self.states.files(), self.log_file]
+                if _other(theirs, recipe):  # another run, also to the trackers
+                    stale += [self.path / KNOWN_TO_MLFLOW, self.path / KNOWN_TO_WANDB]
+                for file in stale:
                     file.unlink(missing_ok=True)
             if theirs.loop.epochs < recipe.loop.epochs and self._started():
                 self.notes.append(
@@ -107,6 +115,7 @@ class RunFolder:
         # first of all: a folder with anything else and no recipe.yaml is taken for somebody's own
         write_atomically(ours, to_yaml(recipe.model_dump(mode="json")).encode())
         make_folder(self.path / "state")
+        self.tracking = Tracking.start(recipe, self.path, begun=self._started())
 
     def hold(self, rank: int) -> None:
         """Locks the folder for this rank until the process ends, however it ends.
@@ -137,11 +146,14 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets the folder go."""
-        self.states.wait()
-        self._close_log()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        try:
+            self.states.wait()
+        finally:
+            self.tracking.close()
+            self._close_log()
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def _refuse_foreign(self) -> None:
         if not self.path.is_dir():
@@ -250,11 +262,12 @@ class RunFolder:
     # log.jsonl ------------------------------------------------------------------------------
 
     def log(self, line: Line) -> None:
-        """Appends one line and hands it to the kernel."""
+        """Appends one line, hands it to the kernel, and tells the trackers."""
         if self._log is None:
             self._log = self.log_file.open("a", encoding="utf-8")
         self._log.write(_strict(line) + "\n")
         self._log.flush()
+        self.tracking.tell(line)
 
     def _close_log(self) -> None:
         if self._log is not None:
@@ -285,6 +298,7 @@ class RunFolder:
             with self.log_file.open("rb") as file:
                 kept = [text.rstrip(b"\n") + b"\n" for text in islice(file, lines)]
         write_atomically(self.log_file, b"".join(kept))
+        self.tracking.follow(self.lines())
 
 
 def _strict(line: Line) -> str:
