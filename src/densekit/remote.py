@@ -14,6 +14,7 @@ import functools
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import urllib.parse
 from collections.abc import Callable
@@ -179,13 +180,15 @@ def apart(work: Callable[[], T]) -> T:
         ) from None
     finally:
         ours.close()
-    process.join()
+        process.kill()  # which has said all, or is not waited for any more
+        process.join()
     if not done:
         raise answer
     return answer
 
 
 def _answer(to: Connection, work: Callable[[], T]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C, which the other answers
     try:
         to.send((True, work()))
     except UserError as error:

@@ -48,6 +48,45 @@ def test_check_as_json_has_all(pets: Path) -> None:
     assert said["classes"][1] == {"label": 1, "name": "dog", "train": 20, "val": 0}
 
 
+def test_check_says_all_lines_that_are_none(pets: Path) -> None:
+    (pets / "list.txt").write_text("cat/0.jpg 0\ncat/1.jpg\ndog/1.jpg one\n")
+    result = densekit("data", "check", str(pets / "list.txt"))
+    assert result.returncode == 1
+    assert f"{pets}/list.txt:2: expected a path" in result.stdout
+    assert f"{pets}/list.txt:3: expected a path" in result.stdout
+    result = densekit("data", "check", str(pets / "list.txt"), "--json")
+    assert result.returncode == 1
+    said = json.loads(result.stdout)
+    assert said["ok"] is False
+    assert len(said["malformed"]) == 2
+
+
+def test_check_of_shards_is_that_of_their_files(pets: Path, tmp_path_factory) -> None:
+    (pets / "dog/cat.jpg").write_bytes((pets / "cat/3.jpg").read_bytes())
+    shards = tmp_path_factory.mktemp("shards")
+    packed = densekit("data", "pack", pets, shards, "--shard-images", "5")
+    assert packed.returncode == 0, packed.stderr
+    said = []
+    for place in (pets, shards / "train-index.npz"):
+        result = densekit("data", "check", place, "--json")
+        assert result.returncode == 1, result.stderr
+        found = json.loads(result.stdout)
+        (copies,) = found["contradictory"]
+        assert {image["label"] for image in copies["images"]} == {"cat", "dog"}
+        for key in ("contradictory", "seconds", "notes"):
+            del found[key]
+        said.append(found)
+    assert said[0] == said[1]
+    shard = shards / "train-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    bad = json.loads(densekit("data", "check", shards / "train-index.npz", "--json").stdout)
+    (fault,) = bad["unreadable"]
+    assert fault["image"]["place"] == str(shard)
+    assert "its bytes are not those that were packed" in fault["reason"]
+
+
 def test_check_of_what_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
     result = densekit("data", "check", str(tmp_path / "none"))
     assert result.returncode == 2
@@ -55,7 +94,14 @@ def test_check_of_what_is_not_there_is_the_users_mistake(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_bench_measures_every_loader_of_ones_own_images(pets: Path) -> None:
+@pytest.mark.parametrize("as_shards", [False, True])
+def test_bench_measures_every_loader_of_ones_own_images(
+    pets: Path, as_shards: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if as_shards:
+        shards = tmp_path_factory.mktemp("shards")
+        assert densekit("data", "pack", pets, shards, "--shard-images", "5").returncode == 0
+        pets = shards / "train-index.npz"
     words = ("--images", "16", "--rounds", "1", "--rate", "100000", "--json")
     result = densekit("data", "bench", str(pets), *words)
     assert result.returncode == 0, result.stderr

@@ -5,17 +5,18 @@ Whole loaders are measured in rounds (`rounds`), each in a process of its own wi
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torchvision import io
+from torchvision.io import decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from densekit import distributed
@@ -36,14 +37,15 @@ from densekit.data.config import DataConfig
 from densekit.data.decode import MODES
 from densekit.data.listing import Content, Examples
 from densekit.data.loader import TrainStream
+from densekit.data.shards.examples import ShardedExamples
 from densekit.data.transforms import Preprocessing
 from densekit.progress import bar
 
 BATCHES = 8  # in a step: a loader's batches come in bursts
 BATCH_READ = 16
 ENDLESS = 10**6  # epochs, more than are read
-Decode = Callable[[str, str], Image.Image | Tensor]
-"""A file, in PIL's mode L or RGB."""
+Decode = Callable[[Any, str], Image.Image | Tensor]
+"""A file's path, or of an image in a shard its bytes as a file; in PIL's mode L or RGB."""
 
 
 class LoaderSpeed(Section):
@@ -88,9 +90,9 @@ class Entrant(NamedTuple):
 def measure_reading(
     train: Examples, config: DataConfig, images: int, rounds: int, rate: float | None = None
 ) -> InputReport:
-    """Of `images` training images, spread over all. Raises UserError."""
-    spread = np.unique(np.linspace(0, len(train) - 1, min(images, len(train))).astype(int))
-    some = train.subset(spread)
+    """Of `images` training images, spread over all; of shards from elsewhere, those that lie in
+    the first. Raises UserError."""
+    some = train.subset(_chosen(train, images))
     stages = measure_stages(some, config, BATCH_READ)
     cores = distributed.cores()
     loaders = _measure(_entrants(some, config, cores), rounds)
@@ -113,6 +115,12 @@ def measure_reading(
     )
 
 
+def _chosen(train: Examples, images: int) -> np.ndarray:
+    if isinstance(train, ShardedExamples) and train.place.is_remote:
+        return train.as_stored()[:images]
+    return np.unique(np.linspace(0, len(train) - 1, min(images, len(train))).astype(int))
+
+
 def _entrants(some: Examples, config: DataConfig, cores: int) -> list[Entrant]:
     """densekit with one worker first, then with one for each core, then torchvision."""
     found = []
@@ -120,7 +128,7 @@ def _entrants(some: Examples, config: DataConfig, cores: int) -> list[Entrant]:
         step = partial(densekit_loader, some, config, workers)
         ours = Candidate("densekit", step, keep_freed_memory=True)  # as `densekit train` does
         found.append(Entrant(ours, workers, is_peer=False))
-    if why_no_peers(some, config) is None:
+    if why_no_peers(config) is None:
         for name, decode in DECODERS.items():
             step = partial(torchvision_loader, some, config, decode)
             found.append(Entrant(Candidate(f"torchvision v2, {name}", step), 1, is_peer=True))
@@ -148,7 +156,7 @@ def _speedup(ours: Sequence[RoundSample], theirs: Sequence[RoundSample]) -> Spre
 
 
 def _notes(some: Examples, config: DataConfig) -> Iterator[str]:
-    if why := why_no_peers(some, config):
+    if why := why_no_peers(config):
         yield f"not compared with torchvision, which {why}"
     if why := jpeg.why_no_reader():
         yield f"JPEG files are decoded by Pillow, whole: {why}"
@@ -206,7 +214,9 @@ class _ListedImages(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = self.decode(self.examples.paths[index], self.mode)
+        source = self.examples.image(index, whole=True)
+        file = io.BytesIO(source.content) if isinstance(source, Content) else source
+        image = self.decode(file, self.mode)
         return self.transform(image), torch.as_tensor(self.examples.labels[index])
 
 
@@ -231,10 +241,8 @@ def torchvision_transform(config: DataConfig) -> v2.Compose:
     return v2.Compose([*crops[augment.crop], *changes, *to_floats, *erase])
 
 
-def why_no_peers(examples: Examples, config: DataConfig) -> str | None:
+def why_no_peers(config: DataConfig) -> str | None:
     """What torchvision cannot do; None if it reads such images."""
-    if isinstance(examples.image(0), Content):
-        return "reads files, not shards"
     if config.channels not in MODES:
         return f"reads images of 1 or 3 channels, not data.channels={config.channels}"
     if config.intensity != "8bit":
@@ -242,14 +250,17 @@ def why_no_peers(examples: Examples, config: DataConfig) -> str | None:
     return None
 
 
-def pil(path: str, mode: str) -> Image.Image:
+def pil(file: str | io.BytesIO, mode: str) -> Image.Image:
     """As ImageFolder opens files unless it is told otherwise; torchvision resizes with PIL then."""
-    return Image.open(path).convert(mode)
+    return Image.open(file).convert(mode)
 
 
-def fast(path: str, mode: str) -> Tensor:
+def fast(file: str | io.BytesIO, mode: str) -> Tensor:
     """torchvision's own decoder."""
-    return io.decode_image(path, mode="GRAY" if mode == "L" else mode)
+    content = (
+        file if isinstance(file, str) else torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+    )
+    return decode_image(content, mode="GRAY" if mode == "L" else mode)
 
 
 DECODERS: dict[str, Decode] = {"PIL": pil, "torchvision.io": fast}

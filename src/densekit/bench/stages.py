@@ -6,7 +6,6 @@ import contextlib
 import os
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,8 +14,9 @@ from densekit.config import Section
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
 from densekit.data.dataset import Batch, ImageDataset, Sample
-from densekit.data.decode import content_of, open_image, read_file
-from densekit.data.listing import Content, Examples
+from densekit.data.decode import content_of, open_image
+from densekit.data.listing import Examples
+from densekit.data.shards.examples import ShardedExamples
 from densekit.data.transforms import Preprocessing
 from densekit.progress import bar
 
@@ -50,7 +50,7 @@ def _image_stages(examples: Examples, config: DataConfig) -> tuple[list[StageTim
     clock: dict[str, list[float]] = {"read (cached)": [], "decode, crop": [], "augment": []}
     for index in bar(range(len(examples)), len(examples), "stages"):
         times = [time.perf_counter()]
-        content = content_of(examples.image(index))
+        content = content_of(examples.image(index, whole=True))
         times.append(time.perf_counter())
         image = open_image(content, config.channels, config.max_pixels, config.scaling)
         pixels = transform.read(image)
@@ -94,14 +94,12 @@ def _batch_stages(
 
 def _disk(examples: Examples) -> list[StageTime]:
     """Reading files that the system has been told to forget, which it does only on request."""
-    if isinstance(examples.image(0), Content):
-        return []  # of a shard, which is no file of its own
     seconds = []
-    for path in examples.paths:
-        if not _forget(path):
+    for index, path in enumerate(examples.paths):
+        if not _forget(examples.where(index) if isinstance(examples, ShardedExamples) else path):
             return []
         began = time.perf_counter()
-        read_file(Path(path))
+        content_of(examples.image(index, whole=True))
         seconds.append(time.perf_counter() - began)
     return [_stage("disk", seconds)]
 

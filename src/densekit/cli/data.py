@@ -14,6 +14,7 @@ from densekit.cli.plain_help import PlainCommand, PlainGroup
 
 if TYPE_CHECKING:
     from densekit.bench.reading import InputReport
+    from densekit.data.malformed import MalformedLines
     from densekit.data.survey import Copies, Fault, PixelRange, Survey
 
 MISTAKES_LISTED = 5  # of each kind of mistake; --json has all
@@ -49,32 +50,47 @@ def data_check(
 ) -> None:
     """Decode every image, find copies within and between training and validation, count classes.
 
-    Wrong are files that cannot be read, labels without a class, training images
-    that are validated on, and one image with two answers: the exit code is 1
-    then. Copies are found by their pixels.
+    Wrong are lines that say no image and label, files that cannot be read, labels
+    without a class, training images that are validated on, and one image with two
+    answers: the exit code is 1 then. Copies are found by their pixels.
 
     [bold]Examples[/]
 
       densekit data check ~/pets
       densekit data check train_list.txt -o data.val=val_list.txt --json
     """
+    from densekit.data.malformed import MalformedLines
     from densekit.data.survey import open_all, survey
     from densekit.paddleclas.open import open_recipe
 
-    opened = open_recipe(config, option or [], folder=path)
+    try:
+        opened = open_recipe(config, option or [], folder=path)
+        data, model = opened.recipe.data, opened.recipe.model
+        train, val = open_all(data, model.task)
+    except MalformedLines as error:
+        print_malformed(error, as_json=json)
+        raise typer.Exit(1) from error
     show_notes(opened.notes)
-    data, model = opened.recipe.data, opened.recipe.model
-    train, val = open_all(data, model.task)
     found = survey(train, val, data, model.num_classes, threads)
     print_survey(found, as_json=json)
     if found.is_wrong:
         raise typer.Exit(1)
 
 
+def print_malformed(error: MalformedLines, as_json: bool) -> None:
+    """All that is known of a list that cannot be read."""
+    if as_json:
+        show_json({"ok": False, "malformed": error.said})
+        return
+    show(f"{len(error.said):,} lines of a list say no image and label:")
+    show(str(error))
+    show("this data set is not fit to train on")
+
+
 def print_survey(found: Survey, as_json: bool) -> None:
     """Tables of sizes and classes, then what is wrong, then what should be known."""
     if as_json:
-        show_json({"ok": not found.is_wrong, **found.model_dump(mode="json")})
+        show_json({"ok": not found.is_wrong, "malformed": [], **found.model_dump(mode="json")})
         return
     images = found.train + found.val
     show(

@@ -7,7 +7,8 @@ classes without images, uneven classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from densekit.data.decode import EIGHT_BITS, UnreadableImage, decode
 from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples, readable
 from densekit.data.paths import Paths
+from densekit.data.shards.examples import read_together
 
 NAMED = 5  # examples in a message
 UNEVEN = 4  # times the images of the smallest class
@@ -94,8 +96,9 @@ def check_examples(
         )
     files = file_keys(examples.paths) if files is None else files
     warnings = [*examples.notes, *_repeats(examples, files)]
-    warnings += _check_files(examples, sample, channels, max_pixels, may_skip, intensity)
-    warnings += dark_files(examples.paths, intensity, sample)
+    looked = look_at(examples, sample)
+    warnings += _check_files(examples, looked, channels, max_pixels, may_skip, intensity)
+    warnings += dark_files(list(looked.values()), intensity)
     counts, of_classes = class_notes(examples, num_classes)
     return counts, [*warnings, *of_classes]
 
@@ -228,21 +231,40 @@ def named_labels(examples: Examples, labels: Sequence[int]) -> str:
     return ", ".join(examples.classes.get(label, str(label)) for label in labels[:NAMED]) + more
 
 
+def look_at(examples: Examples, sample: int) -> dict[int, Any]:
+    """By position what `decode` takes of `sample` images, spread over all; or why there is none."""
+    spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
+
+    def looked() -> dict[int, Any]:
+        return {index: _source(examples, index) for index in spread.tolist()}
+
+    return read_together([examples], looked)
+
+
+def _source(examples: Examples, index: int) -> Any:
+    try:
+        return examples.image(index)
+    except UnreadableImage as error:
+        return error
+
+
 def _check_files(
     examples: Examples,
-    sample: int,
+    looked: Mapping[int, Any],
     channels: int,
     max_pixels: int,
     may_skip: int,
     intensity: Intensity,
 ) -> list[str]:
-    spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
-    faults = (_fault(examples, index, channels, max_pixels, intensity) for index in spread.tolist())
+    faults = (
+        _fault(source, channels, max_pixels, intensity, examples.where(index))
+        for index, source in looked.items()
+    )
     bad = [fault for fault in faults if fault]
     if not bad:
         return []
     shown = "\n  ".join(bad[:NAMED])
-    text = f"{len(bad)} of {len(spread)} files looked at cannot be read:\n  {shown}"
+    text = f"{len(bad)} of {len(looked)} files looked at cannot be read:\n  {shown}"
     if len(bad) <= may_skip:
         return [f"{text}\nthey are left out: data.on_bad_image=skip"]
     raise UserError(
@@ -253,11 +275,13 @@ def _check_files(
 
 
 def _fault(
-    examples: Examples, index: int, channels: int, max_pixels: int, intensity: Intensity
+    source: Any, channels: int, max_pixels: int, intensity: Intensity, place: str
 ) -> str | None:
     """Why an image cannot be read, with its place; None if it can."""
     try:
-        decode(examples.image(index), channels, max_pixels, intensity)
+        if isinstance(source, UnreadableImage):
+            raise source
+        decode(source, channels, max_pixels, intensity)
     except UnreadableImage as error:
-        return str(error.at(examples.where(index)))
+        return str(error.at(place))
     return None

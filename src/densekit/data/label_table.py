@@ -20,6 +20,7 @@ from densekit.config import UserError, nearest
 from densekit.data.classes import listed
 from densekit.data.folders import image_suffixes
 from densekit.data.listing import Examples, text_lines
+from densekit.data.malformed import Malformed
 
 TABLES = (".csv", ".tsv")
 IMAGE_HEADS = frozenset(
@@ -95,15 +96,18 @@ def open_table(file: Path, delimiter: str | None) -> Table:
         )
     cells: list[list[str]] = []
     lines: list[int] = []
+    malformed = Malformed()
     for number, row in _rows(rows, between):
         if between == "\t":  # of which those at a line's end are taken for blanks
             row += [""] * (len(heads) - len(row))
-        if len(row) < len(heads) or any(cell.strip() for cell in row[len(heads) :]):
-            raise UserError(
-                f"{file}:{number}: has {len(row)} cells, but there are {len(heads)} heads"
-            )
-        cells.append([cell.strip() for cell in row[: len(heads)]])
-        lines.append(number)
+        with malformed.line():
+            if len(row) < len(heads) or any(cell.strip() for cell in row[len(heads) :]):
+                raise UserError(
+                    f"{file}:{number}: has {len(row)} cells, but there are {len(heads)} heads"
+                )
+            cells.append([cell.strip() for cell in row[: len(heads)]])
+            lines.append(number)
+    malformed.refuse()
     if not cells:
         raise UserError(f"{file}: has a line of heads and no images")
     columns = zip(*cells, strict=True)
@@ -131,15 +135,17 @@ def _from_columns(table: Table, classes: Sequence[str] | None) -> tuple[list[str
             )
         classes = heads
     labels = np.empty((len(table.lines), len(classes)), np.int8)
+    malformed = Malformed()
     for place, head in enumerate(classes):
         column = [VALUES.get(cell.lower()) for cell in table.columns[head]]
-        if None in column:
-            row = column.index(None)
-            raise UserError(
-                f"{table.file}:{table.lines[row]}: {head} is {table.columns[head][row]!r}; "
-                f"expected 1 (there), 0 (not there), -1 or nothing (unknown)"
-            )
-        labels[:, place] = np.array(column, np.int8)
+        for row in [row for row, value in enumerate(column) if value is None]:
+            with malformed.line():
+                raise UserError(
+                    f"{table.file}:{table.lines[row]}: {head} is {table.columns[head][row]!r}; "
+                    f"expected 1 (there), 0 (not there), -1 or nothing (unknown)"
+                )
+        labels[:, place] = np.array([value or 0 for value in column], np.int8)
+    malformed.refuse()
     return list(classes), labels
 
 
@@ -152,13 +158,17 @@ def _from_names(table: Table, classes: Sequence[str] | None) -> tuple[list[str],
     """A column with the names of the classes that are there."""
     head, named = table.names, []
     assert head is not None
+    malformed = Malformed()
     for cell, number in zip(table.columns[head], table.lines, strict=True):
-        if not cell:
-            raise UserError(
-                f"{table.file}:{number}: {head} is empty; write `No Finding` where there is none"
-            )
+        with malformed.line():
+            if not cell:
+                raise UserError(
+                    f"{table.file}:{number}: {head} is empty; write `No Finding` where there is "
+                    f"none"
+                )
         names = {name.strip() for name in cell.split("|")}
         named.append({name for name in names if name.lower() not in NO_CLASS})
+    malformed.refuse()
     known = sorted(set().union(*named))
     for name in classes or ():
         if name not in known:

@@ -20,6 +20,7 @@ import numpy as np
 
 from densekit.config import UserError
 from densekit.data.list_lines import Lines, plain_lines
+from densekit.data.malformed import Malformed
 from densekit.data.paths import BLOCK, ENCODING, Paths
 
 
@@ -84,6 +85,10 @@ class Examples:
         """What is another where a file is another: its place, size and time."""
         for path in self.paths:
             yield file_facts(path)
+
+    def as_stored(self) -> np.ndarray:
+        """All positions in the order in which their images lie, int64 [n]."""
+        return np.arange(len(self))
 
     def where(self, index: int) -> str:
         """`train_list.txt:17`, or the file's path if it comes from a folder."""
@@ -165,7 +170,8 @@ def strata_of(labels: np.ndarray) -> np.ndarray:
 
 
 def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
-    """Reads `relative/path label` lines. Raises UserError with file:line.
+    """Reads `relative/path label` lines. Raises UserError with file:line, MalformedLines
+    for those that are no such lines.
 
     The label is what stands after the last `delimiter`; None: after the last run of whitespace,
     so paths may hold some, or after a comma, semicolon or bar if the first line has one there.
@@ -179,13 +185,16 @@ def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
         notes = (f"{file}: the labels stand after a {delimiter!r}, as in {first!r}",)
     lines = plain_lines(content, delimiter)
     odd: dict[int, bytes | None] = {}
+    malformed = Malformed()
     for index in np.flatnonzero(lines.label < 0).tolist():
         line = content[lines.start[index] : lines.end[index]].decode().strip()
         odd[index] = None  # blanks that only Unicode knows
         if line:
             place = f"{file}:{lines.number[index]}"
-            path, lines.label[index] = _parse_line(line, delimiter, place)
-            odd[index] = os.path.join(root, path).encode(*ENCODING)  # noqa: PTH118
+            with malformed.line():
+                path, lines.label[index] = _parse_line(line, delimiter, place)
+                odd[index] = os.path.join(root, path).encode(*ENCODING)  # noqa: PTH118
+    malformed.refuse()
     there = lines.label >= 0
     if not there.any():
         raise UserError(f"{file}: lists no images; expected lines such as `cat/1.jpg 0`")

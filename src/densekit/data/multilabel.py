@@ -30,6 +30,7 @@ from densekit.data.label_table import (
     unknown_class,
 )
 from densekit.data.listing import Examples, is_label, read_class_names, read_list, text_lines
+from densekit.data.malformed import Malformed
 
 
 @dataclass(frozen=True)
@@ -196,23 +197,14 @@ def _read_sets(file: Path, root: Path, delimiter: str | None) -> Examples:
     paths: list[str] = []
     found: list[list[int]] = []
     lines: list[int] = []
+    malformed = Malformed()
     for number, line in text_lines(file):
-        path, *rest = line.rsplit(delimiter, 1)
-        text = rest[0].strip() if rest else ""
-        labels = [] if text == "-" else [part.strip() for part in text.split(",")]
-        if not path.strip() or not all(map(is_label, labels)) or not text:
-            raise UserError(
-                f"{file}:{number}: expected a path and its labels, such as `chest/1.png 0,2,5`, or "
-                f"`chest/1.png -` for none, got {line!r}"
-            )
-        if len(set(labels)) < len(labels):
-            raise UserError(
-                f"{file}:{number}: a label is named twice in {text!r}; name each class that is "
-                f"there once (a 0 or 1 for each class goes into a CSV file with a head)"
-            )
-        paths.append(os.path.join(root, path.strip()))  # noqa: PTH118 (a million of them)
-        found.append([int(label) for label in labels])
-        lines.append(number)
+        with malformed.line():
+            path, labels = _parse_set(line, delimiter, f"{file}:{number}")
+            paths.append(os.path.join(root, path))  # noqa: PTH118 (a million of them)
+            found.append(labels)
+            lines.append(number)
+    malformed.refuse()
     if not paths:
         raise UserError(f"{file}: lists no images; expected lines such as `chest/1.png 0,2,5`")
     names = read_class_names(file.with_name("classes.txt"))
@@ -225,6 +217,23 @@ def _read_sets(file: Path, root: Path, delimiter: str | None) -> Examples:
     for row, each in zip(labels_of, found, strict=True):
         row[each] = 1
     return Examples(paths, labels_of, names, str(root), str(file), lines)
+
+
+def _parse_set(line: str, delimiter: str | None, place: str) -> tuple[str, list[int]]:
+    path, *rest = line.rsplit(delimiter, 1)
+    text = rest[0].strip() if rest else ""
+    labels = [] if text == "-" else [part.strip() for part in text.split(",")]
+    if not path.strip() or not all(map(is_label, labels)) or not text:
+        raise UserError(
+            f"{place}: expected a path and its labels, such as `chest/1.png 0,2,5`, or "
+            f"`chest/1.png -` for none, got {line!r}"
+        )
+    if len(set(labels)) < len(labels):
+        raise UserError(
+            f"{place}: a label is named twice in {text!r}; name each class that is there once (a "
+            f"0 or 1 for each class goes into a CSV file with a head)"
+        )
+    return path.strip(), [int(label) for label in labels]
 
 
 def _selected(examples: Examples, classes: Sequence[str]) -> Examples:

@@ -17,11 +17,13 @@ import numpy as np
 
 from densekit import distributed
 from densekit.config import Section
-from densekit.data.checks import class_notes, named_labels
+from densekit.data.bit_depth import SAMPLE, dark_files
+from densekit.data.checks import class_notes, look_at, named_labels
 from densekit.data.config import DataConfig, Task
 from densekit.data.decode import UnreadableImage, content_of, open_image
 from densekit.data.listing import Examples, readable
 from densekit.data.multilabel import Labelling
+from densekit.data.shards.examples import read_together
 from densekit.data.splits import open_examples, open_split
 from densekit.progress import bar
 
@@ -136,14 +138,15 @@ def survey(
     """Decodes all images, several at once, and compares them. Raises nothing for a bad file."""
     began = time.monotonic()
     parts = {"train": train, "val": val}
-    keys = [(split, i) for split, part in parts.items() for i in range(len(part))]
-    found = list(bar(_decoded(parts, keys, config, threads), len(keys), "decoding"))
-    by_key = zip(keys, found, strict=True)
-    decoded = {key: one for key, one in by_key if isinstance(one, Decoded)}
+    as_stored = [(split, i) for split, part in parts.items() for i in part.as_stored().tolist()]
+
+    def read() -> list[Decoded | str]:
+        return list(bar(_decoded(parts, as_stored, config, threads), len(as_stored), "decoding"))
+
+    found = sorted(zip(as_stored, read_together([train, val], read), strict=True), key=_position)
+    decoded = {key: one for key, one in found if isinstance(one, Decoded)}
     faults = [
-        Fault(image=_place(parts, key), reason=one)
-        for key, one in zip(keys, found, strict=True)
-        if isinstance(one, str)
+        Fault(image=_place(parts, key), reason=one) for key, one in found if isinstance(one, str)
     ]
     leaked, unlike, repeated = _sorted_copies(parts, decoded)
     sides = np.array([(one.width, one.height) for one in decoded.values()], np.int64).reshape(-1, 2)
@@ -164,7 +167,7 @@ def survey(
         short_side=_range(short),
         enlarged=int((short < config.image_size).sum()),
         file_bytes=sum(one.file_bytes for one in decoded.values()),
-        notes=tuple(_notes(train, val, classes)),
+        notes=(*_notes(train, val, classes), *_dark(train, val, config)),
         seconds=time.monotonic() - began,
     )
 
@@ -205,6 +208,11 @@ def _decode(examples: Examples, index: int, config: DataConfig) -> Decoded | str
     hashed = hashlib.sha256(f"{pixels.dtype} {pixels.shape}".encode())
     hashed.update(np.ascontiguousarray(pixels).data)
     return Decoded(image.width, image.height, len(content), hashed.digest())
+
+
+def _position(found: tuple[Item, Decoded | str]) -> tuple[bool, int]:
+    (split, index), _ = found
+    return split == "val", index
 
 
 # Comparing ----------------------------------------------------------------------------------
@@ -272,6 +280,11 @@ def _range(values: np.ndarray) -> PixelRange | None:
     return PixelRange(
         smallest=int(values.min()), median=float(np.median(values)), largest=int(values.max())
     )
+
+
+def _dark(train: Examples, val: Examples, config: DataConfig) -> list[str]:
+    looked = [*look_at(train, SAMPLE).values(), *look_at(val, SAMPLE).values()]
+    return dark_files(looked, config.scaling, len(looked))
 
 
 def _notes(train: Examples, val: Examples, num_classes: int) -> list[str]:

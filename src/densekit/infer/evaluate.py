@@ -20,8 +20,8 @@ from torch import Tensor
 
 from densekit import distributed
 from densekit.config import ConfigSource, Tree, UserError, build, rename
-from densekit.data.bit_depth import dark_files
-from densekit.data.checks import check_examples
+from densekit.data.bit_depth import SAMPLE, dark_files
+from densekit.data.checks import check_examples, look_at
 from densekit.data.classes import Numbering
 from densekit.data.config import DataConfig, Task
 from densekit.data.groups import numbered, with_groups
@@ -286,4 +286,4 @@ def validation_examples(
     _, notes = check_examples(
         examples, len(opened.classes), 0, opened.preprocessing.channels, intensity=scaling
     )
-    return examples, [*notes, *dark_files(examples.paths, scaling)]
+    return examples, [*notes, *dark_files(list(look_at(examples, SAMPLE).values()), scaling)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -160,6 +161,20 @@ def indexes_once(url: str, folder: Path, cache_folder: Path) -> None:
 def test_plain_shards_on_a_web_server(folder: Path, tmp_path: Path) -> None:
     with web_server(folder) as plain:
         apart(partial(indexes_once, plain.url, folder, tmp_path), {})
+
+
+def test_data_commands_read_a_store(folder: Path, tmp_path: Path) -> None:
+    with web_server(folder, all_files=True) as plain:
+        options = ("--json", "-o", f"data.cache_dir={tmp_path}", "-o", "data.image_size=16")
+        found = densekit("data", "check", plain.url, *options)
+        assert found.returncode == 1, found.stderr
+        said = json.loads(found.stdout)
+        assert len(said["leaked"]) == 8, "those of validation are drawn like those of training"
+        assert (said["train"], said["val"], said["unreadable"]) == (40, 8, [])
+        assert max(plain.whole.values()) <= 2, "a shard is fetched once, an index with each opening"
+        measured = densekit("data", "bench", plain.url, *options, "--images", "8", "--rounds", "1")
+        assert measured.returncode == 0, measured.stderr
+        assert json.loads(measured.stdout)["speedup_vs_pil"] > 0
 
 
 def test_a_run_on_a_store_is_the_run_on_files(runs: Runs, store: Store, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from densekit.config import UserError
+from densekit.data.checks import check_examples
 from densekit.data.config import DataConfig
 from densekit.data.dataset import Batch
 from densekit.data.decode import UnreadableImage
@@ -17,6 +19,7 @@ from densekit.data.loader import TrainStream
 from densekit.data.shards.cache import ShardCache
 from densekit.data.shards.examples import ShardedExamples
 from densekit.data.splits import anchored, open_examples, open_split
+from densekit.data.survey import survey
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,16 @@ def test_shards_without_an_index(places: tuple[Path, Path], tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"train-000004\.tar: is cut off in 0000000"):
         open_examples(str(tmp_path / "train-{000000..000007}.tar"), cache=cache)
     assert np.array_equal(np.bincount(without.labels), [17, 13])
+
+
+def test_what_is_nearly_black_is_said_of_shards_too(pack_into, tmp_path: Path) -> None:
+    for i, name in enumerate("aabb"):
+        file = tmp_path / "images" / name / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9), 4000 + i, np.uint16)).save(file)
+    pack_into(tmp_path / "images", tmp_path / "shards")
+    shards = open_examples(str(tmp_path / "shards"), split="train")
+    _, notes = check_examples(shards, 2, 4, 1)
+    assert any("largest value is 4003, 12 bits" in note for note in notes)
+    found = survey(shards, shards.subset([]), DataConfig(channels=1, mean=(0.5,), std=(0.5,)))
+    assert any("largest value is 4003, 12 bits" in note for note in found.notes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from densekit.data.shards.index import Shard, index_from_bytes
 from densekit.data.shards.place import ShardPlace
 from densekit.data.shards.scan import scanned
 from densekit.data.shards.spec import ShardSpec, in_folder
+from densekit.remote import apart
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,10 @@ class ShardedExamples(Examples):
             yield file_facts(self.place.name(shard))
         yield self.members.tobytes()
 
+    def as_stored(self) -> np.ndarray:
+        """Shard after shard."""
+        return np.lexsort((self.members["offset"], self.members["shard"]))
+
     def where(self, index: int) -> str:
         """The shard."""
         return self.place.name(self.shards[self.members["shard"][index]])
@@ -54,6 +62,15 @@ class ShardedExamples(Examples):
         chosen = super().subset(indices)
         assert isinstance(chosen, ShardedExamples)
         return replace(chosen, members=self.members[np.asarray(indices, np.int64)])
+
+
+def read_together(parts: Sequence[Examples], work: Callable[[], T]) -> T:
+    """`work()`, which reads many images of `parts`: from a store in one process, not in one each.
+
+    Raises what it raises.
+    """
+    remote = any(isinstance(part, ShardedExamples) and part.place.is_remote for part in parts)
+    return apart(work) if remote else work()
 
 
 def open_shards(spec: ShardSpec, cache: ShardCache) -> ShardedExamples:

@@ -1,0 +1,49 @@
+"""Lines of a list or table that cannot be read, all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from densekit.config import UserError
+
+MOST = 1000  # lines, after which a file is not such a list at all
+SHOWN = 20
+
+
+class MalformedLines(UserError):  # noqa: N818 (what is raised is what is wrong)
+    """`said` is what is wrong with each, in order, with file and line."""
+
+    def __init__(self, said: list[str]) -> None:
+        first, *others = said
+        shown = "".join(f"\n  {text}" for text in others[: SHOWN - 1])
+        more = f"\n  and {len(said) - SHOWN:,} more" if len(said) > SHOWN else ""
+        if len(said) >= MOST:
+            more += ", at which reading stopped"
+        super().__init__(first + shown + more)
+        self.said = said
+
+    def __reduce__(self) -> tuple[type[MalformedLines], tuple[list[str]]]:
+        return type(self), (self.said,)  # so that it survives pickling
+
+
+class Malformed:
+    """Those found so far."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    @contextmanager
+    def line(self) -> Iterator[None]:
+        """Around the reading of a line, which may raise UserError for what is wrong with it."""
+        try:
+            yield
+        except UserError as error:
+            self.said.append(str(error))
+            if len(self.said) == MOST:
+                self.refuse()
+
+    def refuse(self) -> None:
+        """Raises MalformedLines if there are any."""
+        if self.said:
+            raise MalformedLines(self.said)
