@@ -314,6 +314,14 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.001)
 
 
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that still run."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
 def torchrun(ranks: int, *options: str) -> tuple[str, ...]:
     """A launcher for `Runs.command`."""
     return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options)

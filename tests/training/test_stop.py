@@ -24,6 +24,7 @@ from runs import (
     Runs,
     Started,
     assert_same_run,
+    children,
     last_step,
     states,
     torchrun,
@@ -32,14 +33,6 @@ from runs import (
 
 slow = pytest.mark.slow
 BOTH = [signal.SIGTERM, signal.SIGINT]
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process has started and that still run."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def stopped_at_its_last_step(started: Started) -> None:

@@ -96,7 +96,7 @@ def check_examples(
         )
     files = file_keys(examples.paths) if files is None else files
     warnings = [*examples.notes, *_repeats(examples, files)]
-    looked = look_at(examples, sample)
+    looked = spread_sources(examples, sample)
     warnings += _check_files(examples, looked, channels, max_pixels, may_skip, intensity)
     warnings += dark_files(list(looked.values()), intensity)
     counts, of_classes = class_notes(examples, num_classes)
@@ -231,7 +231,7 @@ def named_labels(examples: Examples, labels: Sequence[int]) -> str:
     return ", ".join(examples.classes.get(label, str(label)) for label in labels[:NAMED]) + more
 
 
-def look_at(examples: Examples, sample: int) -> dict[int, Any]:
+def spread_sources(examples: Examples, sample: int) -> dict[int, Any]:
     """By position what `decode` takes of `sample` images, spread over all; or why there is none."""
     spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
 

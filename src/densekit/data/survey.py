@@ -18,7 +18,7 @@ import numpy as np
 from densekit import distributed
 from densekit.config import Section
 from densekit.data.bit_depth import SAMPLE, dark_files
-from densekit.data.checks import class_notes, look_at, named_labels
+from densekit.data.checks import class_notes, named_labels, spread_sources
 from densekit.data.config import DataConfig, Task
 from densekit.data.decode import UnreadableImage, content_of, open_image
 from densekit.data.listing import Examples, readable
@@ -283,7 +283,7 @@ def _range(values: np.ndarray) -> PixelRange | None:
 
 
 def _dark(train: Examples, val: Examples, config: DataConfig) -> list[str]:
-    looked = [*look_at(train, SAMPLE).values(), *look_at(val, SAMPLE).values()]
+    looked = [*spread_sources(train, SAMPLE).values(), *spread_sources(val, SAMPLE).values()]
     return dark_files(looked, config.scaling, len(looked))
 
 

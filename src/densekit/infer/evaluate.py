@@ -21,7 +21,7 @@ from torch import Tensor
 from densekit import distributed
 from densekit.config import ConfigSource, Tree, UserError, build, rename
 from densekit.data.bit_depth import SAMPLE, dark_files
-from densekit.data.checks import check_examples, look_at
+from densekit.data.checks import check_examples, spread_sources
 from densekit.data.classes import Numbering
 from densekit.data.config import DataConfig, Task
 from densekit.data.groups import numbered, with_groups
@@ -286,4 +286,4 @@ def validation_examples(
     _, notes = check_examples(
         examples, len(opened.classes), 0, opened.preprocessing.channels, intensity=scaling
     )
-    return examples, [*notes, *dark_files(list(look_at(examples, SAMPLE).values()), scaling)]
+    return examples, [*notes, *dark_files(list(spread_sources(examples, SAMPLE).values()), scaling)]
