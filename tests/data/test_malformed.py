@@ -9,7 +9,7 @@ import pytest
 
 from densekit.config import UserError
 from densekit.data.config import Task
-from densekit.data.malformed import MOST, SHOWN, MalformedLines
+from densekit.data.malformed import LINES_SHOWN, MOST_LINES, MalformedLines
 from densekit.data.multilabel import Labelling
 
 CASES: list[tuple[Task, str, str, str]] = [
@@ -47,12 +47,14 @@ def test_a_column_with_other_values(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("lines", "end"), [(SHOWN, ""), (SHOWN + 7, "and 7 more"), (9000, "")])
+@pytest.mark.parametrize(
+    ("lines", "end"), [(LINES_SHOWN, ""), (LINES_SHOWN + 7, "and 7 more"), (9000, "")]
+)
 def test_no_more_than_one_reads(tmp_path: Path, lines: int, end: str) -> None:
     file = tmp_path / "list.txt"
     file.write_text("only-a-name.png\n" * lines)
     with pytest.raises(UserError) as found:
         Labelling().read_file(file, tmp_path)
     said = str(found.value)
-    assert said.count("expected a path") == min(lines, SHOWN)
-    assert said.endswith(end or (said[-9:] if lines <= MOST else "at which reading stopped"))
+    assert said.count("expected a path") == min(lines, LINES_SHOWN)
+    assert said.endswith(end or (said[-9:] if lines <= MOST_LINES else "at which reading stopped"))

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from densekit.config import UserError
 
-MOST = 1000  # lines, after which a file is not such a list at all
-SHOWN = 20
+MOST_LINES = 1000  # lines, after which a file is not such a list at all
+LINES_SHOWN = 20
 
 
 class MalformedLines(UserError):  # noqa: N818 (what is raised is what is wrong)
@@ -16,9 +16,9 @@ class MalformedLines(UserError):  # noqa: N818 (what is raised is what is wrong)
 
     def __init__(self, said: list[str]) -> None:
         first, *others = said
-        shown = "".join(f"\n  {text}" for text in others[: SHOWN - 1])
-        more = f"\n  and {len(said) - SHOWN:,} more" if len(said) > SHOWN else ""
-        if len(said) >= MOST:
+        shown = "".join(f"\n  {text}" for text in others[: LINES_SHOWN - 1])
+        more = f"\n  and {len(said) - LINES_SHOWN:,} more" if len(said) > LINES_SHOWN else ""
+        if len(said) >= MOST_LINES:
             more += ", at which reading stopped"
         super().__init__(first + shown + more)
         self.said = said
@@ -40,7 +40,7 @@ class Malformed:
             yield
         except UserError as error:
             self.said.append(str(error))
-            if len(self.said) == MOST:
+            if len(self.said) == MOST_LINES:
                 self.refuse()
 
     def refuse(self) -> None:
