@@ -49,11 +49,11 @@ def training(
     return training_step(recipe.load_recipe(None, options))
 
 
-def inference(work: Workload, precision: str = "fp32") -> StepFunction:
+def inference(work: Workload, precision: str = "fp32", op: str = "auto") -> StepFunction:
     """A batch of `densekit evaluate`: uint8 images to logits on the host."""
     config = ModelConfig(name=work.model, num_classes=NUM_CLASSES)
     formats = resolve(work.device, precision)
-    logits = logits_of(variants.create(config).eval(), Preprocessing(), formats)
+    logits = logits_of(variants.create(config).eval(), Preprocessing(), formats, op)
     images, _ = random_batch(work.batch_size, 3, work.image_size, NUM_CLASSES)
     return lambda: logits(images)
 
