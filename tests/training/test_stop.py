@@ -190,7 +190,8 @@ def test_a_rank_that_raises_is_named_by_the_others(
     runs: Runs, tmp_path: Path, spoilt: tuple[Path, str]
 ) -> None:
     root, name = spoilt
-    started = runs.start(tmp_path / "run", {"data.root": root, "data.check_files": 0}, ranks=3)
+    options = {"data.root": root, "data.check_files": 0, "data.cache": "off"}
+    started = runs.start(tmp_path / "run", options, ranks=3)
     codes = started.wait()
     (guilty,) = (rank for rank, code in enumerate(codes) if code == 2)
     assert codes.count(3) == 2, "the others'"
@@ -201,12 +202,25 @@ def test_a_rank_that_raises_is_named_by_the_others(
     assert "Traceback" not in said
 
 
+def test_what_all_ranks_find_is_said_once(
+    runs: Runs, tmp_path: Path, spoilt: tuple[Path, str]
+) -> None:
+    """One of them decodes the images that all of them keep."""
+    root, name = spoilt
+    started = runs.start(tmp_path / "run", {"data.root": root, "data.check_files": 0}, ranks=2)
+    assert started.wait() == [2, 2]
+    said = " ".join(started.output.split())
+    assert said.count(f"train_list.txt:130: {root / name}: is not an image") == 1
+    assert said.count("-o data.on_bad_image=skip") == 1
+    assert "Traceback" not in said
+
+
 @slow
 def test_torchrun_shows_the_error_of_the_rank_that_raised(
     runs: Runs, tmp_path: Path, spoilt: tuple[Path, str]
 ) -> None:
     root, name = spoilt
-    options: Options = {"data.root": root, "data.check_files": 0}
+    options: Options = {"data.root": root, "data.check_files": 0, "data.cache": "off"}
     said = failed(runs.command(tmp_path / "run", options, torchrun(2)), timeout=60)
     assert f"{name}: is not an image" in said
     assert "train_list.txt:130" in said

@@ -135,7 +135,8 @@ class TrainStream:
         except UnreadableImage as error:
             raise UserError(
                 f"{error}; put an intact file in its place and the run goes on, or leave such "
-                f"images out with -o data.on_bad_image=skip"
+                f"images out with -o data.on_bad_image=skip",
+                shared=error.shared,
             ) from error
 
     def _without_bad(self, step: Step) -> Step:
