@@ -23,7 +23,9 @@ def create_network(config: ModelConfig, with_head: bool = True) -> tuple[DenseNe
     what a person should know of these. Raises UserError.
     """
     model = variants.create(config, with_head)
-    return model, start_from(model, config.pretrained) if config.pretrained else []
+    if config.pretrained is None:
+        return model, []
+    return model, start_from(model, config.pretrained)
 
 
 def start_from(model: DenseNet, pretrained: str) -> list[str]:
