@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from densekit.config import UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
-from densekit.data.dataset import ImageDataset, Sample, epoch_order, sample_seed
+from densekit.data.dataset import AT_ONCE, ImageDataset, Sample, epoch_order, sample_seed
 from densekit.data.decode import UnreadableImage
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
@@ -75,9 +76,25 @@ def test_a_sample_has_its_position(examples: Examples) -> None:
     assert sample.position == 4
 
 
+def test_a_batch_is_its_images_one_by_one(examples: Examples) -> None:
+    """However many files are opened at a time; torch's own generator does not move."""
+    dataset = augmented(examples)
+    keys = [(epoch, index) for epoch in range(4) for index in range(len(examples))]
+    assert len(keys) > 2 * AT_ONCE
+    before = torch.random.get_rng_state()
+    for key, found in zip(keys, dataset.__getitems__(keys), strict=True):
+        alone = dataset[key]
+        assert isinstance(found, Sample)
+        assert isinstance(alone, Sample)
+        assert found.position == alone.position == key[1]
+        assert torch.equal(found.image, alone.image)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_a_batch_may_be_empty(examples: Examples) -> None:
-    batch = augmented(examples).collate([])
-    assert not isinstance(batch, UnreadableImage)
+    collated = augmented(examples).collate([])
+    assert not isinstance(collated, UserError)
+    batch = collated.batch()
     assert batch.images.shape == (0, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
     assert batch.labels.shape == batch.indices.shape == (0,)
@@ -87,8 +104,9 @@ def test_a_batch_may_be_empty(examples: Examples) -> None:
 def test_collate_stacks_in_order(examples: Examples) -> None:
     dataset = augmented(examples)
     samples = [dataset[0, i] for i in (4, 0, 2)]
-    batch = dataset.collate(samples)
-    assert not isinstance(batch, UnreadableImage)
+    collated = dataset.collate(samples)
+    assert not isinstance(collated, UserError)
+    batch = collated.batch()
     assert batch.labels.tolist() == [1, 0, 0]
     assert batch.indices.tolist() == [4, 0, 2]
     assert batch.images.is_contiguous()

@@ -10,10 +10,10 @@ import time
 import torch
 from torch import Tensor
 
-from densekit.config import Section
+from densekit.config import Section, UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
-from densekit.data.dataset import Batch, ImageDataset, Sample
+from densekit.data.dataset import ImageDataset, Sample
 from densekit.data.decode import content_of, open_image
 from densekit.data.listing import Examples
 from densekit.data.shards.examples import ShardedExamples
@@ -73,9 +73,9 @@ def _batch_stages(
     for start in range(0, len(squares), batch_size):
         samples = [Sample(square, i) for i, square in enumerate(squares[start:][:batch_size])]
         times = [time.perf_counter()]
-        batch = data.collate([*samples])
-        assert isinstance(batch, Batch)  # there are no bad images among squares
-        images = batch.images
+        collated = data.collate([*samples])
+        assert not isinstance(collated, UserError)  # there are no bad images among squares
+        images = collated.images
         times.append(time.perf_counter())
         if torch.cuda.is_available():
             images = images.pin_memory().to("cuda")

@@ -21,6 +21,7 @@ from densekit.data.listing import Examples
 
 # which tell the uses of a seed apart, so that their draws are independent
 ORDER, SAMPLE, BALANCED, SHARDS = 1, 2, 3, 4
+AT_ONCE = 8  # files that are opened one after the other: Python's code is then in the CPU's cache
 Key = tuple[int, int]
 """(epoch, index in the Examples)."""
 
@@ -45,6 +46,20 @@ class Batch(NamedTuple):
     """int64 [n], positions in the Examples."""
     bad: tuple[BadImage, ...] = ()
     """Images that were left out of the batch."""
+
+
+class Collated(NamedTuple):
+    """A Batch on its way from a worker. Only its images are tensors: each of those is shared with
+    the main process by a connection of its own, which takes longer than labels do by value."""
+
+    images: Tensor
+    labels: np.ndarray
+    positions: np.ndarray
+    bad: tuple[BadImage, ...]
+
+    def batch(self) -> Batch:
+        labels, positions = torch.from_numpy(self.labels), torch.from_numpy(self.positions)
+        return Batch(self.images, labels, positions, self.bad)
 
 
 class Sample(NamedTuple):
@@ -100,34 +115,46 @@ class ImageDataset(Dataset):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | UserError | BadImage]:
         """What torch's loader calls for a batch; torch's generator is afterwards as it was."""
+        found: list[Sample | UserError | BadImage] = []
         with torch.random.fork_rng(devices=[]):
-            return [self.read(key) for key in keys]
+            for first in range(0, len(keys), AT_ONCE):
+                some = keys[first : first + AT_ONCE]
+                seeds = [sample_seed(self.seed, *key) for key in some]
+                images = [self._open(index) for _, index in some]
+                of_each = zip(some, seeds, images, strict=True)
+                found += [
+                    self._transform(index, seed, image) for (_, index), seed, image in of_each
+                ]
+        return found
 
-    def read(self, key: Key) -> Sample | UserError | BadImage:
-        """One image, by draws from torch's generator, which is seeded for it. A mistake is handed
-        on as a value, so that it leaves a worker unchanged."""
-        epoch, index = key
+    def _open(self, index: int) -> ImageFile | UserError:
+        """A mistake is handed on as a value, so that it leaves a worker unchanged."""
         try:
-            image = self._open(index)
+            if self.decoded is not None and (image := self.decoded.image(index)) is not None:
+                return image
+            source = self.examples.image(index, whole=True)
+            return open_image(source, self.shape[0], self.max_pixels, self.intensity)
+        except UserError as error:
+            return error
+
+    def _transform(
+        self, index: int, seed: int, image: ImageFile | UserError
+    ) -> Sample | UserError | BadImage:
+        """By draws from torch's generator, which is seeded for the image."""
+        try:
+            if isinstance(image, UserError):
+                raise image
             # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
-            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-            square = self.transform(image)
+            torch.default_generator.manual_seed(seed)
+            return Sample(self.transform(image), index)
         except UnreadableImage as error:
             error = error.at(self.examples.where(index))
             return BadImage(index, str(error)) if self.skip_bad else error
         except UserError as error:  # of a store, which says nothing of the image
             return error
-        return Sample(square, index)
 
-    def _open(self, index: int) -> ImageFile:
-        """Raises UserError."""
-        if self.decoded is not None and (image := self.decoded.image(index)) is not None:
-            return image
-        source = self.examples.image(index, whole=True)
-        return open_image(source, self.shape[0], self.max_pixels, self.intensity)
-
-    def collate(self, samples: list[Sample | UserError | BadImage]) -> Batch | UserError:
-        """A Batch of any number of samples, none included; or the first file that failed."""
+    def collate(self, samples: list[Sample | UserError | BadImage]) -> Collated | UserError:
+        """Any number of samples, none included; or the first file that failed."""
         read: list[Sample] = []
         bad: list[BadImage] = []
         for sample in samples:
@@ -141,8 +168,7 @@ class ImageDataset(Dataset):
         for row, sample in zip(images, read, strict=True):
             row.copy_(sample.image)
         positions = np.array([sample.position for sample in read], dtype=np.int64)
-        labels = torch.from_numpy(self.examples.labels[positions])
-        return Batch(images, labels, torch.from_numpy(positions), tuple(bad))
+        return Collated(images, self.examples.labels[positions], positions, tuple(bad))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -63,10 +63,10 @@ def read_batches(
         )
     )
     try:
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        for collated in batches:
+            if isinstance(collated, UserError):
+                raise collated
+            yield collated.batch()
     except RuntimeError as error:
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
