@@ -168,12 +168,14 @@ def _notes(some: Examples, config: DataConfig) -> Iterator[str]:
 def densekit_loader(
     examples: Examples, config: DataConfig, workers: int, batch_size: int = BATCH_READ
 ) -> StepFunction:
-    """`densekit train`'s next batches, normalised."""
+    """`densekit train`'s next batches, normalised: into memory that is taken once, as a GPU's
+    allocator has it, since glibc's makes the process grow by a batch each time."""
     size = min(batch_size, len(examples))
     own = config.model_copy(update={"batch_size": size, "workers": workers, "drop_last": True})
     normalize = Preprocessing.from_config(own).normalize
     stream = TrainStream(examples, own, seed=0, epochs=ENDLESS)
-    return last_of(normalize(batch.images) for step in stream for batch in step.batches)
+    floats = torch.empty(size, own.channels, own.train_side, own.train_side)
+    return last_of(normalize(batch.images, floats) for step in stream for batch in step.batches)
 
 
 def torchvision_loader(

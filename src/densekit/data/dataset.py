@@ -120,14 +120,14 @@ class ImageDataset(Dataset):
             for first in range(0, len(keys), AT_ONCE):
                 some = keys[first : first + AT_ONCE]
                 seeds = [sample_seed(self.seed, *key) for key in some]
-                images = [self._open(index) for _, index in some]
+                images = [self._opened(index) for _, index in some]
                 of_each = zip(some, seeds, images, strict=True)
                 found += [
                     self._transform(index, seed, image) for (_, index), seed, image in of_each
                 ]
         return found
 
-    def _open(self, index: int) -> ImageFile | UserError:
+    def _opened(self, index: int) -> ImageFile | UserError:
         """A mistake is handed on as a value, so that it leaves a worker unchanged."""
         try:
             if self.decoded is not None and (image := self.decoded.image(index)) is not None:

@@ -103,10 +103,13 @@ class Preprocessing(Section):
         return self(image.pixels())
 
     def normalize(
-        self, batch: Tensor, memory_format: torch.memory_format = torch.preserve_format
+        self,
+        batch: Tensor,
+        memory_format: torch.memory_format = torch.preserve_format,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Squares [N, C, H, W] -> float32, (x - mean) / std, on the same device; x is in 0..1,
-        uint8 divided by 255."""
+        uint8 divided by 255. Into `out`, if that is given and no memory format."""
         mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
         if memory_format != torch.preserve_format:
             if batch.is_cuda and batch.dtype == torch.uint8 and has_triton():
@@ -115,8 +118,8 @@ class Preprocessing(Section):
                 return on_gpu.normalize(batch, mean, std, memory_format)
             batch = batch.contiguous(memory_format=memory_format)
         if batch.is_floating_point():
-            return batch.sub(mean).div_(std)
-        return batch.div(255).sub_(mean).div_(std)
+            return torch.sub(batch, mean, out=out).div_(std)
+        return torch.div(batch, 255, out=out).sub_(mean).div_(std)
 
 
 @functools.cache
