@@ -10,7 +10,7 @@ import torch
 from densekit.config import UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
-from densekit.data.dataset import AT_ONCE, ImageDataset, Sample, epoch_order, sample_seed
+from densekit.data.dataset import OPENED_AT_ONCE, ImageDataset, Sample, epoch_order, sample_seed
 from densekit.data.decode import UnreadableImage
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
@@ -80,7 +80,7 @@ def test_a_batch_is_its_images_one_by_one(examples: Examples) -> None:
     """However many files are opened at a time; torch's own generator does not move."""
     dataset = augmented(examples)
     keys = [(epoch, index) for epoch in range(4) for index in range(len(examples))]
-    assert len(keys) > 2 * AT_ONCE
+    assert len(keys) > 2 * OPENED_AT_ONCE
     before = torch.random.get_rng_state()
     for key, found in zip(keys, dataset.__getitems__(keys), strict=True):
         alone = dataset[key]

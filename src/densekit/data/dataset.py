@@ -21,7 +21,7 @@ from densekit.data.listing import Examples
 
 # which tell the uses of a seed apart, so that their draws are independent
 ORDER, SAMPLE, BALANCED, SHARDS = 1, 2, 3, 4
-AT_ONCE = 8  # files that are opened one after the other: Python's code is then in the CPU's cache
+OPENED_AT_ONCE = 8  # files; Python's code stays in the processor's cache meanwhile
 Key = tuple[int, int]
 """(epoch, index in the Examples)."""
 
@@ -117,8 +117,8 @@ class ImageDataset(Dataset):
         """What torch's loader calls for a batch; torch's generator is afterwards as it was."""
         found: list[Sample | UserError | BadImage] = []
         with torch.random.fork_rng(devices=[]):
-            for first in range(0, len(keys), AT_ONCE):
-                some = keys[first : first + AT_ONCE]
+            for first in range(0, len(keys), OPENED_AT_ONCE):
+                some = keys[first : first + OPENED_AT_ONCE]
                 seeds = [sample_seed(self.seed, *key) for key in some]
                 images = [self._opened(index) for _, index in some]
                 of_each = zip(some, seeds, images, strict=True)
