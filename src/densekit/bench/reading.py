@@ -175,7 +175,7 @@ def densekit_loader(
     normalize = Preprocessing.from_config(own).normalize
     stream = TrainStream(examples, own, seed=0, epochs=ENDLESS)
     floats = torch.empty(size, own.channels, own.train_side, own.train_side)
-    return last_of(normalize(batch.images, floats) for step in stream for batch in step.batches)
+    return last_of(normalize(batch.images, out=floats) for step in stream for batch in step.batches)
 
 
 def torchvision_loader(
