@@ -18,7 +18,7 @@ PURPOSES = {
     "distributed": "processes: start, stop, rank, sums; which one failed and why",
     "explain": "what an answer rests on: maps over images, feature reuse",
     "files": "files that are whole or not there",
-    "remote": "files in other places: S3, https",
+    "remote": "files in other places: S3, Google, Azure, https, the hub",
     "hub": "an artifact and its model card to Hugging Face's hub",
     "infer": "opens what commands take; evaluation, prediction, exact metrics",
     "models": "the DenseNet, which reads like the paper; the table of variants; the artifact",

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import mmap
-import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -23,13 +21,11 @@ from typing import Any, NamedTuple, get_args
 
 import filelock
 import numpy as np
-from PIL import Image
 
 from densekit import distributed
 from densekit.config import UserError
-from densekit.data.config import MAX_PIXELS, Task
-from densekit.data.decode import UnreadableImage, content_of, decode
-from densekit.data.folders import image_suffixes
+from densekit.data.config import Task
+from densekit.data.decode import UnreadableImage, content_of
 from densekit.data.holdout import Side
 from densekit.data.listing import Content, Examples
 from densekit.data.multilabel import Labelling
@@ -41,13 +37,12 @@ from densekit.data.shards.index import (
     ShardIndex,
     index_from_bytes,
 )
+from densekit.data.shards.shrink import shrunk, suffix_of
 from densekit.data.shards.spec import TAR_SUFFIX
 from densekit.data.shards.tar import ImageLabels, read_samples, write_samples
 from densekit.data.splits import find_part, locate_images, open_examples
 from densekit.files import make_folder, remove_left_over, replacing, write_atomically
 from densekit.progress import bar
-
-_NO_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -213,9 +208,9 @@ class _Job:
     def _sample(self, index: int) -> tuple[str, str, bytes, ImageLabels]:
         try:
             found = content_of(self.examples.image(index, whole=True))
-            suffix = _suffix(found)
+            suffix = suffix_of(found)
             if self.options.resize is not None:
-                small = _shrunk(found, self.options.resize, self.options.quality)
+                small = shrunk(found, self.options.resize, self.options.quality)
                 if small is not None:
                     found, suffix = Content(found.name, small), ".jpg"
         except UnreadableImage as error:
@@ -266,40 +261,3 @@ def _places(file: Path, number: int, keys: list[str]) -> tuple[Shard, np.ndarray
             row["crc32"] = zlib.crc32(content[offset : offset + size])
         digest = hashlib.sha256(content).hexdigest()
         return Shard(file.name, len(content), digest), members
-
-
-def _suffix(found: Content) -> str:
-    """The file's own in small letters, else that of its format. Raises UnreadableImage."""
-    own = os.path.splitext(found.name)[1].lower()  # noqa: PTH122 (a million of them)
-    if own in image_suffixes():
-        return own
-    try:
-        with Image.open(io.BytesIO(found.content)) as image:
-            return f".{str(image.format).lower()}"
-    except _NO_IMAGE as error:
-        raise UnreadableImage(found.name, f"is not an image that PIL can read: {error}") from error
-
-
-def _shrunk(found: Content, side: int, quality: int) -> bytes | None:
-    """The image as JPEG with a short side of `side` pixels; None where it is no larger.
-
-    Upright, without its EXIF data. Raises UnreadableImage.
-    """
-    try:
-        with Image.open(io.BytesIO(found.content)) as header:
-            size, mode = header.size, header.mode
-    except _NO_IMAGE as error:
-        raise UnreadableImage(found.name, f"cannot be shrunk by PIL: {error}") from error
-    if min(size) <= side:
-        return None
-    if mode.startswith(("I", "F")):
-        raise UnreadableImage(found.name, "has more than JPEG's 8 bits; leave out --resize")
-    channels = 1 if mode in ("1", "L") else 3
-    pixels = decode(found, channels, MAX_PIXELS).permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    scale = side / min(image.size)
-    width, height = (max(side, round(scale * length)) for length in image.size)
-    out = io.BytesIO()
-    shrunk = image.resize((width, height), Image.Resampling.LANCZOS)
-    shrunk.save(out, "JPEG", quality=quality)
-    return out.getvalue()

@@ -40,7 +40,7 @@ class ShardPlace:
         Raises UserError; UnreadableImage where it is this machine's.
         """
         name = self.name(shard)
-        if not is_url(name):
+        if not self.is_remote:
             try:
                 return _read_part(name, offset, size)
             except FileNotFoundError as error:
@@ -57,7 +57,7 @@ class ShardPlace:
     def file(self, shard: Shard) -> Path:
         """All of it, on this machine. Raises UserError."""
         name = self.name(shard)
-        file = self.cache.fetched(name, shard) if is_url(name) else Path(name)
+        file = self.cache.fetched(name, shard) if self.is_remote else Path(name)
         if file is None:
             raise UserError(
                 f"{self.cache.folder}: is full of shards that other runs read; raise "
@@ -69,7 +69,7 @@ class ShardPlace:
         """Another file of the folder; None if it is not there. Raises UserError."""
         place = in_folder(self.folder, name)
         try:
-            return apart(lambda: read_url(place)) if is_url(place) else Path(place).read_bytes()
+            return apart(lambda: read_url(place)) if self.is_remote else Path(place).read_bytes()
         except (NotThere, FileNotFoundError):
             return None
         except OSError as error:
@@ -80,7 +80,8 @@ class ShardPlace:
         places = [in_folder(self.folder, name) for name in names]
         if self.is_remote:
             facts = apart(lambda: _facts(places))
-            return tuple(Shard(n, f.size, None, f.version) for n, f in zip(names, facts))  # noqa: B905
+            pairs = zip(names, facts, strict=True)
+            return tuple(Shard(name, each.size, None, each.version) for name, each in pairs)
         found = []
         for name, place in zip(names, places, strict=True):
             try:
