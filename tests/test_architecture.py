@@ -26,7 +26,7 @@ ROOMS = {
     "stop": "",
     "progress": "distributed",
     "native_code": "files progress",
-    "ops": "native_code",
+    "ops": "native_code progress",
     "data": "files remote native_code distributed progress",
     "models": "ops data files",
     "weights": "models data files",

@@ -113,6 +113,25 @@ def test_a_loop_of_ones_own_gets_lean() -> None:
     assert seen.counts["densekit::dense_block_backward"] == 3
 
 
+@pytest.mark.usefixtures("has_kernels")
+def test_a_loop_of_ones_own_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choose, "_SAID", set())
+    model = network()
+    for _ in range(2):
+        model(images()).sum().backward()
+    assert capsys.readouterr().err.count("model.op=auto takes lean in training") == 1
+    model.features.denseblock1.denselayer1.relu1.register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        model(images()).sum().backward()
+    assert capsys.readouterr().err.count("takes the reference in training: ") == 1
+    network("lean")(images())
+    network("reference")(images())
+    network().eval()(images())
+    assert capsys.readouterr().err == "", "what was asked for by name, and evaluation"
+
+
 # By name ------------------------------------------------------------------------------------
 
 

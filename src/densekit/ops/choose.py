@@ -22,6 +22,7 @@ from densekit.ops.lean import forward as lean
 from densekit.ops.lean.kernels import TRITON_DTYPES, implementation, inference, native
 from densekit.ops.refusals import Parts, refusal
 from densekit.ops.sync_bn import SyncBatchNorm2d
+from densekit.progress import say
 
 DENSE_BLOCKS: dict[str, Callable[[Tensor, list[nn.Module]], Tensor]] = {
     "reference": reference.dense_block,
@@ -30,6 +31,7 @@ DENSE_BLOCKS: dict[str, Callable[[Tensor, list[nn.Module]], Tensor]] = {
 }
 NOT_MEASURED = "lean has not been measured on this GPU"
 OP_NAMES = ("auto", *DENSE_BLOCKS)
+_SAID: set[str | None] = set()  # in this process: why auto took no lean
 
 
 def check_name(name: str) -> None:
@@ -48,9 +50,12 @@ def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | Non
     modules = [module for part in parts.values() for module in part.modules()]
     if x.numel() == 0 and not any(isinstance(m, SyncBatchNorm2d) for m in modules):
         return "reference"  # nothing to compute
-    if name == "auto" and not (_trains(x, modules) and why_not_lean(x.device, x.dtype) is None):
+    if name == "auto" and not _trains(x, modules):
         return "reference"
-    reason = refusal(x, parts, layer_type)
+    reason = why_not_lean(x.device, x.dtype) if name == "auto" else None
+    reason = reason or refusal(x, parts, layer_type)
+    if name == "auto" and not torch.compiler.is_compiling():
+        _say_once(reason)
     if reason is None:
         return "lean"
     if name == "auto":
@@ -111,6 +116,17 @@ def why_not_lean(device: torch.device, dtype: torch.dtype) -> str | None:
 @torch.compiler.assume_constant_result
 def native_reason() -> str | None:
     return native.reason()
+
+
+def _say_once(why_not: str | None) -> None:
+    """What auto took, in an eager loop of one's own; a run says it itself."""
+    if why_not in _SAID:
+        return
+    _SAID.add(why_not)
+    if why_not is None:
+        say('model.op=auto takes lean in training; model.set_op("reference") takes the modules')
+    else:
+        say(f"model.op=auto takes the reference in training: {why_not}")
 
 
 def _trains(x: Tensor, modules: list[nn.Module]) -> bool:
