@@ -105,9 +105,8 @@ def resolve(
     where = resolve_device(device, local_rank, typed)
     if where.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-        torch.backends.cudnn.deterministic = (
-            True  # a run that goes on is the run it would have been
-        )
+        # A run that goes on is the run that it would have been.
+        torch.backends.cudnn.deterministic = True
     name = (
         _best_precision(where)
         if precision == "auto"

@@ -16,10 +16,7 @@ from densekit.data.listing import Examples
 from densekit.data.shards.examples import ShardedExamples
 from densekit.remote import is_url
 
-AUTO_SHARE, ASKED_SHARE = (
-    4,
-    2,
-)  # auto takes at most a quarter of the free memory, who asks for it a half
+AUTO_SHARE, ASKED_SHARE = 4, 2  # of the free memory: auto takes a quarter at most, ram a half
 SIZED = 64  # images of each split, by which the size of all is estimated
 
 

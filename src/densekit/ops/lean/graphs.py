@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CAPTURED_SHAPES = (
-    4  # shapes; each graph holds its batch and its answers, and all share the maps between
-)
+# Each graph holds its batch and its answers, and all share the maps between.
+CAPTURED_SHAPES = 4
 
 
 class _Graph(NamedTuple):
