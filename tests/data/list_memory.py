@@ -15,7 +15,7 @@ import torch
 from densekit.config import UserError
 from densekit.data.checks import file_keys
 from densekit.data.config import DataConfig
-from densekit.data.dataset import BadImage, ImageDataset, Key, Sample, epoch_order
+from densekit.data.dataset import BadImage, ImageDataset, Sample, epoch_order
 from densekit.data.loader import train_transform
 from densekit.data.splits import open_examples
 from densekit.data.workers import read_batches
@@ -27,9 +27,9 @@ BLANK = Sample(torch.zeros(3, 4, 4, dtype=torch.uint8), 0)
 class Looking(ImageDataset):
     """Looks at every path, and decodes only some files, since that takes minutes."""
 
-    def read(self, key: Key) -> Sample | UserError | BadImage:
-        assert self.examples.paths[key[1]].endswith(".JPEG")
-        return super().read(key) if key[1] % READ == 0 else BLANK
+    def read(self, index: int, seed: int) -> Sample | UserError | BadImage:
+        assert self.examples.paths[index].endswith(".JPEG")
+        return super().read(index, seed) if index % READ == 0 else BLANK
 
 
 def of_process(what: str, pid: int | str = "self") -> float:

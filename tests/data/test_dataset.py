@@ -10,7 +10,7 @@ import torch
 from densekit.config import UserError
 from densekit.data.augment import train_transform
 from densekit.data.config import DataConfig
-from densekit.data.dataset import OPENED_AT_ONCE, ImageDataset, Sample, epoch_order, sample_seed
+from densekit.data.dataset import OPENED_AT_ONCE, ImageDataset, Sample, epoch_order, sample_seeds
 from densekit.data.decode import UnreadableImage
 from densekit.data.folders import read_folder
 from densekit.data.listing import Examples
@@ -29,8 +29,8 @@ def test_the_order_is_this_one() -> None:
     """The contract itself: these numbers must not change, or every run changes."""
     assert epoch_order(0, 0, 8).tolist() == [5, 0, 1, 4, 2, 6, 3, 7]
     assert epoch_order(0, 1, 8).tolist() == [6, 1, 4, 0, 3, 2, 5, 7]
-    assert sample_seed(0, 0, 0) == 2834126987
-    assert sample_seed(2**40 + 3, 5, 7) == 2916914205
+    assert sample_seeds(0, [(0, 0)]) == [2834126987]
+    assert sample_seeds(2**40 + 3, [(5, 7)]) == [2916914205]
 
 
 def test_the_order_is_a_permutation_of_its_own() -> None:
@@ -41,8 +41,9 @@ def test_the_order_is_a_permutation_of_its_own() -> None:
 
 
 def test_no_two_samples_share_a_seed() -> None:
-    grid = [(s, e, i) for s in (0, 1, 2**33) for e in range(30) for i in range(30)]
-    assert len({sample_seed(*at) for at in grid}) == len(grid)
+    grid = [(e, i) for e in range(30) for i in range(30)]
+    seeds = [seed for run in (0, 1, 2**33) for seed in sample_seeds(run, grid)]
+    assert len(set(seeds)) == len(seeds) == 3 * len(grid)
 
 
 def test_a_samples_draws_depend_on_its_position_alone(examples: Examples) -> None:

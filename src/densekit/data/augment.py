@@ -1,6 +1,6 @@
 """Random transforms of training images; every draw comes from torch's global CPU generator.
 
-The data set seeds that generator for each image (see `dataset.sample_seed`). A transform that is
+The data set seeds that generator for each image (see `dataset.sample_seeds`). A transform that is
 off draws nothing, so adding a transform does not change runs that do not use it.
 """
 

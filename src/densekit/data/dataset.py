@@ -18,6 +18,7 @@ from densekit.data.decode import EIGHT_BITS, ImageFile, UnreadableImage, open_im
 from densekit.data.decoded import DecodedImages
 from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples
+from densekit.data.seeds import seeds_of
 
 # which tell the uses of a seed apart, so that their draws are independent
 ORDER, SAMPLE, BALANCED, SHARDS = 1, 2, 3, 4
@@ -79,10 +80,9 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(source)).permutation(n)
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of all random draws for one image in one epoch, 32 bits for torch's generator."""
-    source = np.random.SeedSequence([SAMPLE, epoch, index, seed])
-    return int(source.generate_state(1, np.uint32)[0])
+def sample_seeds(seed: int, keys: Sequence[Key]) -> list[int]:
+    """The seed of all random draws for each image, 32 bits for torch's generator."""
+    return seeds_of(SAMPLE, np.array(keys, np.int64).reshape(-1, 2), seed).tolist()
 
 
 class ImageDataset(Dataset):
@@ -116,12 +116,12 @@ class ImageDataset(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | UserError | BadImage]:
         """What torch's loader calls for a batch; torch's generator is afterwards as it was."""
         found: list[Sample | UserError | BadImage] = []
+        seeds = sample_seeds(self.seed, keys)
         with torch.random.fork_rng(devices=[]):
             for first in range(0, len(keys), OPENED_AT_ONCE):
-                some = keys[first : first + OPENED_AT_ONCE]
-                seeds = [sample_seed(self.seed, *key) for key in some]
-                images = [self._opened(index) for _, index in some]
-                of_each = zip(some, seeds, images, strict=True)
+                some = slice(first, first + OPENED_AT_ONCE)
+                images = [self._opened(index) for _, index in keys[some]]
+                of_each = zip(keys[some], seeds[some], images, strict=True)
                 found += [
                     self._transform(index, seed, image) for (_, index), seed, image in of_each
                 ]
