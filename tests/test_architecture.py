@@ -36,13 +36,13 @@ ROOMS = {
     "export": "infer models data files precision progress",
     "score": "infer models data files precision distributed progress stop",
     "training": "infer weights models data ops files precision distributed progress stop",
-    "report": "training explain infer models data files precision",
+    "report": "training explain infer models data files precision distributed progress",
     "serve": "explain infer models data precision distributed progress",
     "paddleclas": "training infer weights models data distributed",
     "bench": "training models data ops precision distributed progress",
     "cli": "serve report explain hub score export training infer bench weights models data "
     "paddleclas precision distributed progress",
-    "api": "training infer weights models paddleclas data distributed",
+    "api": "report training infer weights models paddleclas data distributed",
 }
 
 

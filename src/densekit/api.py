@@ -13,6 +13,7 @@ from densekit.models import variants
 from densekit.models.densenet import DenseNet
 from densekit.models.variants import ModelConfig
 from densekit.paddleclas.open import open_recipe
+from densekit.report.end_of_run import report_run
 from densekit.training.loop import Outcome
 from densekit.training.loop import train as run
 from densekit.weights.pretrained import create_network
@@ -76,8 +77,9 @@ def train(
         opened = open_recipe(config, options)
         for note in opened.notes:
             warnings.warn(note, stacklevel=2)
-        if train is None:
-            if val is not None:
-                raise UserError("val=Dataset goes with train=Dataset")
-            return run(opened.recipe)
-        return run(opened.recipe, partial(open_datasets, train, val))
+        if train is None and val is not None:
+            raise UserError("val=Dataset goes with train=Dataset")
+        images = None if train is None else partial(open_datasets, train, val)
+        outcome = run(opened.recipe, images)
+        report_run(outcome)
+        return outcome

@@ -171,7 +171,7 @@ def test_what_changes_no_number_is_this_and_no_more() -> None:
         "data.on_bad_image", "data.max_bad_images", "data.cache", "data.cache_dir",
         "data.cache_gib", "data.max_pixels", "loop.output_dir", "loop.resume",
         "loop.save_every", "loop.keep", "loop.log_every", "loop.log_format",
-        "loop.track", "loop.monitor", "loop.patience", "loop.threshold",
+        "loop.track", "loop.report", "loop.monitor", "loop.patience", "loop.threshold",
         "loop.accept_data_change", "loop.rank_timeout", "loop.on_nonfinite",
         "loop.max_skips",
     ]  # fmt: skip

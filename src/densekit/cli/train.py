@@ -50,11 +50,20 @@ def train(
             print_rehearsal(opened.recipe, as_json=json)
             return
         outcome = run(opened.recipe)
-        # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        print_outcome(outcome, as_json=json)
+        conclude(outcome, as_json=json)
     if outcome.stopped:
         raise typer.Exit(STOPPED)
+
+
+def conclude(outcome: Outcome, as_json: bool) -> None:
+    """What follows a run whose state is saved: its report, if asked for, and its results."""
+    if not outcome.stopped:
+        from densekit.report.end_of_run import report_run
+
+        report_run(outcome)  # may take minutes, in which SIGTERM still ends the process
+    # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print_outcome(outcome, as_json)
 
 
 def print_outcome(outcome: Outcome, as_json: bool) -> None:

@@ -97,6 +97,9 @@ class LoopConfig(Section):
     )
     """Who else is told what log.jsonl says, one or a list: TensorBoard's files in the run's folder;
     MLflow at MLFLOW_TRACKING_URI; Weights & Biases, by WANDB_MODE=offline in the folder alone."""
+    report: bool = Field(False, json_schema_extra=NO_NUMBER)
+    """End with a page of the best network on the validation images, report/ in the run's folder:
+    it takes one more evaluation."""
     eval_every: int = Field(1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
     monitor: Literal["auto", "top1", "balanced_accuracy", "loss", "auroc", "f1"] = Field(

@@ -1,0 +1,40 @@
+"""loop.report: the page of a run's best network, made when the run is over."""
+
+from __future__ import annotations
+
+from densekit import distributed
+from densekit.explain.folder import PAGE_NAME, REPORT
+from densekit.infer.bootstrap import Resampling
+from densekit.infer.evaluate import Judged, evaluate_source
+from densekit.infer.model import open_path
+from densekit.progress import say
+from densekit.report.answers import Judgement
+from densekit.report.page import ReportSource, claim_report, write_report
+from densekit.training.loop import Outcome
+
+RESAMPLES = 1000
+
+
+def report_run(outcome: Outcome) -> None:
+    """As `densekit evaluate RUN --report RUN/report`, on every rank, if loop.report asks for it.
+
+    Whatever goes wrong is said and not raised: the training is done and kept.
+    """
+    folder = outcome.folder / "report"
+    made = outcome.already_finished and (folder / REPORT).is_file()
+    if not outcome.plan.recipe.loop.report or outcome.stopped or made:
+        return
+    run, precision = str(outcome.folder), outcome.plan.eval_precision
+    judged: list[Judged] = []
+    try:
+        distributed.from_main(lambda: claim_report(folder))
+        opened = distributed.on_every_rank(lambda: open_path(run))
+        resampling = Resampling(RESAMPLES)
+        found = evaluate_source(opened, precision, resampling=resampling, keep=judged.append)
+        if judged:  # rank 0 has every answer
+            write_report(folder, Judgement(opened, judged[0], found), precision,
+                         ReportSource(run, None))  # fmt: skip
+    except Exception as error:
+        say(f"loop.report: no report was made: {error or type(error).__name__}; the run is kept")
+    else:
+        say(f"{folder / PAGE_NAME}: the report")

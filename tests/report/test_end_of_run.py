@@ -1,0 +1,40 @@
+"""loop.report: the page at the end of a training, and a training that does without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runs import Runs, assert_same_run, weights
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_training_ends_with_the_report_of_its_best(
+    runs: Runs, tmp_path: Path, ranks: int
+) -> None:
+    folder = runs.train(tmp_path / "run", {"loop.report": "true"}, ranks)
+    assert runs.started[-1].output.count(": the report") == 1
+    assert_same_run(folder, runs.whole(None, ranks))
+    found = json.loads((folder / "report" / "report.json").read_text())
+    best = json.loads((folder / "best" / "config.json").read_text())
+    for name in ("count", "top1", "top5"):
+        assert found[name] == best["metrics"][name]
+    assert found["loss"] == pytest.approx(best["metrics"]["loss"], rel=1e-12)
+    assert "curves" in found["figures"]
+    assert (folder / "report" / "index.html").read_text().startswith("<!")
+
+
+def test_a_report_that_cannot_be_made_loses_nothing(runs: Runs, tmp_path: Path) -> None:
+    folder = runs.train(tmp_path / "run")
+    (folder / "report").mkdir()
+    (folder / "report" / "mine.txt").write_text("mine")
+    runs.train(folder, {"loop.report": "true"})
+    said = runs.started[-1].output
+    assert "loop.report: no report was made: " in said
+    assert "is finished: nothing to train" in said
+    assert (folder / "report" / "mine.txt").read_text() == "mine"
+    assert weights(folder)
