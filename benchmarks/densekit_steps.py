@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+
+from torch.export import ExportedProgram
 
 from densekit.bench.compare import TrainingStep, as_options, random_batch, training_step
 from densekit.bench.rounds import StepFunction
 from densekit.config import Section
 from densekit.data.transforms import Preprocessing
 from densekit.export import formats, quantize
+from densekit.export.folder import write_notes
 from densekit.export.network import ExportedNetwork, traced
 from densekit.infer.engines import exported_logits, logits_of, run_openvino
-from densekit.infer.exported import Exported, ExportedConfig, ExportSection
-from densekit.models import variants
-from densekit.models.artifact import Described
+from densekit.infer.exported import ExportedConfig, ExportSection, Target, read_exported
+from densekit.models import artifact, variants
+from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.variants import ModelConfig
 from densekit.precision import resolve
 from densekit.training import recipe
@@ -58,32 +60,59 @@ def inference(work: Workload, precision: str = "fp32", op: str = "auto") -> Step
     return lambda: logits(images)
 
 
-def int8(work: Workload) -> StepFunction:
+def int8(work: Workload, folder: Path) -> StepFunction:
     """The same of an export to openvino-int8, by OpenVINO."""
-    with tempfile.TemporaryDirectory() as folder:
-        with ProcessPoolExecutor(
-            1, get_context("spawn")
-        ) as apart:  # its memory is none of a step's
-            exported = apart.submit(write_int8, work, Path(folder)).result()
-        run = run_openvino(exported, resolve("cpu", "fp32"))
-    logits = exported_logits(exported, run)
+    exported = read_exported(written(work, "openvino-int8", folder))
+    logits = exported_logits(exported, run_openvino(exported, resolve("cpu", "fp32")))
     images, _ = random_batch(work.batch_size, 3, work.image_size, NUM_CLASSES)
     return lambda: logits(images)
 
 
-def write_int8(work: Workload, folder: Path) -> Exported:
-    """Such an export's file, as `densekit export` makes it."""
+def written(work: Workload, to: Target | None, folder: Path) -> Path:
+    """In `folder` an artifact with random weights, or its export as `densekit export` makes it.
+
+    The first that asks has it written, in a process of its own: its memory is none of a step's.
+    """
+    place = folder / f"{work.model}-{work.image_size}-{to or 'artifact'}"
+    if not place.exists():
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            apart.submit(_write_network, work, to, place).result()
+    return place
+
+
+def _write_network(work: Workload, to: Target | None, folder: Path) -> None:
     seen = Preprocessing(crop=work.image_size)
     model = variants.create(ModelConfig(name=work.model, num_classes=NUM_CLASSES)).eval()
-    noise, _ = random_batch(CALIBRATION, 3, work.image_size, NUM_CLASSES)
-    program = traced(ExportedNetwork(model, "multiclass"), 3, work.image_size, any_size=False)
-    float_model = formats.to_openvino(formats.to_onnx(program, with_preprocessing=False))
-    made = quantize.quantize_openvino(float_model, seen.normalize(noise).numpy(), ())
-    config = ExportedConfig(
-        model=Described(name=work.model, architecture=model.config),
-        preprocessing=seen,
-        classes=tuple(map(str, range(NUM_CLASSES))),
-        export=ExportSection(to="openvino-int8"),
+    described = Described(name=work.model, architecture=model.config)
+    classes = tuple(map(str, range(NUM_CLASSES)))
+    if to is None:
+        config = ArtifactConfig(model=described, preprocessing=seen, classes=classes)
+        artifact.write_artifact(folder, config, model.state_dict())
+        return
+    folder.mkdir()
+    exported = ExportedConfig(
+        model=described, preprocessing=seen, classes=classes, export=ExportSection(to=to)
     )
-    formats.write_openvino(made, folder, config.model_dump_json())
-    return Exported(folder, config)
+    program = traced(ExportedNetwork(model, "multiclass"), 3, work.image_size, any_size=False)
+    _write_file(program, to, seen, folder, exported.model_dump_json())
+    write_notes(folder, exported, {})
+
+
+def _write_file(
+    program: ExportedProgram, to: Target, seen: Preprocessing, folder: Path, text: str
+) -> None:
+    if to == "torch-export":
+        formats.write_program(program, folder, text)
+        return
+    onnx = formats.to_onnx(program, with_preprocessing=False)
+    noise, _ = random_batch(CALIBRATION, 3, seen.crop, NUM_CLASSES)
+    images = seen.normalize(noise).numpy()
+    if to == "onnx":
+        formats.write_onnx(onnx, folder, text)
+    elif to == "onnx-int8":
+        formats.write_onnx(quantize.quantize_onnx(onnx, images, ()), folder, text)
+    else:
+        model = formats.to_openvino(onnx)
+        if to == "openvino-int8":
+            model = quantize.quantize_openvino(model, images, ())
+        formats.write_openvino(model, folder, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ import torchvision_steps
 from densekit.bench.rounds import StepFunction
 from densekit.data.transforms import Preprocessing
 from densekit.infer.classifier import Classifier
+from densekit.infer.exported import read_exported
 from densekit.infer.model import Opened
 from densekit.models import variants
 from densekit.models.variants import ModelConfig
 from densekit.precision import DTYPES, MEMORY_FORMATS, Format, MemoryLayout, resolve
-from densekit_steps import NUM_CLASSES, Workload
+from densekit_steps import NUM_CLASSES, Workload, written
 
 BATCH_SIZE = 32  # of the network
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,6 +40,13 @@ def opened_network(work: Workload) -> Opened:
 def densekit(files: Sequence[str], work: Workload, precision: str) -> StepFunction:
     """`densekit predict`'s rows."""
     classifier = Classifier(opened_network(work), resolve(work.device, precision))
+    return lambda: list(classifier.rows(files, topk=5, batch_size=BATCH_SIZE))
+
+
+def int8(files: Sequence[str], work: Workload, folder: Path) -> StepFunction:
+    """The same of an export to openvino-int8."""
+    exported = read_exported(written(work, "openvino-int8", folder))
+    classifier = Classifier(replace(opened_network(work), network=exported), resolve("cpu", "fp32"))
     return lambda: list(classifier.rows(files, topk=5, batch_size=BATCH_SIZE))
 
 

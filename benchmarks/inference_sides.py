@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import densekit_steps
 import engine_steps
@@ -20,10 +21,11 @@ from densekit_steps import Workload
 Sides = tuple[Candidate, Candidate, Workload]
 
 
-def engines(work: Workload, precisions: Sequence[Format]) -> dict[str, Sides]:
+def engines(work: Workload, precisions: Sequence[Format], folder: Path) -> dict[str, Sides]:
     """The network of `densekit predict` against other ways to compute it, in their precision.
 
-    Of OpenVINO and ONNX Runtime (the extra `export`), those that are installed.
+    Of OpenVINO and ONNX Runtime (the extra `export`), those that are installed. An export is
+    written to `folder`, once for all rows.
     """
     found = {}
     for count in (1, work.batch_size):
@@ -34,7 +36,8 @@ def engines(work: Workload, precisions: Sequence[Format]) -> dict[str, Sides]:
             ours = Candidate(f"densekit, {precision}", step)
             found[f"engines-{count}/{name}"] = ours, theirs, one
         if find_spec("openvino") and find_spec("nncf"):
-            int8 = Candidate("densekit, openvino-int8", partial(densekit_steps.int8, one))
+            step = partial(densekit_steps.int8, one, folder)
+            int8 = Candidate("densekit, openvino-int8", step)
             found[f"engines-{count}/int8"] = int8, _openvino(one, "fp32"), one
     return found
 
@@ -59,8 +62,9 @@ def _openvino(work: Workload, precision: Format) -> Candidate:
     return Candidate(f"OpenVINO {version('openvino')}, {precision}", step)
 
 
-def files(work: Workload, paths: Sequence[str], tuned: Format) -> dict[str, Sides]:
-    """Files to answers, one pass over `paths` a step; `tuned` is this machine's precision.
+def files(work: Workload, paths: Sequence[str], tuned: Format, folder: Path) -> dict[str, Sides]:
+    """Files to answers, one pass over `paths` a step; `tuned` is this machine's precision, and
+    `folder` where an export is written, once for all rows.
 
     Paddle's side needs PADDLE_PYTHON: an interpreter that has paddlepaddle and pillow.
     """
@@ -79,11 +83,17 @@ def files(work: Workload, paths: Sequence[str], tuned: Format) -> dict[str, Side
             Candidate(f"torchvision, channels_last, {tuned}, PIL", best),
         ),
     }
+    step = partial(file_steps.int8, paths, work, folder)
+    quantized = Candidate("densekit predict, openvino-int8", step)
+    if find_spec("openvino") and find_spec("nncf"):
+        sides["predict/int8"] = quantized, ours(tuned)
     if python := os.environ.get("PADDLE_PYTHON"):
         step = partial(file_steps.paddle, paths, work, python)
         paddle = Candidate("Paddle's inference, MKL-DNN, fp32, PIL", step)
         sides["predict/paddle"] = ours("fp32"), paddle
         sides["predict/paddle-tuned"] = ours(tuned), paddle
+        if "predict/int8" in sides:
+            sides["predict/paddle-int8"] = quantized, paddle
     return {name: (*pair, passed) for name, pair in sides.items()}
 
 

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich import box
@@ -33,6 +34,7 @@ import photo_sides
 import row_tables
 import rows
 import scoring_sides
+import start_sides
 import startup
 import torchvision_steps
 from densekit.bench.reading import BATCHES
@@ -78,7 +80,8 @@ def comparisons(quick: bool, list_file: str | None, folder: str = "") -> dict[st
 
     work = shrink(Workload())
     found = {**training(work), **inference(work)}
-    found |= {n: Comparison(*of) for n, of in inference_sides.engines(work, PRECISIONS).items()}
+    engines = inference_sides.engines(work, PRECISIONS, Path(folder))
+    found |= {n: Comparison(*of) for n, of in engines.items()}
     for network in map(shrink, NETWORKS):
         found.update(lean(network))
     for network in map(shrink, LARGE):
@@ -87,7 +90,7 @@ def comparisons(quick: bool, list_file: str | None, folder: str = "") -> dict[st
     if list_file is None:
         return found
     files = open_examples(list_file).paths[: 4 if quick else None]
-    predicted = inference_sides.files(work, files[:FILES], TUNED[0])
+    predicted = inference_sides.files(work, files[:FILES], TUNED[0], Path(folder))
     for name, of in predicted.items():
         found[name] = Comparison(*of, elsewhere=(False, "paddle" in name))
     served = inference_sides.serving(work, files[:SERVED], PRECISIONS)
@@ -98,7 +101,7 @@ def comparisons(quick: bool, list_file: str | None, folder: str = "") -> dict[st
     return {**found, **reading(work, list_file, folder)}
 
 
-def commands(quick: bool, list_file: str | None) -> dict[str, Commands]:
+def commands(quick: bool, list_file: str | None, folder: str = "") -> dict[str, Commands]:
     """By name: those that are measured from outside."""
     found = {
         f"startup/{name}": Commands("s", {"densekit": seconds})
@@ -111,7 +114,10 @@ def commands(quick: bool, list_file: str | None) -> dict[str, Commands]:
     if list_file is None:
         return found
     work = Workload(image_size=32) if quick else Workload()
-    return found | scoring_sides.commands(work, open_examples(list_file).paths, TUNED[0])
+    paths = open_examples(list_file).paths
+    if all(map(find_spec, ("onnxruntime", "openvino", "nncf"))):
+        found |= start_sides.commands(work, paths[0], Path(folder))
+    return found | scoring_sides.commands(work, paths, TUNED[0])
 
 
 def training(work: Workload) -> dict[str, Comparison]:
@@ -296,7 +302,7 @@ def main(arguments: argparse.Namespace) -> None:
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         images = arguments.images or sample_list(folder)
-        outside = commands(arguments.quick, images)
+        outside = commands(arguments.quick, images, folder)
         inside = comparisons(arguments.quick, images, folder)
         for name in select(arguments.names, [*outside, *inside]):
             if name in outside:

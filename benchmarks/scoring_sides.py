@@ -20,13 +20,11 @@ import densekit
 import file_steps
 from densekit.bench.rounds import Candidate, StepFunction
 from densekit.infer.classifier import Classifier
-from densekit.models import artifact
-from densekit.models.artifact import ArtifactConfig, Described
 from densekit.precision import Format, resolve
 from densekit.score.folder import Request, opened_folder
 from densekit.score.parts import ScoreJob, score_part
 from densekit.score.run import PART_SIZE
-from densekit_steps import Workload
+from densekit_steps import Workload, written
 from inference_sides import Sides
 from startup import DENSEKIT, Commands
 
@@ -154,9 +152,7 @@ def rate(
 ) -> float:
     """Images a second, by the times of the part files: those of the first parts, and of the last
     that a process does while another has none, are left out."""
-    network, listed = folder / "network", folder / "list.txt"
-    if not network.exists():
-        _write_network(network, work)
+    network, listed = written(work, None, folder), folder / "list.txt"
     listed.write_text("\n".join(names))
     with TemporaryDirectory(dir=folder) as place:
         out = Path(place, "results")
@@ -176,12 +172,3 @@ def rate(
         ended = sorted(file.stat().st_mtime_ns for file in out.glob("part-*"))
     steady = ended[FIRST_PARTS - 1 : len(ended) - WORKERS + 1]
     return PART * (len(steady) - 1) / (steady[-1] - steady[0]) * 1e9
-
-
-def _write_network(folder: Path, work: Workload) -> None:
-    opened = file_steps.opened_network(work)
-    described = Described(name=opened.name, architecture=opened.model.config)
-    config = ArtifactConfig(
-        model=described, preprocessing=opened.preprocessing, classes=tuple(opened.classes)
-    )
-    artifact.write_artifact(folder, config, opened.model.state_dict())

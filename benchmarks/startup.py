@@ -45,7 +45,10 @@ def measure_commands(name: str, commands: Commands, settings: Settings) -> rows.
         rows.Result(name=side, measured=Spread.of(values))
         for side, values in zip(commands.sides, zip(*measured, strict=True), strict=True)
     )
-    ratio = Spread.of([one / other for one, other in measured]) if len(sides) == 2 else None
+    ratio = None
+    if len(sides) == 2:  # how many times as fast; of memory how many times as much
+        turned = commands.unit == "s"
+        ratio = Spread.of([b / a if turned else a / b for a, b in measured])
     kept = {**commands.settings, "runs": settings.rounds, "threads": settings.threads}
     return rows.row(name, commands.unit, sides, ratio, kept)
 

@@ -32,6 +32,7 @@ import row_tables  # noqa: E402
 import rows  # noqa: E402
 import run as command  # noqa: E402
 import scoring_sides  # noqa: E402
+import start_sides  # noqa: E402
 import torchvision_steps  # noqa: E402
 from densekit_steps import Workload  # noqa: E402
 
@@ -130,6 +131,24 @@ def test_the_scoring_sides_take_the_same_images(tmp_path: Path) -> None:
         ours()
     batch = scoring_sides.BATCH_SIZE  # the least that the command does at a time
     assert seen == [batch] * 3
+
+
+@pytest.mark.slow
+def test_an_export_is_written_once_and_its_command_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    image = str(write_images(tmp_path, count=1).with_name("0.jpg"))
+    found = start_sides.commands(TINY, image, tmp_path)
+    start, memory = found["engines-start/onnx"], found["engines-memory/onnx"]
+    assert (start.unit, memory.unit) == ("s", "MiB")
+    assert [*start.sides] == ["densekit predict, onnx", "densekit predict, torch"]
+    for side in start.sides.values():
+        assert side(tmp_path) > 0
+    folders = sorted(tmp_path.glob("densenet_bc_10_4-*"))
+    assert [f.name.rpartition("-")[2] for f in folders] == ["artifact", "onnx"]
+    written = [folder.stat().st_mtime_ns for folder in folders]
+    for side in memory.sides.values():
+        assert side(tmp_path) > 100  # MiB: torch alone has more
+    assert [folder.stat().st_mtime_ns for folder in folders] == written
 
 
 def test_the_side_that_reads_files_steps_through_the_epoch(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -127,6 +128,35 @@ def test_the_same_file_predicts(trained: subprocess.CompletedProcess[str], folde
         densekit(folder, "predict", "-c", "DenseNet121.yaml", *asked, "--json").stdout
     )
     assert [a["label"] for a in row["topk"]] == [f"class number {a['class']}" for a in row["topk"]]
+
+
+def test_the_same_file_exports(trained: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """tools/export_model.py's options; the export answers as the network does."""
+    into = {"Global.save_inference_dir": "./inference/DenseNet121"}
+    command = ["export", "-c", "DenseNet121.yaml", *options(CPU, SMALL, WEIGHTS, into), "--json"]
+    found = json.loads(densekit(folder, *command, "--to", "onnx").stdout)
+    assert (found["folder"], found["images"]["count"]) == ("inference/DenseNet121", VAL)
+    assert (found["passed"], found["difference"]["agreement"]) == (True, 1.0)
+    pictures = [str(p) for p in sorted((folder / "dataset/ILSVRC2012/val").rglob("*.JPEG"))[:5]]
+    asked = options(CPU, SMALL, WEIGHTS)
+    ours = densekit(folder, "predict", "-c", "DenseNet121.yaml", *asked, *pictures, "--json")
+    theirs = densekit(folder, "predict", "inference/DenseNet121", *pictures, "--json")
+    for one, other in zip(*(json.loads(done.stdout) for done in (ours, theirs)), strict=True):
+        assert [a["class"] for a in one["topk"]] == [a["class"] for a in other["topk"]]
+        probs = [[answer["prob"] for answer in row["topk"]] for row in (one, other)]
+        assert probs[0] == pytest.approx(probs[1], rel=1e-4)
+
+
+def test_paddles_weights_answer_as_paddle_did_once_exported(folder: Path, test_data: Path) -> None:
+    """Weights and logits that Paddle wrote; the file opened by ONNX Runtime alone."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    said = np.load(test_data / "paddle" / "DenseNet121_random_io.npz")
+    weights = {"Global.pretrained_model": str(test_data / "paddle" / "DenseNet121_random")}
+    command = ["export", "-c", "DenseNet121.yaml", *options(CPU, weights), "--out", "of-paddle"]
+    densekit(folder, *command, "--to", "onnx", "--limit", "4")
+    session = onnxruntime.InferenceSession(str(folder / "of-paddle" / "model.onnx"))
+    (logits,) = session.run(["logits"], {"images": said["images"]})
+    assert np.abs(logits - said["logits"]).max() < 1e-4 * max(1, np.abs(said["logits"]).max())
 
 
 def test_what_is_missing_is_said_in_their_words(folder: Path) -> None:
