@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 
 from densekit.bench import reading
 from densekit.bench.stages import measure_stages
+from densekit.data import loader
 from densekit.data.augment_config import AugmentConfig
 from densekit.data.config import DataConfig
+from densekit.data.listing import Examples
 from densekit.data.splits import open_examples
 
 
@@ -42,8 +45,8 @@ def test_loaders_give_normalised_batches_of_one_shape(
         reading.torchvision_loader(examples, config, decode, workers=0)
         for decode in reading.DECODERS.values()
     ]
-    for loader in loaders:
-        step = loader()
+    for each in loaders:
+        step = each()
         batch = step if isinstance(step, torch.Tensor) else step[0]  # type: ignore[index]
         assert batch.shape == (10, channels, 32, 32)
         values = batch * 0.2 + 0.4
@@ -51,6 +54,22 @@ def test_loaders_give_normalised_batches_of_one_shape(
         assert (whole.min(1).values == whole.max(1).values).all()
         known = {np.asarray(Image.open(p).convert("L")).flat[0] for p in photos.rglob("*.jpg")}
         assert set(whole[:, 0].int().tolist()) <= {int(value) for value in known}
+
+
+@pytest.mark.parametrize("place", ["auto", "ram", "disk"])
+def test_files_are_read_whatever_the_recipe_keeps(
+    photos: Path, place: Literal["auto", "ram", "disk"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured is reading, decoding included."""
+    kept: list[object] = []
+
+    def noted(examples: Examples, config: DataConfig, skip_bad: bool = False) -> None:
+        kept.append(config.cache)
+
+    monkeypatch.setattr(loader, "decoded_images", noted)
+    examples = open_examples(str(photos))
+    reading.densekit_loader(examples, DataConfig(image_size=32, cache=place), workers=0)()
+    assert kept == ["off"]
 
 
 def test_every_stage_takes_time(photos: Path) -> None:

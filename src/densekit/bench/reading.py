@@ -171,7 +171,8 @@ def densekit_loader(
     """`densekit train`'s next batches, normalised: into memory that is taken once, as a GPU's
     allocator has it, since glibc's makes the process grow by a batch each time."""
     size = min(batch_size, len(examples))
-    own = config.model_copy(update={"batch_size": size, "workers": workers, "drop_last": True})
+    files = {"cache": "off", "workers": workers}  # a cache reads no files after the first epoch
+    own = config.model_copy(update={**files, "batch_size": size, "drop_last": True})
     normalize = Preprocessing.from_config(own).normalize
     stream = TrainStream(examples, own, seed=0, epochs=ENDLESS)
     floats = torch.empty(size, own.channels, own.train_side, own.train_side)
