@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from densekit.report.page import claim_report
 from runs import Runs, assert_same_run, weights
 
 pytestmark = pytest.mark.slow
@@ -38,3 +39,14 @@ def test_a_report_that_cannot_be_made_loses_nothing(runs: Runs, tmp_path: Path) 
     assert "is finished: nothing to train" in said
     assert (folder / "report" / "mine.txt").read_text() == "mine"
     assert weights(folder)
+
+
+def test_a_report_that_was_cut_off_is_made_by_the_same_command(runs: Runs, tmp_path: Path) -> None:
+    folder = runs.train(tmp_path / "run")
+    claim_report(folder / "report")  # so far the process came
+    runs.train(folder, {"loop.report": "true"})
+    page = folder / "report" / "index.html"
+    made = page.stat().st_mtime_ns
+    runs.train(folder, {"loop.report": "true"})
+    assert ": the report" not in runs.started[-1].output
+    assert page.stat().st_mtime_ns == made

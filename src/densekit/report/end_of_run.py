@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from densekit import distributed
-from densekit.explain.folder import PAGE_NAME, REPORT
+from densekit.explain.folder import PAGE_NAME
 from densekit.infer.bootstrap import Resampling
 from densekit.infer.evaluate import Judged, evaluate_source
 from densekit.infer.model import open_path
@@ -20,9 +20,11 @@ def report_run(outcome: Outcome) -> None:
 
     Whatever goes wrong is said and not raised: the training is done and kept.
     """
+    if not outcome.plan.recipe.loop.report or outcome.stopped:
+        return
     folder = outcome.folder / "report"
-    made = outcome.already_finished and (folder / REPORT).is_file()
-    if not outcome.plan.recipe.loop.report or outcome.stopped or made:
+    whole = distributed.from_main((folder / PAGE_NAME).is_file)  # the page comes after all it shows
+    if outcome.already_finished and whole:
         return
     run, precision = str(outcome.folder), outcome.plan.eval_precision
     judged: list[Judged] = []
