@@ -79,8 +79,8 @@ class Sizes:
     """Of each digit."""
     side: int = 800
     """Pixels of an image."""
-    epochs: int = 8
-    seeds: int = 2
+    epochs: int = 20
+    seeds: int = 3
 
 
 QUICK = Sizes(train=5, test=5, side=400, epochs=1, seeds=2)
