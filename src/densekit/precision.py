@@ -20,7 +20,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
@@ -35,7 +35,9 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
 
 FLAG = "--{} {}"  # how a command's own options are typed
+TRIMMED_EVERY = 50  # batches
 KnownName = TypeVar("KnownName", bound=str)
+Batch = TypeVar("Batch")
 Format = Literal["fp32", "bf16", "fp16"]
 MemoryLayout = Literal["contiguous", "channels_last"]
 DTYPES: dict[Format, torch.dtype] = {
@@ -195,3 +197,16 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX in malloc.h
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def in_bounded_memory(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """`batches`; on Linux with glibc, memory that is free goes to the kernel now and then.
+
+    glibc 2.36 may not join freed blocks of aligned memory, which tensors are, to larger ones (its
+    bug 30723): a loop over many batches would take ever more.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        if trim is not None and number % TRIMMED_EVERY == 0:
+            trim(0)

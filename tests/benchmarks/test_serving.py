@@ -106,8 +106,8 @@ def test_an_open_loop_goes_on_asking_while_answers_are_late(requests: list[bytes
     async def load_it() -> list[float]:
         nonlocal gate
         gate = asyncio.Event()
-        asyncio.get_running_loop().call_later(1.0, gate.set)
         async with server(answer) as address:
+            asyncio.get_running_loop().call_later(1.5, gate.set)
             return await load_client.open_loop(address, requests, 100, 0.5, seed=0)
 
     took = asyncio.run(load_it())

@@ -25,7 +25,7 @@ from densekit.infer.objects import is_object, read_object
 from densekit.infer.rows import Answer, Row
 from densekit.infer.tta import averaged, squares_for
 from densekit.models.densenet import DenseNet
-from densekit.precision import Precision, resolve
+from densekit.precision import Precision, in_bounded_memory, resolve
 
 Input = str | os.PathLike | bytes | Image.Image | np.ndarray
 """A path or an s3:// URL, a file's bytes, a PIL image, or an array [H, W, C] in RGB order: uint8,
@@ -94,7 +94,7 @@ class Classifier:
             raise UserError("predict takes a list of images; for a single one write [image]")
         if topk < 1 or batch_size < 1:
             raise UserError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
-        for chunk, squares in self.read_batches(images, batch_size):
+        for chunk, squares in in_bounded_memory(self.read_batches(images, batch_size)):
             readable = [square for square in squares if isinstance(square, Tensor)]
             answers = iter(self.answers(torch.stack(readable), topk) if readable else [])
             for image, square in zip(chunk, squares, strict=True):

@@ -35,7 +35,7 @@ from densekit.infer.bootstrap import Resampling
 from densekit.infer.engines import Logits, logits_of, open_engine, resolve_engine
 from densekit.infer.model import Opened
 from densekit.infer.tta import averaged, squares_for
-from densekit.precision import Precision
+from densekit.precision import Precision, in_bounded_memory
 from densekit.progress import bar, say
 from densekit.remote import is_url
 
@@ -98,7 +98,9 @@ def evaluate(
         sums = counts.batch_sums(found, batch.labels)
         return Answers(number, sums, *((found, batch.labels) if full else (None, None)))
 
-    mine = distributed.on_every_rank(lambda: [answer(*batch) for batch in batches])
+    mine = distributed.on_every_rank(
+        lambda: [answer(*batch) for batch in in_bounded_memory(batches)]
+    )
     shares = distributed.gather_objects(mine)
     seconds = time.perf_counter() - began
     whole = None

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from densekit.config import UserError
+from densekit.config import UserError, needs_extra
 from densekit.progress import say, waiting
 from densekit.training.recipe import Recipe, TrackerName
 from densekit.training.trackers import LogRow, MLflow, TensorBoard, Tracker, WandB, row_of
@@ -89,11 +89,10 @@ class Tracking:
 def require(trackers: Iterable[TrackerName]) -> None:
     """Raises UserError for one whose library is not installed."""
     for name in trackers:
-        found = find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name is no library
-            raise UserError(
-                f'loop.track={name}: {name} is not installed: pip install "densekit[{name}]"'
-            )
+        with needs_extra(name, f"loop.track={name}"):
+            found = find_spec(name)
+            if found is None or found.origin is None:  # a folder of that name is no library
+                raise ModuleNotFoundError(name=name)
 
 
 class Follower:
