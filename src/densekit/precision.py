@@ -37,7 +37,7 @@ MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
 FLAG = "--{} {}"  # how a command's own options are typed
 TRIMMED_EVERY = 50  # batches
 KnownName = TypeVar("KnownName", bound=str)
-Batch = TypeVar("Batch")
+AnyBatch = TypeVar("AnyBatch")
 Format = Literal["fp32", "bf16", "fp16"]
 MemoryLayout = Literal["contiguous", "channels_last"]
 DTYPES: dict[Format, torch.dtype] = {
@@ -199,7 +199,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
-def in_bounded_memory(batches: Iterable[Batch]) -> Iterator[Batch]:
+def in_bounded_memory(batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
     """`batches`; on Linux with glibc, memory that is free goes to the kernel now and then.
 
     glibc 2.36 may not join freed blocks of aligned memory, which tensors are, to larger ones (its
