@@ -94,7 +94,7 @@ ShortBatchSize = Annotated[
 ]
 ImageSize = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--image-size", metavar="N", min=1, help="Short for -o data.image_size=S."),
+    typer.Option("--image-size", metavar="N", min=1, help="Short for -o data.image_size=N."),
 ]
 EvaluationData = Annotated[
     Optional[str],  # noqa: UP045

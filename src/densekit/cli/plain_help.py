@@ -1,7 +1,7 @@
 """Commands whose --help names what an option takes, and no Python type.
 
-typer writes <bool> beside a switch, which takes nothing, and <str> beside an argument that has a
-name, in its newer versions.
+typer 0.29 writes <bool> beside a switch, which takes nothing, and <str> beside an argument that has
+a name; older ones still do so beside arguments.
 """
 
 from __future__ import annotations

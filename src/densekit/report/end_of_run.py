@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+
 from densekit import distributed
+from densekit.config import UserError
 from densekit.explain.folder import PAGE_NAME
 from densekit.infer.bootstrap import Resampling
 from densekit.infer.evaluate import Judged, evaluate_source
@@ -18,7 +21,8 @@ RESAMPLES = 1000
 def report_run(outcome: Outcome) -> None:
     """As `densekit evaluate RUN --report RUN/report`, on every rank, if loop.report asks for it.
 
-    Whatever goes wrong is said and not raised: the training is done and kept.
+    Whatever goes wrong is said and not raised, since the training is done and kept; of what is no
+    user's mistake with its traceback.
     """
     if not outcome.plan.recipe.loop.report or outcome.stopped:
         return
@@ -37,6 +41,8 @@ def report_run(outcome: Outcome) -> None:
             write_report(folder, Judgement(opened, judged[0], found), precision,
                          ReportSource(run, None))  # fmt: skip
     except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
         say(f"loop.report: no report was made: {error or type(error).__name__}; the run is kept")
     else:
         say(f"{folder / PAGE_NAME}: the report")
