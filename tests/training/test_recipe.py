@@ -17,6 +17,7 @@ from densekit.training.recipe import (
     name_of,
     read_recipe,
     shipped,
+    stored_recipe,
 )
 from densekit.training.recipe_checks import check
 
@@ -174,4 +175,24 @@ def test_what_changes_no_number_is_this_and_no_more() -> None:
         "loop.track", "loop.report", "loop.monitor", "loop.patience", "loop.threshold",
         "loop.accept_data_change", "loop.rank_timeout", "loop.on_nonfinite",
         "loop.max_skips",
+    ]  # fmt: skip
+
+
+# Stored -------------------------------------------------------------------------------------
+
+FIRST = Path(__file__).with_name("first_recipe.yaml")
+"""The recipe.yaml that the first version wrote of a run of quickstart."""
+
+
+def test_what_the_first_version_stored_is_todays_recipe() -> None:
+    """Keys have been renamed since, and others are new: each is what there was without it."""
+    resolved = [
+        "data.batch_size=2000", "data.shuffle_window=0", "model.num_classes=10",
+        "model.op=reference", "loop.epochs=1", "loop.device=cpu", "loop.precision=bf16",
+        "loop.memory_format=contiguous", "loop.cuda_graph=off",
+    ]  # fmt: skip
+    assert differences(stored_recipe(FIRST), load_recipe("quickstart", resolved)) == []
+    other = load_recipe("quickstart", [*resolved, "data.shuffle_window=4", "loop.cuda_graph=on"])
+    assert differences(stored_recipe(FIRST), other) == [
+        "data.shuffle_window: 0 -> 4", "loop.cuda_graph: off -> on"
     ]  # fmt: skip

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 import torch
 
+from densekit.config import PathKey, Tree, read_yaml, rename, to_yaml
+from densekit.config.trees import without_value
 from densekit.files import make_folder, temporary
 from densekit.models import artifact
 from densekit.training import run_folder
-from densekit.training.recipe import Recipe
+from densekit.training.recipe import Recipe, differences, stored_recipe
 from densekit.training.run_folder import RunFolder
 from densekit.training.state import step_of
 from runs import (
@@ -49,6 +51,13 @@ def refused(runs: Runs, folder: Path, options: Options | None = None) -> str:
     return " ".join(started.output.split())
 
 
+def _keys(tree: Tree) -> Iterator[tuple[PathKey, ...]]:
+    """The path of every value."""
+    for key, value in tree.items():
+        below = _keys(value) if isinstance(value, dict) else [()]
+        yield from ((key, *rest) for rest in below)
+
+
 # Killed at any moment -----------------------------------------------------------------------
 
 
@@ -66,6 +75,22 @@ def test_two_ranks_go_on_alike(runs: Runs, tmp_path: Path) -> None:
     runs.kill(tmp_path / "run", 4, options, ranks=2)
     runs.train(tmp_path / "run", options, ranks=2)
     assert_same_run(tmp_path / "run", runs.whole(FEATURES, ranks=2))
+
+
+def test_a_run_that_is_older_than_a_key_goes_on(runs: Runs, tmp_path: Path) -> None:
+    """Whatever `auto` came to: a key that a stored recipe lacks is what was computed without it."""
+    folder = runs.killed(tmp_path / "run", 8)
+    stored = folder / "recipe.yaml"
+    tree, today = read_yaml(stored).tree, stored_recipe(stored)
+    first = set(rename(Recipe, read_yaml(Path(__file__).with_name("first_recipe.yaml"))).places)
+    newer = [key for key in _keys(tree) if key not in first and key[:2] != ("model", "overrides")]
+    assert {("data", "shuffle_window"), ("loop", "cuda_graph")} <= set(newer)
+    for key in newer:
+        tree = without_value(tree, key)
+    stored.write_text(to_yaml(tree))
+    assert differences(stored_recipe(stored), today) == []
+    runs.train(folder)
+    assert_same_run(folder, runs.whole())
 
 
 @slow

@@ -7,7 +7,14 @@ from densekit.config.layers import Layers, assemble
 from densekit.config.overrides import override, parse_override
 from densekit.config.paths import PathText
 from densekit.config.renamed import moved_keys, rename
-from densekit.config.section import NO_NUMBER, OutOfReach, Section, UserError, nearest
+from densekit.config.section import (
+    NO_NUMBER,
+    OutOfReach,
+    Section,
+    UserError,
+    nearest,
+    when_absent,
+)
 from densekit.config.trees import dotted, merge
 from densekit.config.yaml_file import ConfigSource, PathKey, Tree, read_yaml, to_yaml
 
@@ -38,4 +45,5 @@ __all__ = [
     "rename",
     "to_yaml",
     "when",
+    "when_absent",
 ]

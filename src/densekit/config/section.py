@@ -30,6 +30,12 @@ NO_NUMBER: dict[str, Any] = {"changes_no_number": True}
 """json_schema_extra of a field that a resumed run may change."""
 
 
+def when_absent(value: Any) -> dict[str, Any]:
+    """json_schema_extra of a field whose default is not what was computed before there was such a
+    field: `value` was."""
+    return {"when_absent": value}
+
+
 class Section(BaseModel):
     """Base of every config section: frozen, no unknown keys, finite numbers; a field's docstring
     is its help."""

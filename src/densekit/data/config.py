@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from densekit.config import NO_NUMBER, ON, PathText, Section, when
+from densekit.config import NO_NUMBER, ON, PathText, Section, when, when_absent
 from densekit.data.augment_config import AugmentConfig, Span
 from densekit.data.intensity import Intensity, Rule
 
@@ -139,7 +139,9 @@ class DataConfig(Section):
     """How far an epoch evens out the classes, without changing its length: a class of n images is
     drawn in proportion to n ** (1 - balance). 0: every image once; 1: every class as often; 0.5:
     by square roots. Of images with several classes each counts for its rarest."""
-    shuffle_window: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    shuffle_window: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", json_schema_extra=when_absent(0)
+    )
     """Of shards: how many are read at a time, so that the cache need not hold all of them. 0: an
     epoch's order is that of files, over all shards; auto: 16 of shards from elsewhere, else 0."""
     batch_size: int = Field(256, ge=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from densekit.config import UserError, build, read_yaml
+from densekit.config import UserError
 from densekit.explain.folder import PREDICTIONS, REPORT
 from densekit.files import write_atomically
 from densekit.infer.evaluate import Judged, evaluate_source
@@ -21,7 +21,7 @@ from densekit.report.answers import Judgement
 from densekit.report.page import run_lines
 from densekit.report.predictions import KeptAnswers, read_answers
 from densekit.report.theme import SERIES, as_png, new_figure, styled
-from densekit.training.recipe import Recipe, differences
+from densekit.training.recipe import Recipe, differences, stored_recipe
 
 
 @dataclass(frozen=True)
@@ -126,4 +126,4 @@ def _report(name: str, folder: Path) -> Compared:
 
 def _recipe(place: Path) -> Recipe | None:
     file = place.parent / "recipe.yaml"
-    return build(Recipe, read_yaml(file)) if file.is_file() else None
+    return stored_recipe(file) if file.is_file() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,9 +21,12 @@ from densekit.config import (
     Tree,
     UserError,
     assemble,
+    build,
+    merge,
     nearest,
     read_yaml,
     when,
+    when_absent,
 )
 from densekit.data.config import DataConfig
 from densekit.models.parts import part_of, stage_names
@@ -74,7 +78,7 @@ class LoopConfig(Section):
     """Of evaluation within training."""
     memory_format: MemoryFormatName = "auto"
     """auto: the table in densekit.precision."""
-    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=when_absent("off"))
     """On a GPU: launch a step's forward and backward pass as one each; auto: off until measured."""
     threads: int | None = Field(None, ge=1)
     """CPU threads per rank; null: OMP_NUM_THREADS, else cores / local ranks."""
@@ -249,6 +253,24 @@ def load_recipe(name: str | None = None, options: Iterable[str] = ()) -> Recipe:
     """The recipe of a file or shipped recipe, and `-o` options. Raises UserError."""
     source, named = read_recipe(name)
     return assemble(Recipe, Layers(named, source, options))[0]
+
+
+def stored_recipe(file: Path) -> Recipe:
+    """The recipe.yaml of a run; keys that it lacks, since they are newer, are as they were then."""
+    stored = read_yaml(file)
+    return build(Recipe, replace(stored, tree=merge(_as_before(Recipe), stored.tree)))
+
+
+def _as_before(section: type[Section]) -> Tree:
+    """What was computed before there were the fields that declare `when_absent`."""
+    found: Tree = {}
+    for key, field in section.model_fields.items():
+        below, extra = field.annotation, field.json_schema_extra
+        if isinstance(below, type) and issubclass(below, Section):
+            found[key] = _as_before(below)
+        elif isinstance(extra, dict) and "when_absent" in extra:
+            found[key] = extra["when_absent"]
+    return found
 
 
 def differences(one: Section, other: Section, prefix: str = "") -> list[str]:

@@ -15,12 +15,12 @@ from typing import Any, TextIO
 import filelock
 
 from densekit import distributed
-from densekit.config import UserError, build, read_yaml, to_yaml
+from densekit.config import UserError, to_yaml
 from densekit.data.config import DataConfig
 from densekit.data.holdout import SPLIT_FILE, Sides, read_sides, split_text
 from densekit.data.listing import Examples
 from densekit.files import make_folder, remove_left_over, write_atomically
-from densekit.training.recipe import Recipe, differences
+from densekit.training.recipe import Recipe, differences, stored_recipe
 from densekit.training.state import STATE_FORMAT, State, StateFolder, read_state, step_of
 from densekit.training.trackers import KNOWN_TO_MLFLOW, KNOWN_TO_WANDB
 from densekit.training.tracking import Tracking, require
@@ -79,7 +79,7 @@ class RunFolder:
             folder._refuse_foreign()
         stored = path / "recipe.yaml"
         if stored.exists() and folder._started():
-            folder._refuse_other(recipe, build(Recipe, read_yaml(stored)))
+            folder._refuse_other(recipe, stored_recipe(stored))
         return notes
 
     def open_(self, recipe: Recipe) -> None:
@@ -97,7 +97,7 @@ class RunFolder:
             make_folder(self.path)
         self.hold(rank=0)
         if ours.exists():
-            theirs = build(Recipe, read_yaml(ours))
+            theirs = stored_recipe(ours)
             if self._started():
                 self._refuse_other(recipe, theirs)
             else:
@@ -227,7 +227,7 @@ class RunFolder:
         run = origin.parent.parent if origin.is_file() else origin
         if not (run / "recipe.yaml").exists():
             raise UserError(f"--resume {origin}: not a run's folder, nor a state in one")
-        changed = differences(build(Recipe, read_yaml(run / "recipe.yaml")), recipe)
+        changed = differences(stored_recipe(run / "recipe.yaml"), recipe)
         if changed:
             raise UserError(
                 f"--resume {origin}: a run of another recipe:\n  " + "\n  ".join(changed)
@@ -320,7 +320,7 @@ def _choose(recipe: Recipe, digest: str) -> tuple[Path, list[str]]:
         stored = path / "recipe.yaml"
         if not stored.exists():
             return path, notes
-        changed = _other(build(Recipe, read_yaml(stored)), recipe)
+        changed = _other(stored_recipe(stored), recipe)
         if not changed and not recipe.loop.accept_data_change:
             state = StateFolder(path / "state", 1).newest()
             changed += ["other images"] if state and state["data"] != digest else []
