@@ -1,12 +1,12 @@
-// A rectangle of a JPEG file, decoded by the libjpeg that Pillow has loaded.
+// Decodes a rectangle of a JPEG file with the libjpeg that Pillow has loaded.
 //
-// Rows above the rectangle are skipped, rows below never read, and of each row only the blocks that
-// the rectangle needs are transformed. Pixels are those of the whole image, to the bit: some more on
-// each side are decoded, since upsampled colours look at their neighbours, and libjpeg upsamples maps
-// of one or two columns in another way.
+// Rows above the rectangle are skipped, rows below are never read, and within a row only the DCT
+// blocks that the rectangle needs are transformed. The pixels equal those of a full decode bit for
+// bit: a margin is decoded too, since chroma upsampling reads neighbours, and libjpeg upsamples
+// one or two columns differently.
 //
-// No header of libjpeg is needed: what is declared here is its ABI of version 6.2 on 64-bit
-// machines, which libjpeg itself checks (jpeg_CreateDecompress, by version and size).
+// No libjpeg header is needed: the structs below declare its 6.2 ABI on 64-bit machines, and
+// libjpeg checks that itself (jpeg_CreateDecompress compares version and size).
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -21,7 +21,7 @@
 namespace {
 
 constexpr int kVersion = 62, kGrey = 1, kRgb = 2;
-constexpr unsigned kRows = 1, kColumns = 16;  // that are decoded beyond the rectangle
+constexpr unsigned kRows = 1, kColumns = 16;  // the margin decoded around the rectangle
 static_assert(sizeof(void*) == 8, "the structs below are those of 64-bit machines");
 
 struct Decompress;
@@ -30,7 +30,7 @@ struct Errors {
   void (*emit_message)(Decompress*, int level);
   void* others[3];
   char rest[128];
-  jmp_buf failed;  // ours
+  jmp_buf failed;  // ours, not libjpeg's
 };
 struct Decompress {
   Errors* err;
@@ -66,7 +66,7 @@ struct Library {
 
 void fail(Decompress* jpeg) { longjmp(jpeg->err->failed, 1); }
 void warn(Decompress* jpeg, int level) {
-  if (level < 0) fail(jpeg);  // the file is damaged: Pillow decides what it is worth
+  if (level < 0) fail(jpeg);  // corrupt data: leave the file to Pillow
 }
 
 template <class Function>
@@ -83,7 +83,7 @@ void start(Decompress& jpeg, Errors& errors) {
 
 }  // namespace
 
-// Whether the libjpeg in `path` can be used; it is from then on.
+// Loads the libjpeg at `path`. Returns 0 if it cannot be used.
 extern "C" int use_library(const char* path) {
   void* handle = dlopen(path, RTLD_NOW);
   Library& l = library;
@@ -113,11 +113,11 @@ struct Part {
   unsigned top, left, height, width;
 };
 
-// Decodes `part`, and hands its rows to `take(rows, stride, count)`, kLanes at a time. With a
-// `denominator` of 2, 4 or 8 the image is that much smaller, and so is the part, whose edges are
-// moved outward to whole pixels. Returns 0 for what libjpeg warns of or cannot decode.
+// Decodes `part` and passes its rows to `take(rows, stride, count)`, kLanes at a time. A
+// `denominator` of 2, 4 or 8 decodes the image at 1/2, 1/4 or 1/8 of its size; the part's edges are
+// then rounded outward to whole pixels. Returns 0 if libjpeg warns or fails.
 //
-// Nothing with a destructor may live here: libjpeg's errors jump over it.
+// No local may have a destructor: libjpeg's errors longjmp past it.
 template <class Take>
 int decode(const unsigned char* file, size_t size, int channels, unsigned denominator, Part part,
            Take& take) {
@@ -162,14 +162,14 @@ int decode(const unsigned char* file, size_t size, int channels, unsigned denomi
         fail(&jpeg);
     take(rows[0] + size_t(left - first) * channels, stride, static_cast<int>(end - begin));
   }
-  // as Pillow does: what follows the last row may be damaged, too
+  // only after the last row, as Pillow does: data after it may be corrupt, too
   if (jpeg.output_scanline == jpeg.output_height) library.finish(&jpeg);
   library.destroy(&jpeg);
   std::free(strip);
   return 1;
 }
 
-// What the outputs take along one side of a part, of `length` pixels from `start` on.
+// The resize weights along one side of a part: `length` pixels from `start` to `size` outputs.
 Taps along(unsigned start, unsigned length, unsigned denominator, int size) {
   const double times = denominator, begin = start / times;
   const unsigned low = start / denominator;
@@ -179,8 +179,8 @@ Taps along(unsigned start, unsigned length, unsigned denominator, int size) {
 
 }  // namespace
 
-// Rows `top` to `top + height` and columns `left` to `left + width` of a file, 1 or 3 channels each,
-// into out, [height, width, channels]. Returns 0 where Pillow has to decode.
+// Writes rows top..top + height and columns left..left + width to out, [height, width, channels],
+// with 1 or 3 channels. Returns 0 if Pillow has to decode the file.
 extern "C" int read_rectangle(const unsigned char* file, size_t size, int channels, unsigned top,
                               unsigned left, unsigned height, unsigned width, unsigned char* out) {
   const size_t bytes = size_t(width) * channels;
@@ -190,8 +190,8 @@ extern "C" int read_rectangle(const unsigned char* file, size_t size, int channe
   return decode(file, size, channels, 1, {top, left, height, width}, copy);
 }
 
-// The same rectangle resized to a square, into out, [channels, side, side]; of an image that is
-// decoded at a `denominator`th of its size.
+// The same rectangle, resized to out, [channels, side, side], after decoding at 1/denominator of
+// the image's size.
 extern "C" int read_square(const unsigned char* file, size_t size, int channels, unsigned top,
                            unsigned left, unsigned height, unsigned width, unsigned denominator,
                            int side, int mirrored, unsigned char* out) {

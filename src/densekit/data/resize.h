@@ -1,10 +1,10 @@
 // Antialiased bilinear resizing of 8-bit rows, strip by strip as they are decoded.
 //
-// The arithmetic is that of torch's `interpolate(mode="bilinear", antialias=True)` for uint8, which
-// is Pillow's: 16-bit weights in fixed point, as precise as the largest allows, first along
-// rows, rounded to 8 bits, then along columns. So the pixels are torch's to the bit.
+// Same arithmetic as torch's `interpolate(mode="bilinear", antialias=True)` for uint8, which is
+// Pillow's: 16-bit fixed-point weights with as many fraction bits as the largest weight allows;
+// along rows first, rounded to 8 bits, then along columns. So pixels equal torch's bit for bit.
 //
-// A strip is transposed (its columns become lines), so that both passes add up whole lines.
+// A strip is transposed (its columns become lines), so that both passes sum whole lines.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,17 +15,17 @@
 #include <immintrin.h>
 #endif
 
-constexpr int kLanes = 16;  // bytes of a vector, and rows of a strip
+constexpr int kLanes = 16;  // bytes in a vector, and rows in a strip
 
-// What each of `size` outputs takes from one line of inputs.
+// The inputs and weights of each of `size` outputs along one side.
 struct Taps {
   int inputs;
   std::vector<int> first, count;
   std::vector<int16_t> weights;  // [size, most]
-  int most = 0;                  // even, so that weights can be taken in pairs
-  int places = 0;                // binary places of the fixed-point weights
+  int most = 0;                  // weights per output; even, so that they can be used in pairs
+  int places = 0;                // fraction bits of the weights
 
-  // Outputs lie evenly on [start, start + scale * size] of `inputs` values.
+  // The outputs divide [start, start + scale * size] of the inputs evenly.
   Taps(int inputs, int size, double start, double scale)
       : inputs(inputs), first(size), count(size) {
     const double reach = std::max(scale, 1.0);
@@ -54,7 +54,7 @@ struct Taps {
   }
 };
 
-// kLanes weighted sums of `count` lines, `stride` bytes apart; one line more may be read.
+// kLanes weighted sums over `count` lines, `stride` bytes apart; may read one line more.
 inline void add_up(const unsigned char* from, size_t stride, const int16_t* weights, int count,
                    int places, unsigned char* to) {
 #ifdef __AVX2__
@@ -87,7 +87,7 @@ inline void add_up(const unsigned char* from, size_t stride, const int16_t* weig
 #endif
 }
 
-// Writes kLanes rows of as many bytes as columns.
+// Transposes kLanes rows of kLanes bytes.
 inline void turn(const unsigned char* from, size_t stride, unsigned char* to, size_t to_stride) {
 #ifdef __SSE2__
   static_assert(kLanes == 16);
@@ -111,8 +111,8 @@ inline void turn(const unsigned char* from, size_t stride, unsigned char* to, si
 
 constexpr size_t whole_vectors(size_t bytes) { return (bytes + kLanes - 1) / kLanes * kLanes; }
 
-// Takes the rows of a rectangle from top to bottom, [width, channels] each, and writes the resized
-// image, [channels, size, size]; mirrored, if that is asked for.
+// Takes the rows of a rectangle, [width, channels] each, from top to bottom, and writes the resized
+// (and optionally mirrored) image, [channels, size, size].
 class Resizer {
  public:
   Resizer(int channels, const Taps& across, const Taps& down, bool mirrored, unsigned char* out)
@@ -122,8 +122,8 @@ class Resizer {
         resized_(padded_ * channels * kLanes),
         lines_((whole_vectors(down.inputs) + 1) * channels * padded_) {}
 
-  // The next `count` rows, kLanes at the most. Of each of kLanes rows up to kLanes bytes beyond its
-  // end may be read.
+  // Takes the next `count` rows, at most kLanes. Always kLanes rows must be readable, each to
+  // kLanes bytes past its end.
   void take(const unsigned char* rows, size_t stride, int count) {
     for (size_t i = 0; i < values_; i += kLanes)
       turn(rows + i, stride, &turned_[i * kLanes], kLanes);
@@ -167,7 +167,7 @@ class Resizer {
   const bool mirrored_;
   const Taps &across_, &down_;
   unsigned char* out_;
-  const size_t padded_, values_;  // bytes of a line of the result, and of a row
+  const size_t padded_, values_;  // bytes in an output line (padded) and in an input row
   std::vector<unsigned char> turned_;   // [width, channels, kLanes]
   std::vector<unsigned char> resized_;  // [channels, padded, kLanes]
   std::vector<unsigned char> lines_;    // [rows, channels, padded], resized along rows

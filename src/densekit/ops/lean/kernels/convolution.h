@@ -1,8 +1,8 @@
-// Half a layer, norm-relu-conv, and its backward pass: one pass over memory each.
+// Half a layer (norm, relu, convolution) and its backward pass, each in one pass over memory.
 //
-// A tile of a map is normalised into the cache and multiplied there, so that neither the
-// normalised activations nor their gradients are ever written to memory. The tile has a column of
-// zeros after each row and a row above and below: a pixel's neighbours are then at the same
+// A tile of a feature map is normalised into the cache and multiplied there, so that neither the
+// normalised activations nor their gradients are ever written to memory. The tile is padded with a
+// zero column after each row and a row above and below: a pixel's neighbours are then at the same
 // offsets everywhere, and a 3x3 convolution is nine products with shifted rows.
 #pragma once
 #include "multiply.h"
@@ -10,8 +10,8 @@
 
 namespace {
 
-// Maps [n, h, w] and how they are cut into tiles: some rows of an image, or, for a 1x1 convolution,
-// which sees no rows, just some pixels.
+// How maps [n, h, w] are cut into tiles: a few rows of an image for a 3x3 convolution; for a 1x1
+// convolution, a run of pixels.
 struct Tiles {
   Index h, w, reach, pitch, tall, each, count;
 
@@ -20,17 +20,18 @@ struct Tiles {
     Index whole = spatial ? h : this->w, most = spatial ? pixels / (w + 1) : pixels;
     most = std::max<Index>(1, most);
     each = std::max<Index>(1, rounded(whole, most) / most);
-    if (!spatial) each = rounded(each, threads);  // no thread waits long for another
+    if (!spatial) each = rounded(each, threads);  // the same number of tiles per thread
     tall = std::max<Index>(1, rounded(whole, each) / each);
     each = rounded(whole, tall) / tall;
     count = each * (spatial ? n : 1);
     pitch = spatial ? w + 1 : tall;
   }
-  // Pixels of a tile's scratch, with room for what products read past its end; where its own start.
+  // Pixels in a tile's scratch, with room for what products read past its end; and where the
+  // tile's own pixels start in it.
   Index size() const { return pixels() + 2 * reach * (pitch + 1) + kHeight + 2; }
   Index start() const { return reach * (pitch + 1); }
   Index pixels() const { return reach ? tall * pitch : tall; }
-  // Where the rows of a window start, relative to its centre; a pixel has ld words.
+  // Offsets of a window's rows from its centre, in words; a pixel has ld words.
   std::vector<Index> window(Index ld) const {
     std::vector<Index> offsets;
     for (Index dy = -reach; dy <= reach; dy++) offsets.push_back((dy * pitch - reach) * ld);
@@ -38,7 +39,7 @@ struct Tiles {
   }
 
   struct Tile {
-    Index first, top, rows, width;  // its first pixel; in the image; and how large it is
+    Index first, top, rows, width;  // first pixel in the maps; first row in its image; size
     Index pixels() const { return rows * width; }
   };
   Tile at(Index i) const {
@@ -47,7 +48,7 @@ struct Tiles {
     if (!reach) return {top, 0, 1, std::min(tall, w - top)};
     return {(i / each * h + top) * w, top, std::min(tall, h - top), w};
   }
-  // Pixels from a tile's first to its last, with the zeros after rows.
+  // Pixels from a tile's first to its last, including the zeros after each row.
   Index span(const Tile& tile) const { return reach ? tile.rows * pitch : tile.width; }
 
   // body(pixel of the maps, pixel of the scratch) for a tile and `reach` rows around it
@@ -64,7 +65,7 @@ struct Tiles {
     for (Index r = 0; r < tile.rows; r++)
       for (Index i = 0; i < tile.width; i++) body(tile.first + r * w + i, r * pitch + i);
   }
-  // Zeros where a row above or below is outside the image.
+  // Zeroes the row above or below the tile where it is outside the image.
   template <class Word>
   void clear_outside(const Tile& tile, Word* scratch, Index ld) const {
     for (Index r : {-reach, tile.rows + reach - 1})
@@ -83,13 +84,13 @@ struct Weight {
   }
 };
 
-// z [pixels, k] = relu(norm(x)) convolved; `found`, unless null, becomes z's moments.
+// z [pixels, k] = conv(relu(norm(x))); z's moments are written to `found` unless it is null.
 template <class T>
 void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float> weight, T* z,
                     Index ldz, double* found, Index n, Index h, Index w, int threads) {
   Index c = weight.c, k = weight.k, kw = words_of<T>(c);
   bool spatial = weight.taps > 1;
-  Index lda = spatial ? kw : rounded(kw, 16) | 16;  // so that pixels are not 4 KiB apart
+  Index lda = spatial ? kw : rounded(kw, 16) | 16;  // never a multiple of 4 KiB
   Tiles map(n, h, w, spatial, spatial ? std::min<Index>(264, 50000 / lda) : 96, threads);
   Scratch<Word<T>> packed(packed_words<T>(weight.taps, c, k));
   pack<T>(packed.data(), weight.taps, c, k, threads,
@@ -132,7 +133,7 @@ void norm_relu_conv(const T* x, Index ldx, const float* norm, Weight<const float
   if (found) moments.merge(found);
 }
 
-// Where the gradient of a convolution's output comes from, [pixels, k]: for column j, at a pixel.
+// Two ways to compute the gradient of a convolution's output, [pixels, k], at (pixel, column j).
 template <class T>
 struct DeferredGrad {  // d + shift + slope * (x - mean); line is [3, k]: mean, shift, slope
   const T *d, *x;
@@ -178,7 +179,7 @@ inline void zero(Word* rows, Index row, Index ld) {
   std::memset(rows + row * ld, 0, ld * sizeof *rows);
 }
 
-// Rows first and first + 1, then first + 2 and first + 3, ... of [_, c] bfloat16 as words.
+// Packs pairs of bfloat16 rows [_, c] into words: first with first + 1, first + 2 with first + 3...
 inline void interleave(const uint32_t* rows, Index ld, Index first, Index words, Index c,
                        uint32_t* out, Index ldo) {
   auto part = reinterpret_cast<const uint16_t*>(rows) + first * 2 * ld;
@@ -186,8 +187,9 @@ inline void interleave(const uint32_t* rows, Index ld, Index first, Index words,
     for (Index j = 0; j < c; j++) out[j] = part[j] | uint32_t(part[2 * ld + j]) << 16;
 }
 
-// Whatever is not null: g's sums, g being the gradient before the relu (see grad_sums); with
-// them to = d + scale * g, or, without d, to = g; and the weight's gradient, added to it.
+// What the backward pass computes; null members are skipped. With g, the gradient before the relu:
+// sums (see grad_sums), to = d + scale * g (to = g if d is null), and weight += the weight's
+// gradient. Without sums, `to` is not computed.
 template <class T>
 struct Asked {
   double* sums;
@@ -236,7 +238,7 @@ void norm_relu_conv_backward(Behind behind, const T* x, Index ldx, const float* 
         store<W>(reinterpret_cast<Part<T>*>(dz + to * ld) + j, at(pixel));
       });
     });
-    Word<T>*dzs[2] = {}, *as = a;  // pairs of pixels as words: those of dz from pixel 0 and from 1
+    Word<T>*dzs[2] = {}, *as = a;  // pairs of pixels as words; dz's start at pixel 0 and at 1
     if constexpr (P > 1) {
       dzs[0] = &pairs[t * size * deep], dzs[1] = dzs[0] + size / 2 * deep;
       interleave(dz, ld, 0, size / 2, k, dzs[0], deep);

@@ -1,4 +1,4 @@
-// A network's logits in one call; ops/lean/inference.py packs what it takes.
+// A network's features in one call, and its classifier; ops/lean/inference.py packs the weights.
 #include "inference.h"
 
 #include "stem.h"
@@ -6,13 +6,13 @@
 
 namespace {
 
-// out [n, c] of the last step, for `n` images from the first.
+// Runs all steps for images first..first + n; out is [n, c] of the last step.
 template <class T>
 void group(const Program& program, const Images& images, Index first, Index n, float* out,
            Space<T> space, Team& team, Index border_ld) {
   const Stem& begin = program.stem;
   Index h = begin.convolved(images.h), w = begin.convolved(images.w);
-  Maps<T> x{space.maps[0], n, begin.pooled(h), begin.pooled(w), apart<T>(begin.width)};
+  Maps<T> x{space.maps[0], n, begin.pooled(h), begin.pooled(w), row_stride<T>(begin.width)};
   for (Index i = 0; i < n; i++) {
     Images from = images;
     from.p += first * images.of_n;
@@ -35,7 +35,7 @@ void group(const Program& program, const Images& images, Index first, Index n, f
         break;
       case kTransition: {
         at = 1 - at;
-        Maps<T> z{space.maps[at], n, x.h / 2, x.w / 2, apart<T>(step.width)};
+        Maps<T> z{space.maps[at], n, x.h / 2, x.w / 2, row_stride<T>(step.width)};
         transition<T>(step, x, z, space, team);
         y = {space.bordered, n, z.h, z.w, border_ld};
         y.clear(team);
@@ -46,7 +46,7 @@ void group(const Program& program, const Images& images, Index first, Index n, f
         last<T>(step, x, out, team);
         break;
     }
-    team.meet();
+    team.wait();
   }
 }
 
@@ -58,7 +58,7 @@ void infer(const Program& program, const Images& images, float* out, int threads
   Sizes<T> sizes(program, most, images.h, images.w);
   Arena arena;
   std::vector<Space<T>> spaces(threads);
-  std::vector<Meeting> meetings(std::max<Index>(1, teams));
+  std::vector<Barrier> barriers(std::max<Index>(1, teams));
   for (int opened = 0; opened < 2; opened++) {  // first for the size, then for the pieces
     if (opened) arena.open();
     for (auto& space : spaces) {
@@ -71,7 +71,7 @@ void infer(const Program& program, const Images& images, float* out, int threads
   }
 #pragma omp parallel num_threads(threads)
   {
-    // OpenMP may give fewer threads than were asked for: those do the others' part too.
+    // OpenMP may start fewer threads than asked for; they do the missing ones' share too.
     Index real = omp_get_num_threads(), me = omp_get_thread_num();
     bool all = real == threads;
     for (Index t = me; t < threads; t += real) {
@@ -85,18 +85,18 @@ void infer(const Program& program, const Images& images, float* out, int threads
         group<T>(program, images, first, 1, out + first * c, spaces[t], alone, sizes.border_ld);
       }
     }
-#pragma omp barrier  // a team works in its first thread's space
+#pragma omp barrier  // a team uses its first thread's buffers
     if (all && me < teams * each) {
       Index team = me / each, first = own * threads + team;
       Space<T> space = spaces[team * each];
       space.words = spaces[me].words, space.products = spaces[me].products;
-      Team shared{me % each, each, &meetings[team]};
+      Team shared{me % each, each, &barriers[team]};
       group<T>(program, images, first, 1, out + first * c, space, shared, sizes.border_ld);
     }
   }
 }
 
-// out [n, k] = x [n, c] b + bias; x has room for rows up to a multiple of kHeight.
+// out [n, k] = x [n, c] b + bias; x must be readable to a multiple of kHeight rows.
 void linear(const float* x, Index n, Index c, const float* packed, const float* bias, Index k,
             float* out, int threads) {
   Index count = (k + kBlock - 1) / kBlock;
@@ -112,7 +112,7 @@ void linear(const float* x, Index n, Index c, const float* packed, const float* 
   }
 }
 
-// `count` matrices w [taps, n, group] packed for products, one after the other.
+// Packs `count` matrices w [taps, n, group] for products, one after the other.
 template <class T>
 void pack_all(const float* w, Index count, Index taps, Index group, Index n, void* out,
               int threads) {

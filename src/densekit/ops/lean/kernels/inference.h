@@ -1,10 +1,10 @@
-// A whole network in evaluation, a few images at a time.
+// A whole network in evaluation mode, a few images at a time.
 //
-// Threads take images of their own and carry them from the first step to the last, so that an
-// image's maps stay in a thread's cache and nobody waits. Where there are fewer images than
-// threads, a team of threads shares one: each takes a part of every step, and they meet after it.
-// Every sum is taken in the order of channels, whatever the tiles, teams and batch are: an image's
-// logits are the same bits in any batch and with any number of threads.
+// Each thread takes images of its own through all steps, so that their maps stay in its cache and
+// no thread waits for another. If there are fewer images than threads, a team of threads shares an
+// image: each computes a part of every step, with a barrier after it. Sums always run in the
+// order of channels, so an image's logits are bit-identical in any batch and with any number of
+// threads.
 #pragma once
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -19,21 +19,21 @@
 
 namespace {
 
-constexpr Index kGroup = 4;  // images that a thread carries at once: weights are read once for all
-constexpr Index kPixels = 96;   // of a 1x1 convolution's tile
-constexpr Index kWindows = 32;  // 4x4 tiles that are transformed at once, each to
-constexpr Index kPlaces = 16;   // products
-constexpr Index kApart = 16;  // floats between rows, so that they do not map to the same cache sets
+constexpr Index kGroup = 4;  // images that a thread computes together, reading weights once
+constexpr Index kPixels = 96;      // in a 1x1 convolution's tile
+constexpr Index kWindows = 32;     // 4x4 Winograd tiles transformed at once,
+constexpr Index kPlaces = 16;      // each to 16 products
+constexpr Index kRowPadding = 16;  // floats after a row, to spread rows over cache sets
 
 constexpr int kSpins = 4000;  // before a waiting thread sleeps: some tens of microseconds
 
-// What inference.py packs; pointers are null where a step has no such thing.
+// Packed by inference.py; a pointer that a kind of step does not use is null.
 enum Kind : int64_t { kPoint, kNorm, kWindow, kTransition, kLast };
 struct Stem {
   Index channels, kept;  // of the image, and as stored: (stride * kept) is whole words
   Index side, stride, k;
-  Index pools;  // shift, relu and a 3x3 max pool follow
-  Index width;  // channels of the block that follows, all its layers included
+  Index pools;  // whether shift, relu and a 3x3 max pool follow
+  Index width;  // channels of the next block, with those that its layers add
   const void* weight;
   const float* shift;
 
@@ -43,7 +43,7 @@ struct Stem {
 struct Step {
   Kind kind;
   Index c, k;          // channels read and written
-  Index width;         // kTransition: channels of the next block, all its layers included
+  Index width;         // kTransition: channels of the next block, with those its layers add
   const float* norm;   // [2, c]: scale, shift
   const void* weight;  // packed
   const float* shift;  // [k], added to the product before a relu
@@ -59,37 +59,37 @@ struct Images {
   Index of_n, of_c, of_h, of_w;  // strides
 };
 
-// Threads that share images ---------------------------------------------------------------------
+// Threads that share an image -------------------------------------------------------------------
 
-struct alignas(64) Meeting {
+struct alignas(64) Barrier {
   std::atomic<uint32_t> arrived{0}, asleep{0};
 };
 // A waiting thread spins for some microseconds and then sleeps: threads may share a core.
 struct Team {
   Index t, size;
-  Meeting* meeting;
+  Barrier* barrier;
   uint32_t round = 0;
 
   std::pair<Index, Index> share(Index n) const { return {n * t / size, n * (t + 1) / size}; }
-  void meet() {
+  void wait() {
     if (size == 1) return;
     uint32_t all = ++round * uint32_t(size);
-    if (meeting->arrived.fetch_add(1) + 1 == all) {
-      if (meeting->asleep.load() > 0) futex(FUTEX_WAKE_PRIVATE, INT_MAX);
+    if (barrier->arrived.fetch_add(1) + 1 == all) {
+      if (barrier->asleep.load() > 0) futex(FUTEX_WAKE_PRIVATE, INT_MAX);
       return;
     }
     for (int i = 0; i < kSpins; i++) {
-      if (meeting->arrived.load(std::memory_order_acquire) >= all) return;
+      if (barrier->arrived.load(std::memory_order_acquire) >= all) return;
 #ifdef __SSE2__
       __builtin_ia32_pause();
 #endif
     }
-    meeting->asleep.fetch_add(1);
-    for (uint32_t seen; (seen = meeting->arrived.load()) < all;) futex(FUTEX_WAIT_PRIVATE, seen);
-    meeting->asleep.fetch_sub(1);
+    barrier->asleep.fetch_add(1);
+    for (uint32_t seen; (seen = barrier->arrived.load()) < all;) futex(FUTEX_WAIT_PRIVATE, seen);
+    barrier->asleep.fetch_sub(1);
   }
   void futex(int operation, uint32_t value) {
-    syscall(SYS_futex, &meeting->arrived, operation, value, nullptr, nullptr, 0);
+    syscall(SYS_futex, &barrier->arrived, operation, value, nullptr, nullptr, 0);
   }
 };
 
@@ -102,7 +102,7 @@ struct Maps {
   Index n, h, w, ld;
   Index pixels() const { return n * h * w; }
 };
-// Maps with zeros around each image, as many as 4x4 tiles at every second pixel read.
+// Maps with zeros around each image: as many as its 4x4 tiles, two pixels apart, read.
 template <class T>
 struct Bordered {
   T* p;
@@ -124,18 +124,18 @@ struct Bordered {
 };
 
 template <class T>
-constexpr Index apart(Index columns) {  // a row's distance in elements
+constexpr Index row_stride(Index columns) {  // in elements
   return rounded(columns, 64 / sizeof(T)) + 64 / Index(sizeof(T));
 }
 
-// How large everything is for a group of `n` images.
+// Buffer sizes for a group of `n` images.
 template <class T>
 struct Sizes {
   Index maps[2] = {0, 0}, bordered = 0, border_ld = 0;  // elements of T
-  Index image = 0;                                      // parts of words
-  Index words = 0, products = 0;  // of a thread: inputs of products, and their results in floats
+  Index image = 0;                                      // elements of Part<T>
+  Index words = 0, products = 0;  // per thread: the products' inputs and float results
 
-  static Index lda(Index c) { return rounded(words_of<T>(c), 16) + kApart; }
+  static Index lda(Index c) { return rounded(words_of<T>(c), 16) + kRowPadding; }
   static Index pixels(Index c) {
     return std::max<Index>(24, std::min(kPixels, 65536 / lda(c) / 8 * 8));
   }
@@ -156,7 +156,7 @@ struct Sizes {
     }
     Index at = 0;
     auto block = [&](Index width) {
-      maps[at] = std::max(maps[at], n * h * w * apart<T>(width));
+      maps[at] = std::max(maps[at], n * h * w * row_stride<T>(width));
       bordered = std::max(bordered, Bordered<T>{nullptr, n, h, w, border_ld}.size());
     };
     block(stem.width);
@@ -174,7 +174,7 @@ struct Sizes {
   }
 };
 
-// One allocation, in pieces aligned to cache lines.
+// One allocation, cut into pieces aligned to cache lines.
 class Arena {
   OnLines<char> lines;
   char *start = nullptr, *next = nullptr;
@@ -196,9 +196,9 @@ class Arena {
 
 template <class T>
 struct Space {
-  T *maps[2], *bordered;  // of a team
+  T *maps[2], *bordered;  // shared by a team, as is image
   Part<T>* image;
-  Word<T>* words;  // of a thread
+  Word<T>* words;  // a thread's own, as are products
   float* products;
 };
 

@@ -1,7 +1,7 @@
-// Small matrix products whose operands are in the cache, for convolution.h.
+// Small matrix products c = a b with operands in the cache.
 //
-// A word is what one lane takes at once: a float, or two bfloat16 of neighbouring k where the CPU
-// multiplies those. a[m, k] and b[k, n] are in words; c[m, n] and all sums are float.
+// A word is one lane's operand: a float, or two bfloat16 with neighbouring k if the CPU can
+// multiply those. a[m, k] and b[k, n] are in words; c[m, n] and all sums are float.
 #pragma once
 #include <new>
 #include <type_traits>
@@ -10,14 +10,14 @@
 
 namespace {
 
-// The accumulators that registers hold: rows by vectors of columns.
+// Accumulators kept in registers: kHeight rows by kVectors vectors of columns.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kHeight = 8, kVectors = 3;  // 24 of 32
 #else
 constexpr int kHeight = 6, kVectors = 2;  // 12 of 16
 #endif
 constexpr Index kBlock = kVectors * kLanes;  // columns computed at once
-constexpr Index kDepth = 384;  // of k, so that two vectors of b stay in L1
+constexpr Index kDepth = 384;  // steps of k at a time, so that two vectors of b stay in L1
 
 #ifdef __AVX512BF16__
 template <class T>
@@ -27,13 +27,13 @@ template <class T>
 constexpr bool paired = false;
 #endif
 template <class T>
-using Part = std::conditional_t<paired<T>, bf16, float>;  // of a word
+using Part = std::conditional_t<paired<T>, bf16, float>;  // an element of a word
 template <class T>
 using Word = std::conditional_t<paired<T>, uint32_t, float>;
 template <class T>
 constexpr Index kParts = paired<T> ? 2 : 1;
 
-// Scratch aligned to cache lines.
+// Allocates memory aligned to cache lines.
 template <class T>
 struct OnLines {
   using value_type = T;
@@ -46,7 +46,7 @@ struct OnLines {
 template <class T>
 using Scratch = std::vector<T, OnLines<T>>;
 
-// The words of a row, kept in a register: loading them at each use would be the bottleneck.
+// Loads words of a row and keeps them in a register: loading at each use would be the bottleneck.
 inline Float<kLanes> row_of(const float* b) {
   auto v = load<kLanes>(b);
 #ifdef __SSE__
@@ -62,7 +62,7 @@ inline Float<kLanes> dot(Float<kLanes> sum, uint32_t a, __m512i b) {
 }
 #endif
 
-// Rows that are needed soon, prefetched line by line: all at once was no faster.
+// Rows that are needed soon, prefetched a cache line at a time; all at once was no faster.
 class Soon {
   struct Rows {
     const char* p;
@@ -96,7 +96,7 @@ class Soon {
   }
 };
 
-// H rows and V vectors of columns: c = a b, or c + a b.
+// c = a b, or c += a b if `add`, for H rows and V vectors of columns.
 template <int V, int H, class Word>
 inline void product(Index k, const Word* a, Index am, Index ak, const Word* b, float* c, Index ldc,
                     bool add, Soon& soon) {
@@ -120,9 +120,9 @@ inline void product(Index k, const Word* a, Index am, Index ak, const Word* b, f
     }
 }
 
-// c = a b, or c + a b. b is `vectors` * kLanes wide. k of it are multiplied with those of a that
-// stand at a + offset + m * am + k * ak, the next k with those at the next offset. m is rounded up
-// to a multiple of kHeight: what lies there must be readable, and is not used for other rows.
+// c = a b, or c += a b if `add`. b is `vectors` * kLanes wide and has k rows per offset, which are
+// multiplied with a[offset + i * am + j * ak], i < m, j < k. Rows of a and c up to the next
+// multiple of kHeight must exist: they are computed too, but do not affect the others.
 template <int V = kVectors, class Word>
 void multiply(int vectors, Index m, Index k, const std::vector<Index>& offsets, const Word* a,
               Index am, Index ak, const Word* b, float* c, Index ldc, bool add, Soon& soon) {
@@ -149,7 +149,7 @@ inline int vectors_of(Index columns) {
   return int(rounded(std::min(columns, kBlock), kLanes) / kLanes);
 }
 
-// kParts neighbours in k, as words.
+// Stores words of kParts elements with neighbouring k.
 template <int W>
 inline void put(float* p, const Float<W>* parts) {
   store<W>(p, parts[0]);
@@ -173,9 +173,8 @@ inline void put(uint32_t* p, const Float<W>* parts) {
   std::memcpy(p, &word, sizeof word);
 }
 
-// A matrix packed as b: blocks of up to kBlock columns in order. Its rows are `taps` groups
-// of `group`, each filled up to whole words; missing parts are 0. element(tap, i, j) is that of row
-// i < group and column j < n.
+// Packs a matrix as b: in blocks of up to kBlock columns. Its rows are `taps` groups of `group`
+// rows, each padded with zeros to whole words. element(tap, i, j): row i < group, column j < n.
 template <class T>
 constexpr Index words_of(Index group) {
   return (group + kParts<T> - 1) / kParts<T>;

@@ -1,10 +1,10 @@
-// The kernels of plain.py for CPUs, each one pass over memory.
+// The kernels of plain.py for CPUs, each in one pass over memory.
 //
-// Rows are pixels, columns channels, contiguous; a row of x is ldx elements after the one
-// before. Every product of statistics is taken about the mean, tile by tile, so that nothing
-// cancels at mean = 1000 std. NaN and Inf propagate as in torch.
+// Rows are pixels, columns are channels; channels are contiguous and rows of x are ldx elements
+// apart. Second moments are taken about the mean, tile by tile, so that nothing cancels even at
+// mean = 1000 std. NaN and Inf propagate as in torch.
 //
-// No torch headers: native.py compiles this file alone, and passes pointers.
+// No torch headers: native.py compiles this file and passes pointers.
 #include <cmath>
 
 #include "convolution.h"
@@ -25,7 +25,7 @@ void normalisation(const double* moments, Index ld, double count, const float* g
   }
 }
 
-// line [2, c]: shift and slope of what BatchNorm's backward subtracts.
+// line [2, c]: shift and slope of BatchNorm's deferred correction (docs/concepts/dense-block.md).
 void correction(const float* norm, const double* sums, double count, double* line, Index c) {
   for (Index j = 0; j < c; j++) {
     double scale = norm[c + j], rstd = norm[3 * c + j];
@@ -49,7 +49,7 @@ void norm_relu(const T* x, Index ldx, const float* norm, T* out, Index rows, Ind
   });
 }
 
-// The same before a 2x2 average pool.
+// out = a 2x2 average pool of relu(norm(x)).
 template <class T>
 void norm_relu_average(const T* x, Index ldx, const float* norm, T* out, Index n, Index h, Index w,
                        Index c, int threads) {
@@ -69,7 +69,7 @@ void norm_relu_average(const T* x, Index ldx, const float* norm, T* out, Index n
   });
 }
 
-// The same before a 3x3 max pool of stride 2 and padding 1; `taken` is which of the 9 it took.
+// out = a 3x3 max pool, stride 2, padding 1, of relu(norm(x)); taken: the argmax, 0..8.
 template <class T>
 void norm_relu_max(const T* x, Index ldx, const float* norm, T* out, uint8_t* taken, Index n,
                    Index h, Index w, Index c, int threads) {
@@ -87,7 +87,7 @@ void norm_relu_max(const T* x, Index ldx, const float* norm, T* out, uint8_t* ta
           Index row = top + k / 3, column = left + k % 3;
           if (row < 0 || row >= h || column < 0 || column >= w) continue;
           auto v = relu<W>(normed(load<W>(x + ((image + row) * w + column) * ldx + j)));
-          auto better = (v > best) | (v != v);  // the last NaN, as in torch
+          auto better = (v > best) | (v != v);  // the last NaN wins, as in torch
           best = better ? v : best;
           index = better ? Word{} + k : index;
         }
@@ -99,7 +99,7 @@ void norm_relu_max(const T* x, Index ldx, const float* norm, T* out, uint8_t* ta
   });
 }
 
-// out [2, c] becomes the moments of z, which is copied to `copy` unless that is null.
+// Writes z's moments to out [2, c], and z to `copy` unless that is null.
 template <class T>
 void moments(const T* z, Index ldz, T* copy, Index ldc, double* out, Index rows, Index c,
              int threads) {
@@ -112,7 +112,7 @@ void moments(const T* z, Index ldz, T* copy, Index ldc, double* out, Index rows,
   of.merge(out);
 }
 
-// Backward; where a pixel's gradient is: in its own row, or through a pool ---------------------
+// Backward: a pixel's gradient, directly or through an average or max pool ----------------------
 
 template <class T>
 struct Own {
@@ -152,7 +152,7 @@ struct Max {
   struct Windows {
     int count;
     Index row[4];
-    int place[4];  // of the pixel in that window
+    int place[4];  // the pixel's position in that window, 0..8
   } of[kRows];
   void tile(Index lo, Index hi, Index) {
     first = lo;
@@ -182,7 +182,7 @@ struct Max {
   }
 };
 
-// Of g, the gradient where relu was open: the sums of g and of g * (x - mean), added to `out`.
+// Adds to out [2, c] the sums of g and of g * (x - mean), where g is the gradient before the relu.
 template <class T, class Gradient>
 void grad_sums(const T* x, Index ldx, const float* norm, Gradient gradient, double* out,
                Index rows, Index c, int threads) {
@@ -246,7 +246,7 @@ void add_line(const T* d, Index ldd, const T* x, Index ldx, const float* line, T
   });
 }
 
-// Calls f with the gradient of that kind of pool; `taken` is null but for a max pool's.
+// Calls f with the gradient's source: no pool (h = 0), average pool (no `taken`), or max pool.
 template <class T, class F>
 void with_gradient(const T* da, const uint8_t* taken, Index c, Index h, Index w, F f) {
   if (h == 0)

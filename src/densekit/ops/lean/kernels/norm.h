@@ -1,4 +1,4 @@
-// What a norm computes of a column, and the moments that it needs.
+// BatchNorm of a column, and the moments that it needs.
 #pragma once
 #include "rows.h"
 
@@ -20,19 +20,19 @@ inline Float<W> relu(Float<W> v) {
   return v <= 0 ? Float<W>{} : v;  // NaN is not <= 0
 }
 
-// 0 where the slope is 0, whatever the pixel is: in eval mode a NaN does not spread to gradients.
+// 0 if the slope is 0, even for a NaN: in eval mode a NaN pixel must not reach the gradients.
 template <int W>
 inline Float<W> sloping(Float<W> slope, Float<W> centred) {
   return slope == 0 ? Float<W>{} : slope * centred;
 }
 
-// Mean and sum of squared differences from it, per column, over the tiles that each thread did.
+// Per column: the mean and the sum of squared differences from it, over each thread's tiles.
 struct Moments {
   Index c;
   std::vector<double> parts, counts;
   Moments(Index c, int threads) : c(c), parts(threads * 2 * c, 0.0), counts(threads, 0.0) {}
 
-  // Chan et al.: those of n values become those of n + m values, of which m have mean and m2.
+  // Chan et al.: merges the moments of m values (mean, m2) into those of n values.
   template <int W>
   static void merge(double* into, Index c, double n, Double<W> mean, Double<W> m2, double m) {
     auto delta = mean - load<W>(into);
@@ -45,7 +45,7 @@ struct Moments {
     double *part = &parts[t * 2 * c], m = double(rows);
     columns(c, [&](auto width, Index j) {
       WIDTH;
-      Float<W> near{}, sum{}, squares{};  // of differences from a value near the mean
+      Float<W> near{}, sum{}, squares{};  // sums of differences from `near`, a rough mean
       if (counts[t] == 0) {
         for (Index r = 0; r < rows; r++) near += load<W>(z + r * ldz + j);
         near /= float(m);
@@ -64,7 +64,7 @@ struct Moments {
     counts[t] += m;
   }
 
-  // Into out [2, c], in the order of threads.
+  // Merges into out [2, c], in the order of threads.
   void merge(double* out) const {
     std::fill(out, out + 2 * c, 0.0);
     double n = 0;

@@ -1,7 +1,7 @@
-// Vectors of floats with their bfloat16, and loops over tiles of rows, for native.cpp.
+// Vectors of floats, their conversion from and to bfloat16, and loops over tiles of rows.
 //
-// Sums are float within a tile of rows and double over tiles; they depend on the number of
-// threads, and on nothing else.
+// Sums are float within a tile of rows and double over tiles; their rounding depends on the number
+// of threads, and on nothing else.
 #pragma once
 #include <omp.h>
 
@@ -17,9 +17,9 @@
 namespace {
 
 using Index = int64_t;
-constexpr Index kRows = 32;  // of an elementwise pass' tile: a column's constants are loaded once
+constexpr Index kRows = 32;  // in a tile of an elementwise pass, which loads constants once
 #if defined(__AVX512F__)
-constexpr int kLanes = 16;  // floats in a register
+constexpr int kLanes = 16;  // floats in a vector register
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
 #else
@@ -124,7 +124,7 @@ void tiles(Index rows, int threads, Body body, Index tall = kRows) {
   }
 }
 
-// Prefetches the rows after this tile into L2: the hardware does not predict narrow rows far apart.
+// Prefetches the rows after this tile into L2: the hardware prefetcher misses narrow strided rows.
 template <class T>
 inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows) {
   for (Index r = hi; r < std::min(hi + kRows, rows); r++) {
@@ -133,8 +133,8 @@ inline void ahead(const T* x, Index ldx, Index c, Index hi, Index rows) {
   }
 }
 
-// Two sums per column, added to those in `out` unless it is null: each thread its own, in the order
-// of threads. body(thread, first row, end, sums)
+// Adds two sums per column to out [2, c] unless it is null: each thread sums its rows, and the
+// threads' sums are added in order. body(thread, first row, end, sums)
 template <class Body>
 void two_sums(Index rows, Index c, int threads, double* out, Body body, Index tall = kRows) {
   std::vector<double> parts(threads * 2 * c, 0.0);

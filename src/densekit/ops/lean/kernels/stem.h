@@ -6,7 +6,7 @@
 
 namespace {
 
-// An image with zeros around it, channels last; one for all threads of a team.
+// Copies an image, channels last and padded with zeros, into a buffer that the team shares.
 template <class T>
 void copy_image(const Stem& stem, const Images& images, Index n, Part<T>* image, Team& team) {
   Index around = stem.side / 2, pitch = Sizes<T>::pitch(stem, images.w);
@@ -42,14 +42,14 @@ void stem_row(const Stem& stem, const Word<T>* image, Index pitch, Index y, Inde
              out + first, ldc, false, soon);
 }
 
-// Of three rows of the convolution, which may be null, a row of the pool.
+// A row of the max pool from three rows of the convolution; a null row is outside the image.
 template <class T>
 void pool_row(const Stem& stem, const float* const (&rows)[3], Index w, T* out, Index ld) {
   Index ldc = rounded(stem.k, kLanes);
   columns(stem.k, [&](auto width, Index j) {
     WIDTH;
     auto shift = load<W>(stem.shift + j);
-    auto highest = [&](Index x) {  // of column x; a NaN stays
+    auto highest = [&](Index x) {  // of column x; propagates NaN
       auto best = Float<W>{} - std::numeric_limits<float>::infinity();
       for (const float* row : rows)
         if (row) {
@@ -68,12 +68,12 @@ void pool_row(const Stem& stem, const float* const (&rows)[3], Index w, T* out, 
   });
 }
 
-// The first columns of z, for image n of the group.
+// Writes the stem's output, the first columns of z, for image n of the group.
 template <class T>
 void stem(const Stem& stem, const Images& images, Index n, Maps<T> z, Index h, Index w,
           Space<T>& space, Team& team) {
   copy_image<T>(stem, images, n, space.image, team);
-  team.meet();
+  team.wait();
   Index pitch = Sizes<T>::pitch(stem, images.w) / kParts<T>, ldc = rounded(stem.k, kLanes);
   Index size = rounded(w, kHeight) * ldc;
   auto image = reinterpret_cast<const Word<T>*>(space.image);
@@ -97,7 +97,7 @@ void stem(const Stem& stem, const Images& images, Index n, Maps<T> z, Index h, I
         stem, {y > 0 ? place(2 * y - 1) : nullptr, place(2 * y), more ? place(2 * y + 1) : nullptr},
         w, out, z.ld);
   }
-  team.meet();  // now the image's buffer is free
+  team.wait();  // before the next image overwrites the buffer
 }
 
 }  // namespace

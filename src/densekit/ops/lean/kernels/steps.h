@@ -1,4 +1,4 @@
-// A network's steps, each over a team's images: see inference.h.
+// The steps of a network, each computed by a team: see inference.h.
 #pragma once
 #include "inference.h"
 #include "winograd.h"
@@ -13,7 +13,7 @@ struct Scale {
   Float<W> operator()(Float<W> x) const { return relu<W>(x * scale + shift); }
 };
 
-// Zero where a last word has no second part: its weight is 0, but 0 * NaN is not.
+// Zeroes the unused second half of a row's last word: its weight is 0, but 0 * NaN is NaN.
 template <class T>
 void finish_word(Word<T>* a, Index lda, Index rows, Index c) {
   if (c % kParts<T> == 0) return;
@@ -141,8 +141,8 @@ void window(const Step& step, Bordered<T> y, Maps<T> z, Index column, Space<T>& 
   }
 }
 
-// z = a 1x1 convolution of the 2x2 averages of relu(norm(x)): the average first, since both are
-// linear.
+// z = a 1x1 convolution of the 2x2 averages of relu(norm(x)). The published order is convolution,
+// then average; both are linear, so they commute.
 template <class T>
 void transition(const Step& step, Maps<T> x, Maps<T> z, Space<T>& space, Team& team) {
   Index c = step.c, lda = Sizes<T>::lda(c), tall = Sizes<T>::pixels(c);
