@@ -110,7 +110,7 @@ def test_steps_per_epoch(n: int, batch_size: int, drop_last: bool, steps: int) -
 
 
 def test_drop_last_may_not_drop_all() -> None:
-    with pytest.raises(UserError, match=r"5 images are less than data\.batch_size=6; lower"):
+    with pytest.raises(UserError, match=r"5 images are fewer than data\.batch_size=6; lower"):
         steps_per_epoch(5, 6, drop_last=True)
 
 

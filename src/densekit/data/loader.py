@@ -1,7 +1,7 @@
-"""The images that a rank reads: for each training step, and for each batch of an evaluation.
+"""Batches: this rank's share of each training step and of each evaluation batch.
 
-The order of an epoch is a function of seed and epoch, and a step's images are a function of that
-order and the step. So neither the number of workers nor a resume changes what a step sees.
+An epoch's order depends on seed and epoch alone, and a step's images on that order and the step.
+So neither the number of workers nor a resume changes what a step sees.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ __all__ = ["Batch", "Step", "TrainStream", "eval_batches", "micro_batches", "res
 
 
 class Step(NamedTuple):
-    """What one rank reads for one optimizer step."""
+    """One rank's images of one optimizer step."""
 
     batches: list[Batch]
     """This rank's share of each micro-batch."""
     images: int
-    """Of the step, on all ranks."""
+    """How many images the step has on all ranks together."""
 
 
 def micro_batches(
     count: int, batch_size: int, accumulation: int = 1, rank: int = 0, world: int = 1
 ) -> list[slice]:
-    """This rank's part of each micro-batch of a step's `count` images.
+    """This rank's share of each micro-batch of a step's `count` images.
 
     The step is cut into micro-batches of batch_size / accumulation images; a short step has fewer
     of them, and its last one may be smaller. Each micro-batch is split over the ranks as
-    np.array_split splits it, so all ranks together see the micro-batches that one rank would see.
-    Rank 0 always has an image of each; other ranks may have none.
+    np.array_split does, so the micro-batches are the same for any number of ranks.
+    Rank 0 gets at least one image of each; other ranks may get none.
     """
     size = batch_size // accumulation
     assert 0 < count <= batch_size == size * accumulation
@@ -60,10 +60,10 @@ def micro_batches(
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
-    """Optimizer steps for n images. Raises UserError where drop_last leaves none."""
+    """Optimizer steps for n images. Raises UserError if drop_last leaves none."""
     if drop_last and n < batch_size:
         raise UserError(
-            f"data.drop_last=true leaves nothing to train on: {n} images are less than "
+            f"data.drop_last=true leaves nothing to train on: {n} images are fewer than "
             f"data.batch_size={batch_size}; lower data.batch_size"
         )
     return n // batch_size if drop_last else -(-n // batch_size)
@@ -72,12 +72,12 @@ def steps_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
 class TrainStream:
     """One rank's training batches over a whole run; seed and position decide every step.
 
-    `config.workers` is a number here. Workers are started once, at the first step.
+    `config.workers` must be a number (`auto` resolved). Workers start once, at the first step.
 
-    With data.on_bad_image=skip, an image that cannot be read is left out of its micro-batch and of
+    With data.on_bad_image=skip, an unreadable image is dropped from its micro-batch and from
     the step's count. All ranks agree on that at every step, so neither workers nor a resume change
-    what is left out. Where a rank would be left with a single image of its share, the micro-batch
-    is left out as a whole, since BatchNorm needs two. `bad` maps a position in the examples to the
+    what is dropped. If a rank would be left with a single image of its share, the whole micro-batch
+    is dropped, since BatchNorm needs two. `bad` maps a position in the examples to the
     reason; it starts with the images known to be bad and grows as more are found.
     """
 
@@ -134,15 +134,15 @@ class TrainStream:
                     yield self._without_bad(whole) if skip else whole
         except UnreadableImage as error:
             raise UserError(
-                f"{error}; put an intact file in its place and the run goes on, or leave such "
+                f"{error}; replace it with an intact file and resume, or leave such "
                 f"images out with -o data.on_bad_image=skip",
                 shared=error.shared,
             ) from error
 
     def _without_bad(self, step: Step) -> Step:
-        """The step without its unreadable images, as all ranks found them.
+        """The step without the unreadable images of all ranks.
 
-        Raises UserError where there are more of them than data.max_bad_images.
+        Raises UserError if the run has found more of them than data.max_bad_images.
         """
         mine = [(len(batch.labels), batch.bad) for batch in step.batches]
         ranks = distributed.broadcast_object(distributed.gather_objects(mine))
@@ -157,8 +157,8 @@ class TrainStream:
         if len(self.bad) > self.config.max_bad_images:
             raise UserError(
                 f"{len(self.bad)} images cannot be read, more than "
-                f"data.max_bad_images={self.config.max_bad_images}, the last of them:\n"
-                f"{found[-1].reason}\nput intact files in their place, or raise the limit",
+                f"data.max_bad_images={self.config.max_bad_images}; the last of them:\n"
+                f"{found[-1].reason}\nreplace them with intact files, or raise the limit",
                 shared=True,
             )
         micro = list(zip(*ranks, strict=True))
@@ -184,7 +184,7 @@ class TrainStream:
         return reading_order(self.examples, self.config, self.seed, epoch)
 
     def _keys(self, start: int) -> Iterator[list[Key]]:
-        """For each share of each step from `start` on: the (epoch, index) of its images."""
+        """The (epoch, index) of each image, one list per share of each step from `start` on."""
         for step in range(start, self.steps):
             epoch, in_epoch = divmod(step, self.steps_per_epoch)
             if step == start or in_epoch == 0:
@@ -205,9 +205,9 @@ def eval_batches(
     max_pixels: int = MAX_PIXELS,
     decoded: DecodedImages | None = None,
 ) -> Iterator[tuple[int, Batch]]:
-    """This rank's batches with their numbers, in order: every b with b mod world == rank.
+    """This rank's batches and their numbers, in order: every b with b mod world == rank.
 
-    `decoded` are the images where a run has them at hand. Raises UnreadableImage.
+    `decoded`: the run's cache of decoded images, if it has one. Raises UnreadableImage.
     """
     n = len(examples)
     whole = -(-n // batch_size)
@@ -237,7 +237,7 @@ def _in_order(n: int, epoch: int) -> np.ndarray:
 def resolve_reading(
     config: DataConfig, train: Examples, val: Examples, device_type: str, epochs: int
 ) -> tuple[DataConfig, tuple[str, ...]]:
-    """`config` with a value for each `auto`, and notes; alike on every rank. Raises UserError."""
+    """`config` with each `auto` resolved, and notes; same on every rank. Raises UserError."""
     workers = resolve_workers(config.workers, device_type, distributed.local_world_size())
     window = resolve_window(config.shuffle_window, train)
     place, notes = distributed.from_main(lambda: choose_cache(config, (train, val), epochs))
@@ -245,7 +245,7 @@ def resolve_reading(
 
 
 def resolve_workers(workers: int | str, device_type: str, local_world: int = 1) -> int:
-    """A number is returned as it is; `auto` follows this table (cores: per local rank):
+    """A number is returned unchanged; `auto` follows this table (cores per local rank):
 
     =============  ========================================================================
     GPU            one worker per core, at most 8: the step itself needs one core

@@ -1,6 +1,6 @@
-"""From pixels to the square that a network sees, and from that to normalised floats.
+"""Evaluation's resize and crop to the network's square input, and its normalisation.
 
-A square is uint8; under a `data.intensity` other than 8bit it is float32 in 0..1.
+A square is uint8, or float32 in 0..1 if `data.intensity` is not 8bit.
 Shapes: N images, C channels, H height, W width.
 """
 
@@ -32,28 +32,28 @@ class Preprocessing(Section):
     """What evaluation and prediction do to an image; stored in every artifact."""
 
     channels: int = Field(3, ge=1)
-    """3: RGB, 1: grey; images of 8 bits are converted to it, others need to fit."""
+    """3: RGB, 1: grey; 8-bit images are converted, others must have that many."""
     intensity: Rule = "8bit"
-    """How a file's values become pixels, see data.intensity."""
+    """How a file's values become pixels; see data.intensity."""
     percentiles: Span[float] = (0.5, 99.5)
-    """Of intensity=percentile."""
+    """For intensity=percentile: the low and the high percentile."""
     window: ValueWindow = None
-    """Of intensity=window: centre and width; null: a DICOM file's own."""
+    """For intensity=window: centre and width; null: a DICOM file's own."""
     resize: int | None = Field(256, ge=1)
     """Pixels of the short side before the crop; null: no resize."""
     crop: int = Field(224, ge=1)
     """Side in pixels of the square cut from the centre; a smaller image is padded with zeros."""
     interpolation: Interpolation = "bilinear"
-    """Of the resize."""
+    """How the resize interpolates."""
     antialias: bool = True
     """Whether the resize smooths before it shrinks."""
     rounding: Rounding = "torchvision"
-    """torchvision: the long side is rounded down and the crop's offset to nearest; paddle: the
-    long side is rounded to nearest and the offset down."""
+    """torchvision: rounds the long side down and the crop's offset to nearest; paddle: rounds the
+    long side to nearest and the offset down."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Per channel, of pixels in 0..1; one value serves all channels."""
+    """Per channel, of pixels in 0..1; a single value applies to all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Per channel, of pixels in 0..1."""
+    """As `mean`."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Preprocessing:
@@ -99,7 +99,7 @@ class Preprocessing(Section):
         return F.center_crop(image, [self.crop, self.crop])
 
     def square(self, image: ImageFile) -> Tensor:
-        """What a network sees of an image, [C, crop, crop]. Raises UnreadableImage."""
+        """The image decoded, resized and cropped: [C, crop, crop]. Raises UnreadableImage."""
         return self(image.pixels())
 
     def normalize(
@@ -108,8 +108,8 @@ class Preprocessing(Section):
         memory_format: torch.memory_format = torch.preserve_format,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Squares [N, C, H, W] -> float32, (x - mean) / std, on the same device; x is in 0..1,
-        uint8 divided by 255. Into `out`, if that is given and no memory format."""
+        """Squares [N, C, H, W] -> float32 (x - mean) / std on the same device, where uint8 is
+        first divided by 255. Written to `out` if given, which excludes `memory_format`."""
         mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
         if memory_format != torch.preserve_format:
             if batch.is_cuda and batch.dtype == torch.uint8 and has_triton():

@@ -1,7 +1,7 @@
-"""The table of published DenseNet weights: where each file is, and what its publisher reports.
+"""The table of published DenseNet weights: URL, checksum, accuracy, preprocessing.
 
-Accuracies are the publishers' own on ImageNet's validation set, not reproduced here; None where
-none is published. Sources: torchvision's weights API; PaddleClas' model zoo; timm's
+Accuracies are the publishers' own on ImageNet's validation set, not reproduced here; None if
+unpublished. Sources: torchvision's weights API; PaddleClas' model zoo; timm's
 results-imagenet.csv; keras.io/api/applications; torchxrayvision/models.py.
 """
 
@@ -25,9 +25,9 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
     "paddleclas": Preprocessing(antialias=False, rounding="paddle"),
     "torchxrayvision": Preprocessing(
         channels=1, resize=224, crop=224, mean=(0.5,), std=(1 / 2048,)
-    ),  # pixels of 0..255 as -1024..1024
+    ),  # maps pixels 0..255 to -1024..1024
 }
-"""imagenet: torchvision's."""
+"""The publishers' evaluation preprocessing; `imagenet` is torchvision's."""
 MULTILABEL = ("torchxrayvision",)
 
 
@@ -36,16 +36,16 @@ class Published:
     """One file of weights."""
 
     source: str
-    """The name that `model.pretrained` gives it."""
+    """Its name in `model.pretrained`."""
     model: str
     url: str
     checksum: str | None = None
-    """`sha256:` or `md5:` and the digest, or the part of it that is published."""
+    """`sha256:` or `md5:` and the digest, or as many leading digits as are published."""
     num_classes: int = 1000
     top1: float | None = None
     top5: float | None = None
     preprocessing: str | None = None
-    """The entry of PREPROCESSINGS that its publisher evaluates with."""
+    """The key in PREPROCESSINGS of what its publisher evaluates with."""
 
 
 _TORCHVISION = "https://download.pytorch.org/models/{}.pth"
@@ -82,7 +82,7 @@ def _paddle(depth: int, top1: float, top5: float) -> Published:
 
 
 def _keras(model: str, md5: str, top1: float, top5: float) -> Published:
-    # keras.io does not say how the images were resized; its preprocess_input scales as imagenet
+    # keras.io does not say how images were resized; preprocess_input normalises as imagenet
     return Published(
         "keras", model, _KERAS.format(model), f"md5:{md5}", 1000, top1, top5, None
     )  # fmt: skip
@@ -124,7 +124,7 @@ SOURCES = tuple(dict.fromkeys(published.source for published in PUBLISHED))
 
 
 def find_published(source: str, model: str) -> Published:
-    """Raises UserError where `source` has no weights for `model`."""
+    """Raises UserError if `source` has no weights for `model`."""
     own = {row.model: row for row in PUBLISHED if row.source == source}
     if model not in own:
         raise UserError(f"{source} has no weights for {model}{nearest(model, own)}")
@@ -132,7 +132,7 @@ def find_published(source: str, model: str) -> Published:
 
 
 def of_digest(sha256: str, md5: str) -> Published | None:
-    """The row whose published checksum a file has."""
+    """The published weights whose checksum matches these digests of a file, if any."""
     digests = {"sha256": sha256, "md5": md5}
     for row in PUBLISHED:
         kind, _, digest = (row.checksum or "").partition(":")
@@ -142,5 +142,5 @@ def of_digest(sha256: str, md5: str) -> Published | None:
 
 
 def task_of(preprocessing: str | None) -> Task:
-    """The task of networks that are evaluated with this preprocessing."""
+    """The task of the published networks that use this preprocessing."""
     return "multilabel" if preprocessing in MULTILABEL else "multiclass"
