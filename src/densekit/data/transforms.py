@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from densekit.config import Section
+from densekit.data import on_cpu
 from densekit.data.config import (
     DataConfig,
     Interpolation,
@@ -111,11 +112,16 @@ class Preprocessing(Section):
         """Squares [N, C, H, W] -> float32 (x - mean) / std on the same device, where uint8 is
         first divided by 255. Written to `out` if given, which excludes `memory_format`."""
         mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
-        if memory_format != torch.preserve_format:
-            if batch.is_cuda and batch.dtype == torch.uint8 and has_triton():
-                from densekit.data import on_gpu  # imports triton
+        asked = memory_format != torch.preserve_format
+        if asked and batch.is_cuda and batch.dtype == torch.uint8 and has_triton():
+            from densekit.data import on_gpu  # imports triton
 
-                return on_gpu.normalize(batch, mean, std, memory_format)
+            return on_gpu.normalize(batch, mean, std, memory_format)
+        if batch.is_cpu:
+            found = on_cpu.normalize_batch(batch, mean, std, memory_format, out)
+            if found is not None:
+                return found
+        if asked:
             batch = batch.contiguous(memory_format=memory_format)
         if batch.is_floating_point():
             return torch.sub(batch, mean, out=out).div_(std)
