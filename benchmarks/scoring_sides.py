@@ -10,7 +10,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, count, cycle, islice
+from itertools import chain, count, cycle, islice, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ import torch
 import densekit
 import file_steps
 from densekit.bench.rounds import Candidate, StepFunction
-from densekit.infer.classifier import Classifier
+from densekit.infer.classifier import Classifier, in_batches
 from densekit.precision import Format, resolve
 from densekit.score.folder import Request, opened_folder
 from densekit.score.parts import ScoreJob, score_part
@@ -74,9 +74,8 @@ class FilesToRows:
         names, folder = islice(cycle(paths), PART_SIZE), Path(self.place.name)
         with opened_folder(folder, request, names, densekit.__version__) as results:
             job = ScoreJob(opened, results, torch.get_num_threads())
-        classifier = job.classifier()
-        again = (score_part(job, classifier, 0) for _ in count())
-        self.done = chain.from_iterable(again)
+        rows = job.rows(job.classifier(), repeat(0))
+        self.done = chain.from_iterable(score_part(job, rows, 0) for _ in count())
 
     def __call__(self) -> None:
         left = self.images
@@ -112,7 +111,7 @@ def _classifier(work: Workload, precision: str) -> Classifier:
 
 def _read(classifier: Classifier, paths: Sequence[str]) -> list[torch.Tensor]:
     """Squares in batches; a last one that is not whole only where there is no other."""
-    read = [squares for _, squares in classifier.read_batches(paths, BATCH_SIZE)]
+    read = [squares for _, squares in classifier.read_batches(in_batches(paths, BATCH_SIZE))]
     whole = [squares for squares in read if len(squares) == BATCH_SIZE]
     return [torch.stack(squares) for squares in whole or read]  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ FLAG = "--{} {}"  # how a command's own options are typed
 TRIMMED_EVERY = 50  # batches
 KnownName = TypeVar("KnownName", bound=str)
 AnyBatch = TypeVar("AnyBatch")
+_looped = itertools.count(1)  # batches of this process
 Format = Literal["fp32", "bf16", "fp16"]
 MemoryLayout = Literal["contiguous", "channels_last"]
 DTYPES: dict[Format, torch.dtype] = {
@@ -203,10 +205,11 @@ def in_bounded_memory(batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
     """`batches`; on Linux with glibc, memory that is free goes to the kernel now and then.
 
     glibc 2.36 may not join freed blocks of aligned memory, which tensors are, to larger ones (its
-    bug 30723): a loop over many batches would take ever more.
+    bug 30723): a loop over many batches would take ever more, and so would many short loops, which
+    are counted together.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    for number, batch in enumerate(batches, 1):
+    for batch in batches:
         yield batch
-        if trim is not None and number % TRIMMED_EVERY == 0:
+        if trim is not None and next(_looped) % TRIMMED_EVERY == 0:
             trim(0)

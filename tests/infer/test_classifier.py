@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from densekit.config import UserError
-from densekit.data.decode import decode
+from densekit.data.decode import content_of, decode
 from densekit.data.transforms import Preprocessing
 from densekit.infer.classifier import Classifier, load
 from densekit.infer.inputs import image_names
@@ -21,6 +25,8 @@ from densekit.infer.rows import write_csv, write_json, write_text
 from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described, Task
 from densekit.models.densenet import DenseNet, DenseNetConfig
+from densekit.precision import Precision
+from runs import WAIT
 
 TINY = DenseNetConfig(
     growth_rate=4, block_config=(1, 2), num_init_features=8, stem="cifar", num_classes=7,
@@ -284,6 +290,37 @@ def test_rows_come_before_the_last_file_is_read(classifier: Classifier, files: l
     first = next(classifier.rows(files, batch_size=2))
     assert first["file"] == files[0]
     assert len(read) <= 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cpu_decodes_in_turn_with_its_network_and_a_gpus_beside_it(
+    classifier: Classifier, files: list[str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next batch's files are fetched while the network computes; only a GPU's are decoded."""
+    done: list[str] = []
+
+    def recorded(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda given: (done.append(name), function(given))[1]
+
+    fetch = recorded("fetch", content_of)
+    monkeypatch.setattr("densekit.infer.classifier.content_of", fetch)
+    monkeypatch.setattr(classifier, "read_square", recorded("decode", classifier.read_square))
+    monkeypatch.setattr(classifier, "precision", Precision(torch.device(device)))
+
+    def logits(squares: Tensor) -> Tensor:
+        deadline = time.monotonic() + WAIT
+        while done.count("fetch") < 4 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        done.append("compute")
+        return torch.zeros(len(squares), 7)
+
+    monkeypatch.setattr(classifier, "logits", logits)
+    rows = list(classifier.rows(files[:4], batch_size=2))
+    assert [row["file"] for row in rows] == files[:4]
+    before = done[: done.index("compute")]
+    assert before.count("fetch") == 4
+    assert before.count("decode") == (2 if device == "cpu" else 4)
+    assert done.count("decode") == 4
 
 
 def test_a_notebook_shows_it_escaped(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def raise_pils_limit(max_pixels: int) -> None:
 
 
 def from_image(
-    image: Image.Image | np.ndarray | bytes | str | Path,
+    image: Image.Image | np.ndarray | ImageSource,
     channels: int,
     max_pixels: int = MAX_PIXELS,
     intensity: Intensity = EIGHT_BITS,
@@ -275,7 +275,7 @@ def from_image(
     An array is [H, W] or [H, W, C], in RGB order (cv2's is BGR); of uint8, where `intensity` does
     not take more. Raises UserError.
     """
-    if isinstance(image, (bytes, str, Path)):
+    if isinstance(image, (bytes, str, Path, Content)):
         return decode(image, channels, max_pixels, intensity)
     plain = _in_eight_bits(channels, intensity)
     if isinstance(image, np.ndarray):

@@ -13,7 +13,7 @@ from densekit.config import UserError, nearest
 from densekit.data.decode import UnreadableImage
 from densekit.explain import methods
 from densekit.explain.cam import answered, answers_and_maps, densenet_of
-from densekit.infer.classifier import Classifier, as_row
+from densekit.infer.classifier import Classifier, as_row, in_batches
 from densekit.infer.rows import Answer, Row
 
 MethodName = Literal["cam", "gradcam++", "occlusion"]
@@ -66,7 +66,7 @@ def explain_images(
     if wanted.method != "occlusion":
         densenet_of(classifier)  # refused before an image is read
     at_once = 1 if wanted.method == "occlusion" else wanted.batch_size
-    for chunk, squares in classifier.read_batches(files, at_once):
+    for chunk, squares in classifier.read_batches(in_batches(files, at_once)):
         there = [square for square in squares if isinstance(square, Tensor)]
         found = iter(_explain(classifier, torch.stack(there), wanted) if there else [])
         for file, square in zip(chunk, squares, strict=True):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
-from densekit.data.decode import UnreadableImage, from_image
+from densekit.data.decode import UnreadableImage, content_of, from_image
 from densekit.data.folders import images_below
+from densekit.data.listing import Content
 from densekit.infer.engines import Logits, open_engine, resolve_engine
 from densekit.infer.html import as_html
 from densekit.infer.model import Opened, device_of, open_path
@@ -30,6 +33,10 @@ from densekit.precision import Precision, in_bounded_memory, resolve
 Input = str | os.PathLike | bytes | Image.Image | np.ndarray
 """A path or an s3:// URL, a file's bytes, a PIL image, or an array [H, W, C] in RGB order: uint8,
 where the network's preprocessing takes no other."""
+Fetched = Content | UnreadableImage
+"""A file's bytes, or why there are none."""
+Given = TypeVar("Given")
+Got = TypeVar("Got")
 
 
 class Classifier:
@@ -89,48 +96,54 @@ class Classifier:
         )
 
     def rows(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> Iterator[Row]:
-        """`predict`, a batch at a time: files are read in threads while the network runs."""
+        """`predict`, a batch at a time: the next files are read while the network runs."""
         if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)):
             raise UserError("predict takes a list of images; for a single one write [image]")
         if topk < 1 or batch_size < 1:
             raise UserError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
-        for chunk, squares in in_bounded_memory(self.read_batches(images, batch_size)):
+        yield from self.rows_of(in_batches(images, batch_size), topk)
+
+    def rows_of(self, batches: Iterable[Sequence[Input]], topk: int) -> Iterator[Row]:
+        """A row for each image of `batches`, in order. Two batches are held at a time."""
+        for batch, squares in in_bounded_memory(self.read_batches(batches)):
             readable = [square for square in squares if isinstance(square, Tensor)]
             answers = iter(self.answers(torch.stack(readable), topk) if readable else [])
-            for image, square in zip(chunk, squares, strict=True):
+            for image, square in zip(batch, squares, strict=True):
                 yield as_row(image, next(answers) if isinstance(square, Tensor) else square)
 
     def read_batches(
-        self, images: Sequence[Input], batch_size: int
+        self, batches: Iterable[Sequence[Input]]
     ) -> Iterator[tuple[Sequence[Input], list[Tensor | UnreadableImage]]]:
-        """Batches of images with what `read_square` gives of each, one batch read ahead."""
-        ahead: deque[tuple[Sequence[Input], Iterator[Tensor | UnreadableImage]]] = deque()
-        with ThreadPoolExecutor(thread_name_prefix="densekit-read") as pool:
-            for start in range(0, len(images), batch_size):
-                chunk = images[start : start + batch_size]
-                ahead.append((chunk, pool.map(self.read_square, chunk)))
-                if len(ahead) == 2:
-                    chunk, squares = ahead.popleft()
-                    yield chunk, list(squares)
-            for chunk, squares in ahead:
-                yield chunk, list(squares)
+        """Batches of images with what `read_square` gives of each.
 
-    def read_square(self, image: Input) -> Tensor | UnreadableImage:
+        One is got ready while the one before it is computed. Beside a GPU that is all of it. On a
+        CPU files are fetched then, and decoded in turn with the network: a thread that decodes
+        takes a core from one of the network's, for which all others wait at every layer.
+        """
+        with (
+            ThreadPoolExecutor(thread_name_prefix="densekit-fetch") as fetching,
+            ThreadPoolExecutor(thread_name_prefix="densekit-decode") as decoding,
+        ):
+            if self.precision.device.type != "cpu":
+                for batch, squares in _one_ahead(partial(decoding.map, self.read_square), batches):
+                    yield batch, list(squares)
+                return
+            for batch, files in _one_ahead(partial(fetching.map, fetched), batches):
+                yield batch, list(decoding.map(self.read_square, files))
+
+    def read_square(self, image: Input | Fetched) -> Tensor | UnreadableImage:
         """What the network sees of an image, [C, crop, crop]; or why it cannot be read.
 
         uint8, or float32 in 0..1 where its preprocessing has an intensity other than 8bit.
 
         Safe in threads.
         """
-        source = Path(image) if isinstance(image, os.PathLike) else image
+        source, seen = fetched(image), self._read_as
+        if isinstance(source, UnreadableImage):
+            return source
         try:
-            if isinstance(source, str) and is_object(source):
-                source = read_object(source)
-            seen = self._read_as
             return seen(from_image(source, seen.channels, self.max_pixels, seen.scaling))
         except UnreadableImage as error:
-            if isinstance(source, (str, Path)) and Path(source).is_dir():
-                return _of_folder(Path(source))
             return error
 
     def answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
@@ -155,6 +168,34 @@ class Classifier:
         if threshold is not None:
             answer["positive"] = prob >= threshold
         return answer
+
+
+def in_batches(images: Sequence[Given], batch_size: int) -> Iterator[Sequence[Given]]:
+    """The images in slices; a last one that may be smaller."""
+    return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+
+
+def _one_ahead(
+    begin: Callable[[Sequence[Input]], Got], batches: Iterable[Sequence[Input]]
+) -> Iterator[tuple[Sequence[Input], Got]]:
+    """Each batch with what `begin` returned of it, which has begun the next one by then."""
+    ahead: deque[tuple[Sequence[Input], Got]] = deque()
+    for batch in batches:
+        ahead.append((batch, begin(batch)))
+        if len(ahead) == 2:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def fetched(image: Input | Fetched) -> Image.Image | np.ndarray | bytes | Fetched:
+    """A file or an object with its bytes; what is at hand as it is. Safe in threads."""
+    if not isinstance(image, (str, os.PathLike)):
+        return image
+    name = os.fspath(image)
+    try:
+        return Content(name, read_object(name)) if is_object(name) else content_of(Path(name))
+    except UnreadableImage as error:
+        return _of_folder(Path(name)) if Path(name).is_dir() else error
 
 
 def _of_folder(folder: Path) -> UnreadableImage:

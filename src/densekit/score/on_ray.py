@@ -69,8 +69,9 @@ class PartActor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Numbers of parts -> of the images in them."""
-        images = [sum(score_part(self.job, self.classifier, int(part))) for part in batch["item"]]
-        return {"images": np.array(images)}
+        parts = batch["item"].tolist()
+        rows = self.job.rows(self.classifier, parts)
+        return {"images": np.array([sum(score_part(self.job, rows, part)) for part in parts])}
 
 
 def _anywhere(job: ScoreJob) -> ScoreJob:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ import torch
 from densekit import distributed
 from densekit.data.listing import readable
 from densekit.files import replacing
-from densekit.infer.classifier import Classifier
+from densekit.infer.classifier import Classifier, in_batches
 from densekit.infer.model import Opened
 from densekit.infer.rows import Row
 from densekit.precision import FLAG, keep_freed_memory, resolve
@@ -52,19 +52,27 @@ class ScoreJob:
         )
         return Classifier(self.opened, formats, request.max_pixels, request.engine, request.tta)
 
+    def rows(self, classifier: Classifier, parts: Iterable[int]) -> Iterator[Row]:
+        """Those of all images of `parts`: at a part's end the next one's first are being read.
 
-def score_part(job: ScoreJob, classifier: Classifier, part: int) -> Generator[int, None, None]:
-    """Writes a part's file; yields how many more of its images are done, batch by batch.
+        Batches are cut from a part's first image on, so rows do not depend on who scores which.
+        """
+        size, topk = self.folder.manifest.request.batch_size, self.folder.manifest.request.topk
+        names = map(self.folder.names, parts)
+        return classifier.rows_of(chain.from_iterable(in_batches(n, size) for n in names), topk)
 
-    The file is there, whole, once this has ended; if it is closed before, nothing is. Batches are
-    cut from the part's first image on, so rows do not depend on who scores which part.
+
+def score_part(job: ScoreJob, rows: Iterator[Row], part: int) -> Generator[int, None, None]:
+    """Writes a part's file of the next `rows`; yields how many more are done, batch by batch.
+
+    The file is there, whole, once this has ended; if it is closed before, nothing is.
     """
     folder, request = job.folder, job.folder.manifest.request
-    rows = classifier.rows(folder.names(part), request.topk, request.batch_size)
     # Rows stay Python's until the end: tables of Arrow's made batch by batch would each lie in a
     # place that a batch's memory has left, so that the next batch takes new memory.
     done: list[Row] = []
-    while batch := [_utf8(row) for row in islice(rows, request.batch_size)]:
+    while left := folder.images_in(part) - len(done):
+        batch = [_utf8(next(rows)) for _ in range(min(left, request.batch_size))]
         done += batch
         yield len(batch)
     table = pa.Table.from_pylist(done, SCHEMA.with_metadata({"network": request.network}))

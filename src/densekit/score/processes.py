@@ -28,9 +28,9 @@ AHEAD = 2  # parts given out for each process
 
 
 def in_this_process(job: ScoreJob, parts: Sequence[int]) -> Generator[int, None, None]:
-    classifier = job.classifier()
+    rows = job.rows(job.classifier(), parts)
     for part in parts:
-        with closing(score_part(job, classifier, part)) as scoring:
+        with closing(score_part(job, rows, part)) as scoring:
             yield from scoring
 
 
@@ -110,7 +110,8 @@ def _score(part: int) -> None:
             worker = _shared.workers.value
             _shared.workers.value += 1
         _classifier = _shared.job.classifier(worker)
-    with closing(score_part(_shared.job, _classifier, part)) as scoring:
+    rows = _shared.job.rows(_classifier, [part])
+    with closing(score_part(_shared.job, rows, part)) as scoring:
         for images in scoring:
             if _shared.stop.is_set():
                 return
