@@ -48,6 +48,27 @@ def test_an_unreadable_file_reaches_the_main_process_as_it_was(
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers that are forked")
+@pytest.mark.parametrize("holds", [0, 6])
+def test_a_batch_stays_as_it_is_while_it_is_held(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch, holds: int
+) -> None:
+    """Memory is used again, and fresh memory taken only where all of it is held."""
+
+    def no_more(size: int) -> torch.UntypedStorage:
+        raise ZeroDivisionError("fresh memory")
+
+    if not holds:
+        monkeypatch.setattr(torch.UntypedStorage, "_new_shared", staticmethod(no_more))
+    dataset, keys = ImageDataset(examples, SMALL, 3, 8), KEYS * 3
+    alone = [batch.images for batch in read_batches(dataset, keys, 1, 0)]
+    held: list[tuple[Tensor, Tensor]] = []
+    for batch, expected in zip(read_batches(dataset, keys, 1, 1), alone, strict=True):
+        held.append((batch.images, expected))
+        assert all(torch.equal(*pair) for pair in held)
+        held = held[max(0, len(held) - holds) :]
+
+
 def broken(image: ImageFile) -> Tensor:
     raise ZeroDivisionError("a bug of ours")
 

@@ -75,7 +75,7 @@ def _batch_stages(
         times = [time.perf_counter()]
         collated = data.collate([*samples])
         assert not isinstance(collated, UserError)  # there are no bad images among squares
-        images = collated.images
+        images = collated.batch().images
         times.append(time.perf_counter())
         if torch.cuda.is_available():
             images = images.pin_memory().to("cuda")

@@ -18,6 +18,7 @@ from densekit.data.decode import EIGHT_BITS, ImageFile, UnreadableImage, open_im
 from densekit.data.decoded import DecodedImages
 from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples
+from densekit.data.places import Placed, Places
 from densekit.data.seeds import seeds_of
 
 # which tell the uses of a seed apart, so that their draws are independent
@@ -50,15 +51,17 @@ class Batch(NamedTuple):
 
 
 class Collated(NamedTuple):
-    """A Batch on its way from a worker. Only its images are tensors: each of those is shared with
-    the main process by a connection of its own, which takes longer than labels do by value."""
+    """A Batch on its way from a worker. Only its images are shared with the main process; labels
+    are sent by value, since a tensor of its own takes longer."""
 
-    images: Tensor
+    images: Tensor | Placed
+    """In a place of the worker's until it arrives, as a tensor."""
     labels: np.ndarray
     positions: np.ndarray
     bad: tuple[BadImage, ...]
 
     def batch(self) -> Batch:
+        assert isinstance(self.images, Tensor)
         labels, positions = torch.from_numpy(self.labels), torch.from_numpy(self.positions)
         return Batch(self.images, labels, positions, self.bad)
 
@@ -153,8 +156,11 @@ class ImageDataset(Dataset):
         except UserError as error:  # of a store, which says nothing of the image
             return error
 
-    def collate(self, samples: list[Sample | UserError | BadImage]) -> Collated | UserError:
-        """Any number of samples, none included; or the first file that failed."""
+    def collate(
+        self, samples: list[Sample | UserError | BadImage], places: Places | None = None
+    ) -> Collated | UserError:
+        """Any number of samples, none included; or the first file that failed. In a worker into
+        one of its `places`, where one is free."""
         read: list[Sample] = []
         bad: list[BadImage] = []
         for sample in samples:
@@ -164,16 +170,20 @@ class ImageDataset(Dataset):
                 bad.append(sample)
             else:
                 read.append(sample)
-        images = _empty((len(read), *self.shape), self.intensity.dtype)
-        for row, sample in zip(images, read, strict=True):
+        images = _empty((len(read), *self.shape), self.intensity.dtype, places)
+        rows = images.tensor() if isinstance(images, Placed) else images
+        for row, sample in zip(rows, read, strict=True):
             row.copy_(sample.image)
         positions = np.array([sample.position for sample in read], dtype=np.int64)
         return Collated(images, self.examples.labels[positions], positions, tuple(bad))
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, places: Places | None) -> Tensor | Placed:
     """In a worker in shared memory, since the batch would be copied there otherwise."""
-    if get_worker_info() is None or 0 in shape:
+    worker = get_worker_info()
+    if worker is None or 0 in shape:
         return torch.empty(shape, dtype=dtype)
+    if places is not None and (placed := places.take(worker.id, shape, dtype)) is not None:
+        return placed
     shared = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype).set_(shared).view(shape)

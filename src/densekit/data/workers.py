@@ -16,6 +16,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,10 +26,12 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data.dataset import Batch, ImageDataset, Key
+from densekit.data.places import Places
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 IGNORED = (signal.SIGINT, signal.SIGTERM)
 PREFETCH = 2  # batches under way for each worker
+HELD = 3  # batches that the step before, this one and the next hold
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps batches on their way between processes
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -47,13 +50,16 @@ def read_batches(
     Raises UnreadableImage for the first file that cannot be read, and UserError if a store fails,
     shared memory is too small or a worker was killed. Draws nothing from torch's global generator.
     """
+    size, places = largest * dataset.image_bytes, None
     if workers:
-        _check_shared_memory(largest * dataset.image_bytes, workers)
+        _check_shared_memory(size, workers)
+        if START_METHOD == "fork":
+            places = Places(workers, PREFETCH + HELD, size)
     batches = _start(
         DataLoader(
             dataset,
             batch_sampler=keys,
-            collate_fn=dataset.collate,
+            collate_fn=partial(dataset.collate, places=places),
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             pin_memory=pin_memory,
@@ -131,8 +137,7 @@ def _check_shared_memory(batch_bytes: int, workers: int) -> None:
     """Raises UserError if /dev/shm is too small, which would kill a worker later (bus error)."""
     if sys.platform != "linux" or not SHARED_MEMORY.is_dir():
         return
-    held = 3  # batches that the step before, this one and the next hold
-    needed = distributed.local_world_size() * (PREFETCH * workers + held) * batch_bytes
+    needed = distributed.local_world_size() * (PREFETCH * workers + HELD) * batch_bytes
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
         raise UserError(
