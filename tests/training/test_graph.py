@@ -36,6 +36,7 @@ def test_auto_leaves_it_until_it_is_measured_and_says_so_on_a_gpu() -> None:
     ("option", "reason"),
     [
         ("loop.accumulation=2", "micro-batches cannot add to them"),
+        ("model.op=recompute", "keeps the state of random numbers"),
         ("model.drop_rate=0.1", "dropout draws anew"),
     ],
 )

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision
-from densekit.training.ema import moving_average
+from densekit.training.ema import MovingAverage
 from densekit.training.loss import make_loss
 from densekit.training.recipe import LoopConfig
 from densekit.training.step import SUMS, Learner, train_step
@@ -301,7 +301,7 @@ def test_an_overflowing_gradient_is_the_scalers_own_affair(
 def test_the_average_has_the_statistics_of_its_weights_and_the_networks_counters() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
-    average, decay = moving_average(model, 0.9), 0.9
+    average, decay = MovingAverage(model, 0.9), 0.9
     expected: dict[str, torch.Tensor] = {}
     for update in range(12):
         model(torch.randn(8, 1, 6, 6) + update)

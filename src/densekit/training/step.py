@@ -18,7 +18,7 @@ from densekit.infer.engines import preparing
 from densekit.infer.metrics import correct
 from densekit.models.densenet import DenseNet
 from densekit.precision import Precision
-from densekit.training.ema import moving_average
+from densekit.training.ema import MovingAverage
 from densekit.training.graph import forward_of
 from densekit.training.loss import Loss, make_loss
 from densekit.training.optim import create_optimizer
@@ -73,7 +73,7 @@ def create_learner(recipe: Recipe, precision: Precision) -> Learner:
         forward=forward_of(model, prepare, recipe, precision),
         optimizer=create_optimizer(model, recipe.optim, recipe.data.batch_size),
         scaler=precision.scaler(),
-        ema=moving_average(model, recipe.loop.ema) if recipe.loop.ema else None,
+        ema=MovingAverage(model, recipe.loop.ema) if recipe.loop.ema else None,
         precision=precision,
         prepare=prepare,
         mix=mixing(recipe.data, model.config.num_classes),

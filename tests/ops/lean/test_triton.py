@@ -7,6 +7,7 @@ takes every kernel for the GPUs that are served; and a layer needs few launches.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ triton = pytest.importorskip("triton")
 from densekit.data import on_gpu  # noqa: E402 (imports triton)
 
 HERE = Path(__file__).parent
+SHARED = {80: 163 << 10, 90: 227 << 10}
+"""Bytes of shared memory that a program may take, by compute capability."""
+SPILLED = 1024  # bytes of a thread's registers that may go to memory; far more is a wrong tile
 LAUNCHES = {12: (6, 7), 32: (8, 8)}
 """Of a layer forward and backward, by growth rate: with our 3x3 kernels, and with cuDNN's."""
 
@@ -163,13 +167,13 @@ SHALLOW = {"block_config": (2, 2)}
 
 
 def launch_everything(gpu: Any, dtype: torch.dtype) -> None:
-    """As DenseNet-121 does, DenseNet-BC-100-12, and a DenseNet without bottlenecks."""
+    """As DenseNet-121 does, 161, DenseNet-BC-100-12, and a DenseNet without bottlenecks."""
 
     def step(function: Callable[[Tensor], Tensor], c: int) -> None:
         x = channels_last(torch.zeros(2, c, 8, 8, dtype=dtype)).requires_grad_()
         function(x).sum().backward()
 
-    for c, growth_rate, bn_size in ((64, 32, 4), (24, 12, 4), (16, 12, 0)):
+    for c, growth_rate, bn_size in ((64, 32, 4), (96, 48, 4), (24, 12, 4), (16, 12, 0)):
         layers = list(block(c, 2, growth_rate, bn_size=bn_size).values())
         step(partial(forward.dense_block, layers=layers), c)
     for pool in ("none", "average", "max"):
@@ -201,6 +205,16 @@ def test_triton_compiles_every_kernel(
         source = ASTSource(launch.kernel, *launch.source())
         made = triton.compile(source, GPUTarget("cuda", capability, 32), dict(launch.options))
         assert made.asm["cubin"]
+        assert made.metadata.shared <= SHARED[capability], launch.key()
+        assert spilled(made.asm["ptx"], capability) <= SPILLED, launch.key()
+
+
+def spilled(ptx: str, capability: int) -> int:
+    """Bytes a thread, as NVIDIA's assembler has it, which comes with Triton."""
+    name = f"sm_{capability}{'a' if capability == 90 else ''}"
+    command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name", name, "-", "-o", os.devnull]
+    done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", done.stderr)))
 
 
 def kernels_of(gpu: Any) -> Iterator[Any]:

@@ -73,16 +73,19 @@ KERNEL_NAMES = (
 
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_FROM = (8, 0)  # compute capability: Ampere's, the first with bfloat16 products
 
 
 def implementation(device: torch.device, dtype: torch.dtype) -> str:
     """Which kernels compute a tensor: native (C++), triton or plain.
 
-    native needs a CPU, a C++ compiler, and float32 or bfloat16; triton a GPU of NVIDIA's, and the
-    package, which comes with torch on Linux. What they do not serve they leave to plain, too.
+    native needs a CPU, a C++ compiler, and float32 or bfloat16; triton a GPU of NVIDIA's, Ampere or
+    later, and the package, which comes with torch on Linux. What they do not serve they leave to
+    plain, too.
     """
     if device.type == "cuda" and torch.version.cuda and has_triton():
-        return "triton"
+        recent = torch.cuda.get_device_capability(device) >= TRITON_FROM
+        return "triton" if recent else "plain"
     if device.type == "cpu" and dtype in native.SUFFIX and native.reason() is None:
         return "native"
     return "plain"

@@ -144,7 +144,8 @@ def conv1_backward(
 ) -> None:
     """What plain.norm_relu_conv_backward says, of dz [M, K] without gaps, K <= LARGEST_K."""
     (m, c), k, wide = x.shape, weight.shape[0], x.dtype == torch.float32
-    bm, bc, warps, stages = (32, 32, 4, 1) if wide else (64, 64, 8, 3)
+    # float32 is multiplied in registers, which larger tiles would spill
+    bm, bc, warps, stages = (16, 32, 8, 1) if wide else (64, 64, 8, 3)
     chunks = triton.cdiv(c, bc)
     tiles, programs = deal_out(x, bm, chunks, waves=2, least=4)
     of_sums = None if grads is None else x.new_empty(programs, 2, c, dtype=torch.float32)
