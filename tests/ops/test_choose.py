@@ -17,7 +17,7 @@ from densekit.infer.engines import logits_of
 from densekit.models.artifact import Preprocessing
 from densekit.models.densenet import DenseNet
 from densekit.ops import choose
-from densekit.ops.lean.kernels import native
+from densekit.ops.lean.kernels import implementation, native
 from densekit.precision import Precision
 
 FLOAT32 = torch.float32
@@ -198,3 +198,15 @@ def test_evaluation_is_the_same_whatever_the_op(op: str, training: bool) -> None
     assert model.training == training
     assert model.features.denseblock1.op == op
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels"), [((7, 5), "plain"), ((8, 0), "triton"), ((9, 0), "triton")]
+)
+def test_triton_is_for_gpus_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kernels: str
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert implementation(torch.device("cuda", 0), torch.bfloat16) == kernels

@@ -41,7 +41,9 @@ def why_not_graph(recipe: Recipe, device: torch.device) -> str | None:
     if recipe.optim.head_epochs:
         return "optim.head_epochs changes what is trained, and a graph cannot"
     if recipe.model.op == "recompute":
-        return "model.op=recompute keeps the state of random numbers, which cannot be read meanwhile"
+        return (
+            "model.op=recompute keeps the state of random numbers, which cannot be read meanwhile"
+        )
     if architecture(recipe.model).drop_rate > 0:
         return "dropout draws anew in each step"
     return None
