@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from densekit.config import UserError
-from densekit.data import decoded
+from densekit.data import decoded, on_cpu
 from densekit.data.config import DataConfig
 from densekit.data.decode import open_image
 from densekit.data.decoded import DecodedImages, decoded_images
@@ -108,6 +108,8 @@ def pixel_files(data: DataConfig) -> list[Path]:
         {},
         {"crop_distribution": "paddle"},
         {"crop": "pad"},
+        {"crop": "pad", "crop_padding": 0, "flip": 0.3},
+        {"crop": "pad", "flip": 0.0},
         {"crop": "none"},
         EVERY_CHANGE,
         {"crop": "pad", **EVERY_CHANGE},
@@ -120,6 +122,27 @@ def test_batches_are_those_of_the_files(
     without = steps(varied, config(tmp_path, "off", augment=augment))
     assert_alike(steps(varied, config(tmp_path, place, augment=augment)), without)
     assert len({step.batches[0].images.numpy().tobytes() for step in without}) > 2
+
+
+NO_RESIZE: dict[str, Any] = {"augment": {"crop": "pad"}, "evaluate": {"resize": None}}
+
+
+@pytest.mark.parametrize("change", [{}, {"workers": 1}, {"image_size": 31}])
+@pytest.mark.parametrize("place", PLACES)
+def test_crops_that_are_copied_by_the_batch(
+    varied: Examples, tmp_path: Path, place: str, change: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In C++, and one by one where there is none; images may be smaller than the square."""
+    copied: list[int] = []
+    copy = on_cpu.copy_crops
+    monkeypatch.setattr(on_cpu, "copy_crops", lambda *how: copied.append(len(how[1])) or copy(*how))
+    with_cache = steps(varied, config(tmp_path, place, **NO_RESIZE, **change))
+    assert sum(copied) == (0 if "workers" in change or not on_cpu.copies_crops() else 18)
+    without = steps(varied, config(tmp_path, "off", **NO_RESIZE, **change))
+    assert_alike(with_cache, without)
+    monkeypatch.setattr(on_cpu, "copies_crops", lambda: False)
+    assert_alike(steps(varied, config(tmp_path, place, **NO_RESIZE, **change)), without)
 
 
 @pytest.mark.parametrize("how", [{"interpolation": "bicubic"}, {"antialias": False}])
@@ -138,15 +161,18 @@ def test_workers_and_ranks_share_it(varied: Examples, tmp_path: Path, place: str
         assert_alike(steps(varied, data, rank, 2), without)
 
 
+@pytest.mark.parametrize("crops", [{}, NO_RESIZE])
 @pytest.mark.parametrize("place", PLACES)
-def test_values_of_16_bits_keep_their_own(tmp_path: Path, place: str) -> None:
+def test_values_of_16_bits_keep_their_own(
+    tmp_path: Path, place: str, crops: dict[str, Any]
+) -> None:
     root, draw = tmp_path / "deep", np.random.default_rng(1)
     for number in range(5):
         (root / "a").mkdir(parents=True, exist_ok=True)
         values = draw.integers(0, 65536, (20, 18, 2)).astype(np.uint16)
         np.save(root / f"a/{number}.npy", values)
     examples = read_folder(root)
-    how = {"channels": 2, "intensity": "full", "mean": (0.5,), "std": (0.2,)}
+    how = {"channels": 2, "intensity": "full", "mean": (0.5,), "std": (0.2,), **crops}
     with_cache = steps(examples, config(tmp_path, place, **how))
     assert with_cache[0].batches[0].images.dtype == torch.float32
     assert_alike(with_cache, steps(examples, config(tmp_path, "off", **how)))

@@ -101,8 +101,8 @@ def test_without_a_compiler_torch_gives_the_same_bits(monkeypatch: pytest.Monkey
     seen, part = Preprocessing(), whole[:, :, 3:, :17]
     floats = part.div(255).requires_grad_()
     sides = []
-    for functions in (on_cpu._functions(), {}):
-        monkeypatch.setattr(on_cpu, "_functions", lambda functions=functions: functions)
+    for functions in (on_cpu._functions, lambda _: {}):
+        monkeypatch.setattr(on_cpu, "_functions", functions)
         into = torch.empty(3, 20, 30, 3).permute(0, 3, 1, 2)[:, :, 3:, :17]
         sides.append(
             [
@@ -113,3 +113,37 @@ def test_without_a_compiler_torch_gives_the_same_bits(monkeypatch: pytest.Monkey
         seen.normalize(floats).sum().backward()
     assert all(map(torch.equal, *sides))
     assert floats.grad is not None
+
+
+# Crops --------------------------------------------------------------------------------------
+
+
+@compiled
+@settings(max_examples=60)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=4),
+    channels=st.sampled_from([1, 2, 3, 5]),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    side=st.integers(1, 14),
+    data=st.data(),
+)
+def test_crops_are_slices_of_padded_images(
+    sizes: list[tuple[int, int]], channels: int, dtype: torch.dtype, side: int, data: st.DataObject
+) -> None:
+    """Also such as lie outside of the image altogether; in any order of rows."""
+    images = [pixels((height, width, channels), dtype, 9) for height, width in sizes]
+    starts = np.cumsum([0, *(image.numel() for image in images)])
+    rows = data.draw(st.permutations(range(len(images))))
+    crops, expected = [], torch.empty((len(images), channels, side, side), dtype=dtype)
+    border = 30
+    for row, image, start in zip(rows, images, starts, strict=False):
+        height, width = image.shape[:2]
+        top, left = data.draw(st.integers(-16, 16)), data.draw(st.integers(-16, 16))
+        mirrored = data.draw(st.booleans())
+        crops.append((row, on_cpu.Crop(int(start), height, width, top, left, mirrored)))
+        padded = torch.nn.functional.pad(image.permute(2, 0, 1), [border] * 4)
+        square = padded[:, top + border :, left + border :][:, :side, :side]
+        expected[row] = square.flip(-1) if mirrored else square
+    out = torch.full_like(expected, 77)
+    on_cpu.copy_crops(torch.cat([image.flatten() for image in images]), crops, out)
+    assert torch.equal(out, expected)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ Region = Callable[[int, int], Box]
 """Draws the part of an image of this height and width that a random crop takes."""
 
 
+class Copied(NamedTuple):
+    """The square that is copied from an image."""
+
+    top: int
+    """Of its first row; it may lie beyond the image's edges, where zeros are."""
+    left: int
+    mirrored: bool
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """Crop, affine, flip, colours and erasing by a data section, in this order.
@@ -42,6 +51,8 @@ class TrainTransform:
     flip: float
     """Probability that the part is mirrored; where `region` is, and the flip comes next."""
     stages: tuple[Stage, ...]
+    only_copies: Callable[[int, int], Copied] | None = None
+    """The draws of the same, by height and width, where all of it copies pixels of the image."""
 
     def __call__(self, image: ImageFile) -> Tensor:
         return self.change(self.read(image))
@@ -83,7 +94,15 @@ def train_transform(config: DataConfig) -> TrainTransform:
     if scaled and (why := jpeg.why_no_reader()):
         raise UserError(f"data.decode=scaled is not to be had here: {why}; set data.decode=exact")
     to_square = Resize(size, config.interpolation, config.antialias, scaled)
-    return TrainTransform(region, to_square, flip_in_resize, tuple(stages))
+    copied = None
+    if [*crop, *flip] == stages and len(crop) == 1 and isinstance(crop[0], PadCrop):
+        copied = partial(_copied, crop[0], mirror)
+    return TrainTransform(region, to_square, flip_in_resize, tuple(stages), copied)
+
+
+def _copied(crop: PadCrop, flip: float, height: int, width: int) -> Copied:
+    top, left = crop.draw(height, width)
+    return Copied(top, left, _drawn(flip))
 
 
 class RandomResizedCrop:
@@ -140,12 +159,16 @@ class PadCrop:
     def __call__(self, image: Tensor) -> Tensor:
         """[C, H, W] -> [C, size, size], zeros outside of the image."""
         channels, height, width = image.shape
-        top, left = self._draw(height), self._draw(width)
+        top, left = self.draw(height, width)
         cropped = image.new_zeros((self.size, self.size, channels)).permute(2, 0, 1)
         rows, own_rows = self._overlap(top, height)
         columns, own_columns = self._overlap(left, width)
         cropped[:, rows, columns] = image[:, own_rows, own_columns]
         return cropped
+
+    def draw(self, height: int, width: int) -> tuple[int, int]:
+        """Its first row and column in the image."""
+        return self._draw(height), self._draw(width)
 
     def _draw(self, side: int) -> int:
         """Where the crop begins, counted from the image's edge; negative in the padding."""

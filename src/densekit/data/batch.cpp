@@ -1,4 +1,4 @@
-// What the main process does to a batch of images on a CPU; on_cpu.py says what, in words.
+// What becomes of a whole batch of images on a CPU; on_cpu.py says what, in words.
 //
 // N images, C channels, `pixels` of each; x(n, c, i) lies at x[n * x_n + c * x_c + i * x_i].
 // Every operation rounds as IEEE 754 has it, and none is fused, so the bits are torch's.
@@ -69,7 +69,51 @@ void normalize(const Value* x, Index x_n, Index x_c, Index x_i, const float* mea
   }
 }
 
+// A row of the batch, and what Crop of on_cpu.py has.
+struct Crop {
+  Index row, start, height, width, top, left, mirrored;
+};
+
+// Columns [first, last) of a line [width, C] of an image -> the line of each channel of a square.
+template <class Value>
+void copy_line(const Value* line, Index first, Index last, const Crop& crop, Index channels,
+               Index side, Value* out) {
+  for (Index c = 0; c < channels; c++, out += side * side)
+    if (crop.mirrored)
+      for (Index x = first; x < last; x++)
+        out[side - 1 - x] = line[(crop.left + x) * channels + c];
+    else
+      for (Index x = first; x < last; x++) out[x] = line[(crop.left + x) * channels + c];
+}
+
+template <class Value>
+void copy_crops(const Value* pixels, const Crop* crops, Index count, Value* out, Index channels,
+                Index side) {
+  const Index size = channels * side * side;
+  for (const Crop* crop = crops; crop < crops + count; crop++) {
+    Value* square = out + crop->row * size;
+    const Index top = std::clamp<Index>(-crop->top, 0, side);
+    const Index bottom = std::clamp<Index>(crop->height - crop->top, top, side);
+    const Index first = std::clamp<Index>(-crop->left, 0, side);
+    const Index last = std::clamp<Index>(crop->width - crop->left, first, side);
+    if (bottom - top < side || last - first < side) std::fill_n(square, size, Value(0));
+    for (Index y = top; y < bottom; y++)
+      copy_line(pixels + crop->start + (crop->top + y) * crop->width * channels, first, last, *crop,
+                channels, side, square + y * side);
+  }
+}
+
 }  // namespace
+
+extern "C" void copy_crops_u8(const std::uint8_t* pixels, const Crop* crops, Index count,
+                              std::uint8_t* out, Index channels, Index side) {
+  copy_crops(pixels, crops, count, out, channels, side);
+}
+
+extern "C" void copy_crops_f32(const float* pixels, const Crop* crops, Index count, float* out,
+                               Index channels, Index side) {
+  copy_crops(pixels, crops, count, out, channels, side);
+}
 
 extern "C" void normalize_u8(const std::uint8_t* x, Index x_n, Index x_c, Index x_i,
                              const float* mean, const float* std, float* out, Index images,

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from densekit.config import UserError
-from densekit.data import jpeg
+from densekit.data import jpeg, on_cpu
+from densekit.data.augment import Copied, TrainTransform
 from densekit.data.config import MAX_PIXELS
 from densekit.data.decode import EIGHT_BITS, ImageFile, UnreadableImage, open_image
 from densekit.data.decoded import DecodedImages
 from densekit.data.intensity import Intensity
 from densekit.data.listing import Examples
+from densekit.data.on_cpu import Crop
 from densekit.data.places import Placed, Places
 from densekit.data.seeds import seeds_of
 
@@ -66,12 +68,22 @@ class Collated(NamedTuple):
         return Batch(self.images, labels, positions, self.bad)
 
 
+class Kept(NamedTuple):
+    """A Sample whose pixels are still where decoded images are."""
+
+    crop: Crop
+    position: int
+
+
 class Sample(NamedTuple):
     image: Tensor
     """Of the same dtype, [C, S, S]."""
     position: int
     """In the Examples."""
 
+
+ReadImage = Sample | Kept | UserError | BadImage
+"""What became of reading an image."""
 
 # Changing either of these two functions changes the numbers of every run.
 
@@ -106,6 +118,9 @@ class ImageDataset(Dataset):
         self.examples, self.transform, self.seed = examples, transform, seed
         self.max_pixels, self.skip_bad, self.intensity = max_pixels, skip_bad, intensity
         self.shape, self.decoded = (channels, side, side), decoded
+        self.only_copies: Callable[[int, int], Copied] | None = None
+        if decoded is not None and isinstance(transform, TrainTransform) and transform.only_copies:
+            self.only_copies = transform.only_copies if on_cpu.copies_crops() else None
         jpeg.why_no_reader()  # compiled here if need be, not by each worker
 
     @property
@@ -113,14 +128,18 @@ class ImageDataset(Dataset):
         """Of one image of a Batch."""
         return math.prod(self.shape) * self.intensity.dtype.itemsize
 
-    def __getitem__(self, key: Key) -> Sample | UserError | BadImage:
+    def __getitem__(self, key: Key) -> ReadImage:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[Sample | UserError | BadImage]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[ReadImage]:
         """What torch's loader calls for a batch; torch's generator is afterwards as it was."""
-        found: list[Sample | UserError | BadImage] = []
+        found: list[ReadImage] = []
         seeds = sample_seeds(self.seed, keys)
         with torch.random.fork_rng(devices=[]):
+            if self.only_copies is not None and self.decoded is not None:
+                places = self.decoded.index[[index for _, index in keys]].tolist()
+                of_each = zip(keys, seeds, places, strict=True)
+                return [self._kept(index, seed, *place) for (_, index), seed, place in of_each]
             for first in range(0, len(keys), OPENED_AT_ONCE):
                 some = slice(first, first + OPENED_AT_ONCE)
                 images = [self._opened(index) for _, index in keys[some]]
@@ -129,6 +148,14 @@ class ImageDataset(Dataset):
                     self._transform(index, seed, image) for (_, index), seed, image in of_each
                 ]
         return found
+
+    def _kept(self, index: int, seed: int, start: int, height: int, width: int) -> ReadImage:
+        """Draws what is copied of an image; reads it where it is not there."""
+        if not height:
+            return self._transform(index, seed, self._opened(index))
+        assert self.only_copies is not None
+        torch.default_generator.manual_seed(seed)
+        return Kept(Crop(start, height, width, *self.only_copies(height, width)), index)
 
     def _opened(self, index: int) -> ImageFile | UserError:
         """A mistake is handed on as a value, so that it leaves a worker unchanged."""
@@ -140,9 +167,7 @@ class ImageDataset(Dataset):
         except UserError as error:
             return error
 
-    def _transform(
-        self, index: int, seed: int, image: ImageFile | UserError
-    ) -> Sample | UserError | BadImage:
+    def _transform(self, index: int, seed: int, image: ImageFile | UserError) -> ReadImage:
         """By draws from torch's generator, which is seeded for the image."""
         try:
             if isinstance(image, UserError):
@@ -157,11 +182,11 @@ class ImageDataset(Dataset):
             return error
 
     def collate(
-        self, samples: list[Sample | UserError | BadImage], places: Places | None = None
+        self, samples: list[ReadImage], places: Places | None = None
     ) -> Collated | UserError:
         """Any number of samples, none included; or the first file that failed. In a worker into
         one of its `places`, where one is free."""
-        read: list[Sample] = []
+        read: list[Sample | Kept] = []
         bad: list[BadImage] = []
         for sample in samples:
             if isinstance(sample, UserError):
@@ -172,8 +197,14 @@ class ImageDataset(Dataset):
                 read.append(sample)
         images = _empty((len(read), *self.shape), self.intensity.dtype, places)
         rows = images.tensor() if isinstance(images, Placed) else images
-        for row, sample in zip(rows, read, strict=True):
-            row.copy_(sample.image)
+        crops: list[tuple[int, Crop]] = []
+        for row, sample in enumerate(read):
+            if isinstance(sample, Kept):
+                crops.append((row, sample.crop))
+            else:
+                rows[row].copy_(sample.image)
+        if crops and self.decoded is not None:
+            on_cpu.copy_crops(self.decoded.pixels, crops, rows)
         positions = np.array([sample.position for sample in read], dtype=np.int64)
         return Collated(images, self.examples.labels[positions], positions, tuple(bad))
 

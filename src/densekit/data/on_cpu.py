@@ -1,16 +1,18 @@
-"""Normalisation on a CPU: bytes or floats in any layout to float32 in one's own, one pass.
+"""What becomes of a whole batch on a CPU, in C++: crops of decoded images, and normalisation.
 
-batch.cpp is compiled once for a machine. Where that cannot be, torch computes the same bits, in
-passes over the whole batch and, into channels last, many times as slowly.
+batch.cpp is compiled once for a machine. Where that cannot be, torch computes the same bits: crops
+one by one, and normalisation in passes over the batch, into channels last many times as slowly.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,38 @@ BATCH_CODE = NativeCode(
     ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared"),
 )
 PTR, INDEX, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+BATCH_ARGUMENTS = {
+    "copy_crops": (PTR, PTR, INDEX, PTR, INDEX, INDEX),
+    "normalize": (PTR, *[INDEX] * 3, *[PTR] * 3, *[INDEX] * 3, FLAG, FLAG),
+}
+
+
+class Crop(NamedTuple):
+    """A square of a decoded image, of which the pixels are copied with those of its batch."""
+
+    start: int
+    """Of the image, [height, width, C], in elements."""
+    height: int
+    width: int
+    top: int
+    """Of the square's first row in the image; it may lie beyond its edges, where zeros are."""
+    left: int
+    mirrored: bool
+
+
+def copies_crops() -> bool:
+    """Whether there is a compiler for it. Compiles it if need be."""
+    return bool(_functions("copy_crops"))
+
+
+def copy_crops(pixels: Tensor, crops: Sequence[tuple[int, Crop]], out: Tensor) -> None:
+    """Each into its row of `out` [N, C, S, S], from the pixels of all images, uint8 or float32."""
+    table = np.array([(row, *crop) for row, crop in crops], np.int64)
+    function = _functions("copy_crops")[pixels.dtype]
+    assert (out.is_contiguous(), out.dtype) == (True, pixels.dtype)
+    function(
+        pixels.data_ptr(), table.ctypes.data, len(table), out.data_ptr(), out.shape[1], out.shape[2]
+    )
 
 
 def normalize_batch(
@@ -32,7 +66,7 @@ def normalize_batch(
 
     None where torch has to compute it.
     """
-    function = _functions().get(x.dtype)
+    function = _functions("normalize").get(x.dtype)
     fits = out is None or (out.shape == x.shape and out.dtype == torch.float32 and _is_dense(out))
     if function is None or x.requires_grad or not (fits and _is_dense(x) and x.numel()):
         return None
@@ -57,14 +91,14 @@ def _is_dense(x: Tensor) -> bool:
 
 
 @functools.cache
-def _functions() -> dict[torch.dtype, Any]:
+def _functions(name: str) -> dict[torch.dtype, Any]:
     """By the dtype of the pixels; none where there is no compiler."""
     try:
         code = BATCH_CODE.load()
     except Unavailable:
         return {}
-    found = {torch.uint8: code.normalize_u8, torch.float32: code.normalize_f32}
-    for function in found.values():
-        function.argtypes = (PTR, *[INDEX] * 3, *[PTR] * 3, *[INDEX] * 3, FLAG, FLAG)
-        function.restype = None
+    found = {}
+    for dtype, suffix in ((torch.uint8, "u8"), (torch.float32, "f32")):
+        found[dtype] = getattr(code, f"{name}_{suffix}")
+        found[dtype].argtypes, found[dtype].restype = BATCH_ARGUMENTS[name], None
     return found
