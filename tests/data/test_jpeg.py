@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from densekit.data import jpeg
-from densekit.data.config import Interpolation
+from densekit.data.config import Interpolation, Rounding
 from densekit.data.decode import (
     Box,
     ImageFile,
@@ -27,6 +27,9 @@ from densekit.data.decode import (
     decode,
     open_image,
 )
+from densekit.data.transforms import Preprocessing
+
+SEEN = Preprocessing(resize=40, crop=24)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,6 +99,49 @@ def test_a_square_is_torchvisions_of_pillows_pixels(
     assert torch.equal(square, theirs.flip(-1) if mirrored else theirs)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    mode=st.sampled_from(["RGB", "L"]),
+    width=st.integers(1, 150),
+    height=st.integers(1, 150),
+    subsampling=st.sampled_from(["4:4:4", "4:2:0"]),
+    data=st.data(),
+)
+def test_a_window_of_the_resized_image_is_torchvisions(
+    mode: str, width: int, height: int, subsampling: str, data: st.DataObject
+) -> None:
+    """As evaluation cuts it: larger and smaller, wherever it lies, to the bit."""
+    file = encoded(mode, width, height, subsampling=subsampling)
+    resized = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 200))
+    side = data.draw(st.integers(1, min(resized)))
+    top, left = (data.draw(st.integers(0, length - side)) for length in resized)
+    whole = np.array(Image.open(io.BytesIO(file))).reshape(height, width, -1)
+    pixels = torch.from_numpy(whole).permute(2, 0, 1)
+    window = jpeg.read_window(file, len(pixels), (height, width), resized, top, left, side)
+    assert window is not None
+    theirs = F.resize(pixels, [*resized], antialias=True)[:, top : top + side, left : left + side]
+    assert torch.equal(window, theirs)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    size=st.tuples(st.integers(8, 120), st.integers(8, 120)),
+    crop=st.integers(8, 60),
+    larger=st.one_of(st.none(), st.integers(0, 40)),
+    rounding=st.sampled_from(["torchvision", "paddle"]),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_what_evaluation_reads_is_what_it_makes_of_the_pixels(
+    size: tuple[int, int], crop: int, larger: int | None, rounding: Rounding,
+    interpolation: Interpolation,
+) -> None:  # fmt: skip
+    """Also where the square is larger than the image."""
+    file = encoded("RGB", *size)
+    resize = None if larger is None else crop + larger
+    seen = Preprocessing(resize=resize, crop=crop, rounding=rounding, interpolation=interpolation)
+    assert torch.equal(seen.square(open_image(file, 3)), seen(decode(file, 3)))
+
+
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -150,6 +196,7 @@ def test_every_image_of_the_sample(sample: list[bytes]) -> None:
         top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
         part = image.pixels(Box(top, left, h, w))
         assert torch.equal(part, whole.permute(2, 0, 1)[:, top : top + h, left : left + w])
+        assert torch.equal(Preprocessing().square(image), Preprocessing()(image.pixels()))
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +229,8 @@ def test_damage_behind_the_last_row_is_refused_as_pillow_does() -> None:
         Image.open(io.BytesIO(damaged)).load()
     with pytest.raises(UnreadableImage):
         decode(damaged, 3)
+    with pytest.raises(UnreadableImage):  # of which the square has no pixel
+        Preprocessing(resize=None, crop=16).square(open_image(damaged, 3))
 
 
 @settings(max_examples=150, deadline=None)
@@ -195,9 +244,12 @@ def test_damage_is_what_pillow_makes_of_it(data: st.DataObject) -> None:
     except Exception:
         with pytest.raises(UnreadableImage):
             decode(bytes(file), 3)
+        with pytest.raises(UnreadableImage):
+            SEEN.square(open_image(bytes(file), 3))
         return
     whole = torch.from_numpy(theirs).permute(2, 0, 1)
     assert torch.equal(decode(bytes(file), 3), whole)
+    assert torch.equal(SEEN.square(open_image(bytes(file), 3)), SEEN(whole))
     height, width = whole.shape[1:]
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     part = open_image(bytes(file), 3).pixels(Box(top, left, height - top, width - left))

@@ -104,6 +104,13 @@ class ImageFile:
         resized = F.resize(self.pixels(box), size, mode, antialias=resize.antialias)
         return resized.flip(-1) if mirrored else resized
 
+    def window(self, resized: tuple[int, int], top: int, left: int, resize: Resize) -> Tensor:
+        """[C, side, side], cut at (top, left) from the whole image in the size of `resized`,
+        height and width. Raises UnreadableImage."""
+        mode, side = InterpolationMode(resize.interpolation), resize.side
+        whole = F.resize(self.pixels(), [*resized], mode, antialias=resize.antialias)
+        return whole[:, top : top + side, left : left + side]
+
 
 class JpegFile(ImageFile):
     """A grey or colour JPEG file, upright as it stands."""
@@ -128,12 +135,27 @@ class JpegFile(ImageFile):
 
     def square(self, box: Box, resize: Resize, mirrored: bool = False) -> Tensor:
         """Resized as it is decoded, where that is to the bit what torchvision makes of it."""
-        if self.bands == self.channels and resize.antialias and resize.interpolation == "bilinear":
+        if self._resized_here(resize):
             scale = resize.fraction(box.height, box.width)
             found = jpeg.read_square(self.content, self.bands, *box, scale, resize.side, mirrored)
             if found is not None:
                 return found
         return super().square(box, resize, mirrored)
+
+    def window(self, resized: tuple[int, int], top: int, left: int, resize: Resize) -> Tensor:
+        """The same of the whole image, of which no more is decoded than the window takes."""
+        if self._resized_here(resize):
+            size = self.height, self.width
+            found = jpeg.read_window(
+                self.content, self.bands, size, resized, top, left, resize.side
+            )
+            if found is not None:
+                return found
+        return super().window(resized, top, left, resize)
+
+    def _resized_here(self, resize: Resize) -> bool:
+        bilinear = resize.interpolation == "bilinear" and resize.antialias
+        return bilinear and self.bands == self.channels
 
 
 ImageSource = str | Path | bytes | Content

@@ -111,6 +111,7 @@ namespace {
 // Part of an image, in pixels of the file.
 struct Part {
   unsigned top, left, height, width;
+  bool to_end = false;  // decode the rows below it too, whose damage would else not be seen
 };
 
 // Decodes `part` and passes its rows to `take(rows, stride, count)`, kLanes at a time. A
@@ -162,6 +163,8 @@ int decode(const unsigned char* file, size_t size, int channels, unsigned denomi
         fail(&jpeg);
     take(rows[0] + size_t(left - first) * channels, stride, static_cast<int>(end - begin));
   }
+  while (part.to_end && jpeg.output_scanline < jpeg.output_height)
+    if (!library.read(&jpeg, rows, kLanes)) fail(&jpeg);
   // only after the last row, as Pillow does: data after it may be corrupt, too
   if (jpeg.output_scanline == jpeg.output_height) library.finish(&jpeg);
   library.destroy(&jpeg);
@@ -203,6 +206,26 @@ extern "C" int read_square(const unsigned char* file, size_t size, int channels,
       resizer.take(rows, stride, count);
     };
     return decode(file, size, channels, denominator, {top, left, height, width}, take);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
+
+// An image of height x width, resized to to_height x to_width, of which the square of `side` pixels
+// at (top, left) is written to out, [channels, side, side]. Only what it takes is decoded.
+extern "C" int read_window(const unsigned char* file, size_t size, int channels, int height,
+                           int width, int to_height, int to_width, int top, int left, int side,
+                           unsigned char* out) {
+  try {
+    Taps across(width, to_width, 0, double(width) / to_width);
+    Taps down(height, to_height, 0, double(height) / to_height);
+    const unsigned x = across.keep(left, side), y = down.keep(top, side);
+    Resizer resizer(channels, across, down, false, out);
+    auto take = [&](const unsigned char* rows, size_t stride, int count) {
+      resizer.take(rows, stride, count);
+    };
+    const Part part{y, x, unsigned(down.inputs), unsigned(across.inputs), true};
+    return decode(file, size, channels, 1, part, take);
   } catch (const std::bad_alloc&) {
     return 0;
   }

@@ -66,6 +66,24 @@ def read_square(
     return pixels if done else None
 
 
+def read_window(
+    file: bytes, channels: int, size: tuple[int, int], resized: tuple[int, int], top: int,
+    left: int, side: int,
+) -> torch.Tensor | None:  # fmt: skip
+    """A JPEG file of `size`, height and width, `resized` -> its square of `side` pixels at
+    (top, left), uint8 [channels, side, side]: as `read_square`, torch's to the bit, of which only
+    what the square takes is decoded.
+
+    None where `read_rectangle` is, and for damage in any row.
+    """
+    code = _code()
+    if code is None or not file.endswith(END):
+        return None
+    pixels = torch.empty((channels, side, side), dtype=torch.uint8)
+    window, into = (*size, *resized, top, left, side), pixels.data_ptr()
+    return pixels if code.read_window(file, len(file), channels, *window, into) else None
+
+
 def plain_size(file: bytes) -> tuple[int, int, int] | None:
     """Height, width and channels that the header of a JPEG file gives; None where Pillow has to
     look: other than 8 bits, grey or three colours, EXIF (which may turn it), several pictures.
@@ -110,6 +128,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     part: list[Any] = [ctypes.c_char_p, SIZE, ctypes.c_int, *[UINT] * 4]
     code.read_rectangle.argtypes = [*part, PTR]
     code.read_square.argtypes = [*part, UINT, ctypes.c_int, ctypes.c_int, PTR]
+    code.read_window.argtypes = [*part[:3], *[ctypes.c_int] * 7, PTR]
     return code, ""
 
 

@@ -52,6 +52,25 @@ struct Taps {
     for (size_t i = 0; i < shares.size(); i++)
       weights[i] = static_cast<int16_t>(0.5 + shares[i] * (1 << places));
   }
+
+  // Keeps `size` outputs from output `from` on. Returns the first input that they take, which is
+  // then input 0.
+  int keep(int from, int size) {
+    const int low = first[from];
+    inputs = first[from + size - 1] + count[from + size - 1] - low;
+    cut(first, from, size);
+    cut(count, from, size);
+    cut(weights, size_t(from) * most, size_t(size) * most);
+    for (int& each : first) each -= low;
+    return low;
+  }
+
+ private:
+  template <class Value>
+  static void cut(std::vector<Value>& values, size_t from, size_t size) {
+    values.erase(values.begin() + from + size, values.end());
+    values.erase(values.begin(), values.begin() + from);
+  }
 };
 
 // kLanes weighted sums over `count` lines, `stride` bytes apart; may read one line more.

@@ -24,7 +24,7 @@ from densekit.data.config import (
     ValueWindow,
     check_agreement,
 )
-from densekit.data.decode import ImageFile
+from densekit.data.decode import ImageFile, Resize
 from densekit.data.intensity import Intensity, Rule
 from densekit.native_code import has_triton
 
@@ -85,23 +85,38 @@ class Preprocessing(Section):
     def __call__(self, image: Tensor) -> Tensor:
         """[C, H, W] -> [C, crop, crop] of the same dtype, as torchvision's Resize and CenterCrop
         do, or PaddleClas' ResizeImage and CropImage."""
-        height, width = image.shape[1:]
+        height, width = self._resized(*image.shape[1:])
         if self.resize is not None:
-            size = [self.resize]
-            if self.rounding == "paddle":
-                factor = self.resize / min(height, width)
-                size = [round(height * factor), round(width * factor)]
             mode = InterpolationMode(self.interpolation)
-            image = F.resize(image, size, interpolation=mode, antialias=self.antialias)
-            height, width = image.shape[1:]
-        if self.rounding == "paddle" and min(height, width) >= self.crop:
-            top, left = (height - self.crop) // 2, (width - self.crop) // 2
-            return image[:, top : top + self.crop, left : left + self.crop]
-        return F.center_crop(image, [self.crop, self.crop])
+            image = F.resize(image, [height, width], interpolation=mode, antialias=self.antialias)
+        if min(height, width) < self.crop:
+            return F.center_crop(image, [self.crop, self.crop])
+        top, left = self._corner(height, width)
+        return image[:, top : top + self.crop, left : left + self.crop]
 
     def square(self, image: ImageFile) -> Tensor:
         """The image decoded, resized and cropped: [C, crop, crop]. Raises UnreadableImage."""
-        return self(image.pixels())
+        height, width = self._resized(image.height, image.width)
+        if min(height, width) < self.crop:
+            return self(image.pixels())
+        resize = Resize(self.crop, self.interpolation, self.antialias)
+        return image.window((height, width), *self._corner(height, width), resize)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """An image's size before the crop."""
+        if self.resize is None:
+            return height, width
+        short = min(height, width)
+        if self.rounding == "paddle":
+            factor = self.resize / short
+            return round(height * factor), round(width * factor)
+        long = int(self.resize * max(height, width) / short)
+        return (long, self.resize) if width <= height else (self.resize, long)
+
+    def _corner(self, height: int, width: int) -> tuple[int, int]:
+        """Top and left of the crop, in an image that it fits into."""
+        top, left = (height - self.crop) / 2, (width - self.crop) / 2
+        return (int(top), int(left)) if self.rounding == "paddle" else (round(top), round(left))
 
     def normalize(
         self,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from densekit.config import UserError
 from densekit.data.bit_depth import dark_files
-from densekit.data.decode import UnreadableImage, content_of, from_image
+from densekit.data.decode import UnreadableImage, content_of, from_image, open_image
 from densekit.data.folders import images_below
 from densekit.data.listing import Content
 from densekit.infer.engines import Logits, open_engine, resolve_engine
@@ -142,6 +142,8 @@ class Classifier:
         if isinstance(source, UnreadableImage):
             return source
         try:
+            if isinstance(source, (bytes, Content)):
+                return seen.square(open_image(source, seen.channels, self.max_pixels, seen.scaling))
             return seen(from_image(source, seen.channels, self.max_pixels, seen.scaling))
         except UnreadableImage as error:
             return error
