@@ -5,11 +5,11 @@ Under `torchrun` every rank runs the same command; the collectives are gloo on C
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from densekit.distributed.failures import PeerFailed, Peers, meet
 T = TypeVar("T")
 THREADS_PER_CORE = 16  # more only wait for each other, and a process has a limit
 _peers: Peers | None = None  # of the process group, as torch keeps that itself
+_sums: list[dist.Work] = []  # of gradients, those that may not have ended
 
 
 def rank() -> int:
@@ -103,9 +104,17 @@ def start(device: torch.device, timeout: float = 600.0) -> None:
 
 
 def stop(failed: bool = False) -> None:
-    """Leaves the process group; after a failure of this rank or another's, the others notice."""
+    """Leaves the process group; after a failure of this rank or another's, the others notice.
+
+    Sums of gradients that broke are waited for first: gloo's threads need the interpreter's lock to
+    drop their Python callbacks, and whoever destroys the group holds it while it joins them.
+    """
     global _peers
     if active():
+        for work in _sums:
+            with contextlib.suppress(dist.DistError, RuntimeError):  # told already, by the first
+                work.wait()
+        _sums.clear()
         dist.destroy_process_group()
     if _peers is not None:
         _peers.close(failed)
@@ -118,7 +127,7 @@ def at_step(step: int) -> None:
         _peers.step = step
 
 
-@contextmanager
+@contextlib.contextmanager
 def session() -> Iterator[None]:
     """Around a command of several ranks: a failure is told to the others, or learnt from them.
 
@@ -262,4 +271,5 @@ def wrap(model: nn.Module, image: Tensor) -> nn.Module:
 def _sum_gradients(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's communication hook: a sum, where DDP's own takes the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
+    _sums[:] = [*(sum_ for sum_ in _sums if not sum_.is_completed()), work]
     return work.get_future().then(lambda done: done.value()[0])
