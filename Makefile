@@ -18,7 +18,7 @@ test-all: .venv/test  ## the slower tests too: real processes killed, torchrun, 
 test-oldest: .venv-oldest/test  ## quick tests with the oldest torch and libraries that pyproject allows
 	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest $(PARALLEL) -m "not slow" $(addprefix tests/,models ops cli training)
 
-fuzz: .venv/test  ## each reader against damaged and hostile input, at length: DENSEKIT_FUZZ_EXAMPLES
+fuzz: .venv/test  ## each reader against corrupt and hostile input, at length: DENSEKIT_FUZZ_EXAMPLES
 	DENSEKIT_FUZZ_EXAMPLES=$${DENSEKIT_FUZZ_EXAMPLES:-20000} $(BIN)/pytest $(PARALLEL) tests/fuzz
 
 check: .venv/test  ## lint, format, types

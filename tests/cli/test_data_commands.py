@@ -84,7 +84,7 @@ def test_check_of_shards_is_that_of_their_files(pets: Path, tmp_path_factory) ->
     bad = json.loads(densekit("data", "check", shards / "train-index.npz", "--json").stdout)
     (fault,) = bad["unreadable"]
     assert fault["image"]["place"] == str(shard)
-    assert "its bytes are not those that were packed" in fault["reason"]
+    assert "its CRC-32 is not the one in the index" in fault["reason"]
 
 
 def test_check_of_what_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:

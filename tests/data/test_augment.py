@@ -131,7 +131,7 @@ def test_draws_do_not_depend_on_who_reads(tmp_path) -> None:  # type: ignore[no-
 @pytest.mark.parametrize(
     ("tree", "sentence"),
     [
-        ({"mixup": 0.7, "cutmix": 0.6}, "together they must be at most 1"),
+        ({"mixup": 0.7, "cutmix": 0.6}, "their sum must be at most 1"),
         ({"erase_scale": [0.4, 0.1]}, r"erase_scale: expected the smaller number first"),
         ({"crop_ratio": [0, 1]}, r"crop_ratio.*expected greater than 0, got 0"),
         ({"crop_scale": [2, 3]}, r"crop_scale.*expected less than or equal to 1, got 2"),

@@ -74,7 +74,7 @@ def test_an_incomplete_or_foreign_folder_is_left_alone(tmp_path: Path, damage: s
     root = mnist5k(tmp_path / "m")
     (root / damage).unlink()
     before = state(root)
-    with pytest.raises(UserError, match="exists but is not all of builtin:mnist5k; remove it"):
+    with pytest.raises(UserError, match="exists but is not a complete builtin:mnist5k; remove it"):
         mnist5k(root)
     assert state(root) == before
 

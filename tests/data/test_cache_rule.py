@@ -97,7 +97,7 @@ def test_shards_from_elsewhere_are_not_asked_for(images: Examples) -> None:
     )  # fmt: skip
     assert choose(shards) == (
         "off",
-        ("cache: off, since shards from elsewhere are kept as they come",),
+        ("cache: off, since remote shards are cached as files",),
     )
 
 
@@ -112,7 +112,7 @@ def test_without_such_memory_there_are_files(
         choose(images, cache="ram")
     place, (note,) = choose(images, cache="disk", cache_dir=str(tmp_path))
     assert place == "disk"
-    assert f"in {tmp_path}/pixels, whose files may be removed" in note
+    assert f"in {tmp_path}/pixels; its files may be deleted" in note
 
 
 def test_images_that_cannot_be_read_are_left_to_who_reads_them(

@@ -60,7 +60,7 @@ def test_files_that_cannot_be_read_are_named_with_their_lines(imagenet: Path) ->
     assert f"train_list.txt:2: {imagenet}/train/cat/001.png: is empty" in text
     assert f"train_list.txt:3: {imagenet}/train/cat/002.png: is not an image" in text
     assert f"train_list.txt:4: {imagenet}/train/dog/000.png: there is no such file" in text
-    assert f"paths start from {imagenet}: set data.root" in text
+    assert f"paths are relative to {imagenet}: set data.root" in text
     assert check_examples(train, 2, 0, 3)[0].tolist() == [3, 1]  # none looked at
     assert check_examples(train, 2, 1, 3)[0].tolist() == [3, 1]  # the first is sound
 
@@ -116,13 +116,13 @@ def test_a_link_to_a_file_is_that_file(imagenet: Path) -> None:
         check_split(train, val, 2, DataConfig(check_files=0))
 
 
-def test_uneven_classes_are_said() -> None:
+def test_imbalanced_classes_are_reported() -> None:
     """Whose best epoch may be the one that always answers the same."""
     told = check_examples(many([0] * 90 + [1] * 10), 2, 0, 3)[1]
     assert told == [
-        "the classes are uneven, from 90 images of 0 to 10 of 1: to answer 0 always gives a "
+        "the classes are imbalanced, from 90 images of 0 to 10 of 1: always predicting 0 gives a "
         "top-1 of 0.90; look at balanced_accuracy, by which loop.monitor=auto "
         "chooses the best epoch"
     ]
     for labels in [0] * 60 + [1] * 40, [0] * 9 + [1], list(range(100)):
-        assert not any("uneven" in text for text in check_examples(many(labels), 100, 0, 3)[1])
+        assert not any("imbalanced" in text for text in check_examples(many(labels), 100, 0, 3)[1])

@@ -59,8 +59,8 @@ def test_a_list_without_heads_is_one(tmp_path: Path) -> None:
     [
         ("path,label\n1.png,a\n2.png,\n", r"a\.csv:3: label is empty; every image needs its class"),
         ("path,label\n1.png,a\n2.png,a|b\n", r"a\.csv:3: .*several classes.*model.task=multilabel"),
-        ("1.png,cat\n2.png,dog\n", r"a\.csv:1: expected a line of heads .* got the first image"),
-        ("path,p,edema\n1.png,1,0\n", "there are p, edema; .* for model.task=multilabel"),
+        ("1.png,cat\n2.png,dog\n", r"a\.csv:1: expected a header line .* got the first image"),
+        ("path,p,edema\n1.png,1,0\n", "there are p, edema; .* needs model.task=multilabel"),
         ("path,label\n1.png\n", r"a\.csv:2: has 1 cells"),
         ("path,label\n", "no images"),
     ],
@@ -86,8 +86,8 @@ def test_binary_takes_one_against_all_others(tmp_path: Path) -> None:
     text = TUMOURS + "4.png,scar,6\n"
     found = read(tmp_path, text, "binary", classes=("malignant",))
     assert (found.labels.tolist(), found.classes) == ([[0], [1], [0], [0]], {0: "malignant"})
-    assert "no is 'benign', 'scar'" in found.notes[-1]
-    with pytest.raises(UserError, match=r"there are 3; name one, against all others"):
+    assert "the negative 'benign', 'scar'" in found.notes[-1]
+    with pytest.raises(UserError, match=r"there are 3; name the positive class"):
         read(tmp_path, text, "binary")
 
 

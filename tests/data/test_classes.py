@@ -47,10 +47,10 @@ def test_a_missing_folder_shifts_nothing() -> None:
 def test_a_lists_numbers_are_names_where_the_names_are_numbers() -> None:
     examples = match(listed(list(range(11))), AS_TEXT)
     assert examples.labels.tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 2]
-    assert "label 2 is the class '2', 3 there" in examples.notes[0]
+    assert "label 2 is the class '2', label 3 there" in examples.notes[0]
     assert match(foldered(*map(str, range(11))), AS_TEXT).labels.tolist() == list(range(11))
     assert match(listed([3, 0]), DIGITS).notes == ()
-    with pytest.raises(UserError, match=r"label 0 is none of .* it has 0, 1; the network has 1, 2"):
+    with pytest.raises(UserError, match=r"label 0 is not a class .* 0, 1; the network has 1, 2"):
         match(listed([0, 1]), network("1", "2"))
     assert match(listed([2, 1]), network("01", "02")).labels.tolist() == [1, 0]
 
@@ -68,7 +68,7 @@ def test_other_names_are_refused_with_both_lists() -> None:
         assert part in str(error.value)
     with pytest.raises(UserError, match=r"0, 1, 2; the network has cat"):
         match(foldered("0", "1", "2"), network(*PETS))
-    with pytest.raises(UserError, match=r"'cat' is none .* it has cat, dog; the network has 0, 1"):
+    with pytest.raises(UserError, match=r"'cat' is not a class .* cat, dog; the network has 0, 1"):
         match(foldered("cat", "dog"), network("0", "1"))
 
 
@@ -76,10 +76,10 @@ def test_a_list_is_matched_by_its_own_names() -> None:
     examples = match(listed([0, 1, 2], {0: "horse", 1: "dog", 2: "cat"}), network(*PETS))
     assert examples.labels.tolist() == [2, 1, 0]
     assert examples.classes == dict(enumerate(PETS))
-    assert "its 0 is 'horse', 2 there" in examples.notes[0]
+    assert "its label 0 is 'horse', which is 2 there" in examples.notes[0]
     # only classes with images matter
     assert match(listed([0], {0: "dog", 1: "bird"}), network(*PETS)).labels.tolist() == [1]
-    with pytest.raises(UserError, match="'bird' is none of"):
+    with pytest.raises(UserError, match="'bird' is not a class of"):
         match(listed([1], {0: "dog", 1: "bird"}), network(*PETS))
 
 
@@ -107,7 +107,7 @@ def test_a_name_that_two_outputs_share() -> None:
     twice = network("crane", "dog", "crane")
     labels = match(listed([2, 0, 1], {0: "crane", 1: "dog", 2: "crane"}), twice).labels
     assert labels.tolist() == [2, 0, 1]
-    with pytest.raises(UserError, match="2 classes that are called 'crane', labels 0, 2"):
+    with pytest.raises(UserError, match="2 classes called 'crane', labels 0, 2"):
         match(listed([1], {1: "crane"}), twice)
 
 
@@ -132,7 +132,7 @@ def test_names_are_numbered_by_label_not_by_line(tmp_path: Path) -> None:
     assert names_by_output(file, 3, "--classes c") == PETS
     for text, message in {
         "1 cat\n2 dog\n3 horse\n": "labels 1 to 3, but .* labels 0 to 2; number them from 0",
-        "0 cat\n1 dog\n5 horse\n": "names label 5 and not label 2",
+        "0 cat\n1 dog\n5 horse\n": "names label 5 but not label 2",
         "0 cat\n1 dog\n": "2 names, but the network has 3 outputs",
         "": "is empty",
     }.items():

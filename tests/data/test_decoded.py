@@ -211,7 +211,7 @@ def test_what_memory_has_no_room_for_is_read_as_files(
 ) -> None:
     monkeypatch.setattr(decoded.distributed, "free_memory", lambda: 2 * 10_000)
     assert_alike(steps(varied, config(tmp_path)), steps(varied, config(tmp_path, "off")))
-    assert "of 9 images are in the cache, the others are read as files" in capsys.readouterr().err
+    assert "of 9 images fit in the cache; the others are read as files" in capsys.readouterr().err
 
 
 def test_without_a_place_nothing_is_kept(varied: Examples, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_file_that_was_cut_is_named(files: Path, tmp_path: Path) -> None:
     steps(read_folder(files), data)
     (kept,) = pixel_files(data)
     kept.write_bytes(kept.read_bytes()[:-20])
-    assert failure(read_folder(files), data).startswith(f"{kept}: is no file of decoded images")
+    assert failure(read_folder(files), data).startswith(f"{kept}: is not a file of decoded images")
 
 
 def test_a_full_disk_is_a_sentence(files: Path, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_full_disk_is_a_sentence(files: Path, tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert "cannot be written: File too large" in message
-    assert "MiB free: set data.cache_dir to a folder with more, or data.cache=off" in message
+    assert "MiB free: set data.cache_dir to a folder with more space, or data.cache=off" in message
     assert [
         file.name for file in decoded.folder_of(data).iterdir() if ".lock" not in file.name
     ] == []

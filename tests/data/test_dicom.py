@@ -89,9 +89,9 @@ def test_colour() -> None:
 
 
 REFUSED = {
-    "rtplan.dcm": "is DICOM without an image",
-    "SC_rgb_rle_2frame.dcm": "is DICOM of 2 images",
-    "JPEGLSNearLossless_16.dcm": "needs one more library",
+    "rtplan.dcm": "is a DICOM file without an image",
+    "SC_rgb_rle_2frame.dcm": "is a DICOM file of 2 images",
+    "JPEGLSNearLossless_16.dcm": "needs another library",
     "examples_palette.dcm": "neither grey nor colour (MONOCHROME1, MONOCHROME2, RGB, YBR)",
     "MR_truncated.dcm": "cannot be decoded",
 }

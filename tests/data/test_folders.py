@@ -73,8 +73,8 @@ def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path, write_folder, wri
     write_image(tmp_path / "loose.png")
     (tmp_path / "classes.txt").write_text("0 cat\n")
     assert read_folder(tmp_path).notes == (
-        f"{tmp_path}: left out, not being images: 3 .txt, 1 without a suffix, 1 .xyz",
-        f"{tmp_path}: 1 images lie beside the class folders and are left out",
+        f"{tmp_path}: left out as not images: 3 .txt, 1 without a suffix, 1 .xyz",
+        f"{tmp_path}: 1 images outside the class folders are left out",
     )
 
 
@@ -93,7 +93,7 @@ def test_links_are_followed_but_not_into_themselves(tmp_path: Path, write_folder
     assert examples.labels.tolist() == [0] + [1] * 3 + [2] * 4
     assert len({os.path.realpath(path) for path in examples.paths}) == 8
     assert len(examples.notes) == 3
-    assert any(note.startswith(f"{data}/cat/all: leads to") for note in examples.notes)
+    assert any(note.startswith(f"{data}/cat/all: not followed") for note in examples.notes)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")

@@ -43,7 +43,7 @@ def test_held_out_files_depend_on_nothing_but_the_files(
 ) -> None:
     examples = many(labels)
     if max(np.bincount(labels)) < 2:
-        with pytest.raises(UserError, match="no class of two images"):
+        with pytest.raises(UserError, match="no class with two images"):
             hold_out(examples, fraction)
         return
     train, val = hold_out(examples, fraction)
@@ -80,7 +80,7 @@ def test_a_class_of_one_image_is_named(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"cat": 10, "dog": 1})
     train, val = open_split(DataConfig(train=str(tmp_path), val_fraction=0.2))
     assert np.bincount(val.labels, minlength=2).tolist() == [2, 0]
-    assert train.notes[-1].endswith("validation says nothing of dog")
+    assert train.notes[-1].endswith("validation says nothing about dog")
 
 
 # Folds --------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_what_is_no_fold_is_refused(fold: str) -> None:
 
 
 def test_two_ways_of_holding_out_are_refused(tmp_path: Path, write_folder) -> None:
-    with pytest.raises(UserError, match=r"fold=2/5 and val_fraction=0\.1 both say"):
+    with pytest.raises(UserError, match=r"fold=2/5 and val_fraction=0\.1 both hold"):
         build(DataConfig, ConfigSource({"fold": "2/5", "val_fraction": 0.1}))
     write_folder(tmp_path / "train", {"cat": 2, "dog": 2})
     write_folder(tmp_path / "val", {"cat": 1, "dog": 1})
@@ -115,7 +115,7 @@ def test_two_ways_of_holding_out_are_refused(tmp_path: Path, write_folder) -> No
 
 def test_more_folds_than_images(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path, {"cat": 2, "dog": 2})
-    with pytest.raises(UserError, match="has 4 images; take fewer folds"):
+    with pytest.raises(UserError, match="has 4 images; use fewer folds"):
         open_split(DataConfig(train=str(tmp_path), fold="9/9"))
 
 
@@ -165,7 +165,7 @@ def test_a_patient_on_both_sides_is_an_error_that_names_some(patients: Path) -> 
         ("patiemt", r'no such column; did you mean "patient"\?'),
         ("(p", "not a regular expression"),
         ("(p)(.)", "expected one group in brackets, got 2"),
-        (r"\((p)", "finds nothing in img/"),
+        (r"\((p)", "does not match img/"),
     ],
 )
 def test_groups_that_cannot_be_found(patients: Path, group: str, message: str) -> None:
@@ -186,7 +186,7 @@ def test_one_patient_cannot_be_parted(tmp_path: Path, write_folder) -> None:
     config = DataConfig(train=str(tmp_path), group=r"(.)", val_fraction=0.5)
     assert len(open_split(config)[1]) == 4, "cats or dogs"
     config = DataConfig(train=str(tmp_path), group=r"(\.png)", val_fraction=0.5)
-    with pytest.raises(UserError, match=r"the 1 groups .* cannot be parted"):
+    with pytest.raises(UserError, match=r"the 1 groups .* cannot be split"):
         open_split(config)
 
 
@@ -234,10 +234,10 @@ def test_new_images_move_nobody(patients: Path, write_image) -> None:
     assert set(names(before[1])) <= set(names(val))
     assert len(train) + len(val) == 60
     assert group_counts(train, val)["both"] == 0
-    assert any("20 images are new in the run's split" in note for note in train.notes)
+    assert any("20 images are new since the run was split" in note for note in train.notes)
     held = open_val(config, "multilabel", known)
     assert names(held) == names(before[1])
-    assert "20 images came after the training and are left out" in held.notes[-1]
+    assert "20 images were added after training and are left out" in held.notes[-1]
 
 
 def test_images_that_are_gone_are_said(patients: Path) -> None:
@@ -246,5 +246,5 @@ def test_images_that_are_gone_are_said(patients: Path) -> None:
     known = {n: side for side, part in (("train", train), ("val", val)) for n in names(part)}
     fewer = held_before(val.subset(range(1, len(val))), known)
     assert "1 of its validation images are no longer listed" in fewer.notes[-1]
-    with pytest.raises(UserError, match="none of the images that the run was validated on"):
+    with pytest.raises(UserError, match="lists none of the images that the run was validated on"):
         held_before(train, known)

@@ -50,7 +50,7 @@ def test_a_line_is_a_path_and_the_label_after_the_last_delimiter(
     [
         ("a.jpg 0\n\nb.jpg\n", None, ":3: expected a path, whitespace and a label.*'b.jpg'"),
         ("a.jpg 0\nb.jpg x\n", None, ":2: .*'b.jpg x'"),
-        ("a.jpg 0\nb.jpg -1\n", None, ":2: .*from 0 on.*'b.jpg -1'"),
+        ("a.jpg 0\nb.jpg -1\n", None, ":2: .*from 0 up.*'b.jpg -1'"),
         ("a.jpg 1.0\n", None, ":1: "),
         ("a.jpg 1_0\n", None, ":1: "),
         ("a.jpg 99999999999999999999\n", None, ":1: "),
@@ -58,7 +58,7 @@ def test_a_line_is_a_path_and_the_label_after_the_last_delimiter(
         ("a.jpg 0\nmy b.jpg,1\n", None, ":2: .*'my b.jpg,1'"),
         ("a.jpg;0\nmy b.jpg,1\n", ";", ':2: .*data.delimiter=","'),
         ("a.jpg 0\n", ",", ":1: expected a path, ',' and a label"),
-        ("path,Edema,Mass\na.jpg,0,1\n", None, "a table with a line of heads is read from .* .csv"),
+        ("path,Edema,Mass\na.jpg,0,1\n", None, "with a header line, name the file .csv"),
         (b"a.jpg 0\n\xff\xfeb 1\n", None, ":2: is not UTF-8"),
         ("\n \r\n", None, "lists no images"),
         ("", None, "lists no images"),
@@ -125,7 +125,7 @@ def test_a_comma_list_is_read_as_one(tmp_path: Path) -> None:
     assert [examples.relative(i) for i in range(2)] == ["cat/1, 2.jpg", "cat/3.jpg"]
     assert examples.labels.tolist() == [0, 1]
     assert examples.notes == (
-        f"{tmp_path / 'train_list.txt'}: the labels stand after a ',', as in 'cat/1, 2.jpg,0'",
+        f"{tmp_path / 'train_list.txt'}: the labels follow a ',', as in 'cat/1, 2.jpg,0'",
     )
     assert listed(tmp_path, "a b.jpg;0\n").relative(0) == "a b.jpg"
     assert listed(tmp_path, "a,b.jpg 0\n").notes == ()

@@ -57,4 +57,4 @@ def test_no_more_than_one_reads(tmp_path: Path, lines: int, end: str) -> None:
         Labelling().read_file(file, tmp_path)
     said = str(found.value)
     assert said.count("expected a path") == min(lines, LINES_SHOWN)
-    assert said.endswith(end or (said[-9:] if lines <= MOST_LINES else "at which reading stopped"))
+    assert said.endswith(end or (said[-9:] if lines <= MOST_LINES else "where reading stopped"))

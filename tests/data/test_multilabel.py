@@ -66,7 +66,7 @@ def test_a_list(tmp_path: Path) -> None:
     [
         ("a.png", "expected a path and its labels"),
         ("a.png 0,x", "expected a path and its labels"),
-        ("a.png 0,1,0,0,1", "named twice"),
+        ("a.png 0,1,0,0,1", "is repeated"),
         ("a.png -1", "expected a path and its labels"),
     ],
 )
@@ -104,7 +104,7 @@ def test_nihs_csv(tmp_path: Path) -> None:
         ("path,a\n1.png,x\n", {}, "no column holds only 1"),
         ("path,a\n", {}, "no images"),
         ("", {}, "is empty"),
-        ("path,a,a\n1.png,0,0\n", {}, "different heads"),
+        ("path,a,a\n1.png,0,0\n", {}, "distinct column names"),
         ("path,edema\n1.png,0\n", {"classes": ("oedema",)}, 'did you mean "edema"'),
         ("path,a,b\n1.png,0,1\n", {"task": "binary"}, "data.classes="),
         ("image,labels\n1.png,\n", {}, "labels is empty"),
@@ -116,7 +116,7 @@ def test_tables_that_are_none(tmp_path: Path, text: str, how: dict, said: str) -
 
 
 def test_folders_are_for_one_class_an_image(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model.task=multilabel takes a list"):
+    with pytest.raises(UserError, match=r"model.task=multilabel needs a list"):
         Labelling("multilabel").read_folders(tmp_path)
 
 
@@ -146,11 +146,11 @@ def test_classes_are_matched_by_name() -> None:
         several([[1, 0], [0, 1]], {0: "a", 1: "x"}, unlisted=-1), network("b", "a")
     )
     assert found.labels.tolist() == [[-1, 1], [-1, 0]]
-    assert "left out, being no classes of the network: x" in found.notes[0]
+    assert "left out, not classes of the network: x" in found.notes[0]
     assert "does not name b: taken as unknown" in found.notes[1]
     found = match_multilabel(several([[1]], {0: "a"}), network("b", "a"))
     assert found.labels.tolist() == [[0, 1]]
-    with pytest.raises(UserError, match="none of its classes is one of the network"):
+    with pytest.raises(UserError, match="none of its classes is a class of the network"):
         match_multilabel(several([[1]], {0: "z"}), network("b", "a"))
 
 
@@ -188,8 +188,8 @@ def test_checks_count_what_is_there(tmp_path: Path) -> None:
     examples = several([[1, 0, -1], [1, 0, 0], [-1, 0, -1]], {2: "edema"})
     counts, told = check_examples(examples, 3, 0, 3)
     assert counts.tolist() == [2, 0, 0]
-    assert "2 of 3 classes are there in no image: 1, edema" in told
-    assert "1 of 3 classes are not there in no image: 0" in told
+    assert "2 of 3 classes are present in no image: 1, edema" in told
+    assert "1 of 3 classes are absent in no image: 0" in told
     assert any("33.3% of the labels are unknown" in text for text in told)
     with pytest.raises(UserError, match=r"has 3 classes, but model.num_classes=2"):
         check_examples(examples, 2, 0, 3)

@@ -78,7 +78,7 @@ def test_the_digest_is_of_labels_and_pixels_and_not_of_the_kind() -> None:
     for changed in (Own(other), turned):
         assert of_dataset(changed, "multiclass", "train").digest() not in digests.values()
     (note,) = of_dataset(Own(items()), "multiclass", "train").notes
-    assert "by the pixels of 8 of them, not of all" in note
+    assert "the pixels of 8 of them, are the same" in note
 
 
 @pytest.mark.parametrize(
@@ -106,19 +106,19 @@ class Streamed:
 
 
 WRONG: list[tuple[Any, Task, str]] = [
-    (Random(items()), "multiclass", r"train\[\d\]: is another image each time"),
+    (Random(items()), "multiclass", r"train\[\d\]: is a different image each time"),
     (Streamed(), "multiclass", "train: expected a map-style Dataset"),
     ([], "multiclass", "train: has no images"),
     ([PIXELS[0]] * 4, "multiclass", r"train\[0\]: expected a pair .*, got ndarray"),
     ([(PIXELS[0], 1, 2)] * 4, "multiclass", r"train\[0\]: expected a pair .*, got tuple of 3"),
     ([("a.png", 1)] * 4, "multiclass", r"train\[0\]: an image is a PIL image .*; got str"),
     ([(PIXELS[0].transpose(2, 0, 1), 1)] * 4, "multiclass", r"uint8 \[3, 6, 5\]: image.permute"),
-    ([(PIXELS[0], "cat")] * 4, "multiclass", "train: its labels are no numbers"),
-    ([(PIXELS[0], 0.5)] * 4, "multiclass", "train: its labels are no whole numbers"),
-    ([(PIXELS[0], [0, 1])] * 4, "multiclass", "of several classes, model.task=multilabel"),
-    ([(PIXELS[0], -1)] * 4, "multiclass", r"train\[0\]: a label below 0"),
-    ([(PIXELS[0], 2)] * 4, "binary", "1 there, 0 not"),
-    ([(PIXELS[0], [0, 1])] * 4, "binary", "one label an image, 0 or 1"),
+    ([(PIXELS[0], "cat")] * 4, "multiclass", "train: its labels are not numbers"),
+    ([(PIXELS[0], 0.5)] * 4, "multiclass", "train: its labels are not whole numbers"),
+    ([(PIXELS[0], [0, 1])] * 4, "multiclass", "which needs model.task=multilabel"),
+    ([(PIXELS[0], -1)] * 4, "multiclass", r"train\[0\]: a negative label"),
+    ([(PIXELS[0], 2)] * 4, "binary", "1 present, 0 absent"),
+    ([(PIXELS[0], [0, 1])] * 4, "binary", "one label per image, 0 or 1"),
 ]
 
 

@@ -66,7 +66,7 @@ def test_colour_of_sixteen_bits(tmp_path: Path) -> None:
     """PIL keeps 8 of them, and does not say so."""
     values = np.random.default_rng(0).integers(0, 65536, (9, 7, 3)).astype(np.uint16)
     (tmp_path / "rgb.png").write_bytes(cv2.imencode(".png", values)[1].tobytes())
-    with pytest.raises(UnreadableImage, match="PNG of 16-bit colour"):
+    with pytest.raises(UnreadableImage, match="PNG with 16-bit colour"):
         decode(tmp_path / "rgb.png", 3, intensity=FULL)
     tifffile.imwrite(tmp_path / "rgb.tif", values, photometric="rgb")
     square = decode(tmp_path / "rgb.tif", 3, intensity=FULL)
@@ -108,7 +108,7 @@ def test_channels_are_fitted_where_nothing_is_lost() -> None:
     assert all(torch.equal(channel, three[0]) for channel in three)
     clear = grey.convert("LA")
     clear.putpixel((0, 0), (7, 3))
-    with pytest.raises(ValueError, match=r"has 2 channels that differ, and the network takes 1"):
+    with pytest.raises(ValueError, match=r"has 2 channels that differ, but the network takes 1"):
         FULL.apply(image_pixels(clear), 1)
 
 
@@ -123,7 +123,7 @@ def save_image(file: Path, values: np.ndarray) -> Path:
 
 
 REFUSED = {
-    "16 bits for 8": (np.zeros((4, 4), np.uint16), 1, "8bit", "uint16 values, and data.intensity"),
+    "16 bits for 8": (np.zeros((4, 4), np.uint16), 1, "8bit", "uint16 values, but data.intensity"),
     "colour for grey": (np.eye(4, dtype=np.uint8)[..., None] * [1, 2, 3], 1, "full", "has 3 chan"),
     "three for five": (np.zeros((4, 4, 3), np.uint8), 5, "8bit", "data.channels=5"),
     "channels first": (np.zeros((3, 40, 40), np.uint8), 3, "8bit", "has 40 channels"),

@@ -157,13 +157,13 @@ def test_parts_are_found_in_any_case(tmp_path: Path, write_folder) -> None:
     train, val = open_split(DataConfig(root=str(tmp_path)))
     assert (len(train), len(val)) == (4, 2)
     assert val.origin == str(tmp_path / "VALID")
-    assert val.notes == (f"{tmp_path}: beside Train/ and VALID/, not used: ['test']",)
+    assert val.notes == (f"{tmp_path}: uses Train/ and VALID/, not ['test']",)
     (tmp_path / "Train").rename(tmp_path / "Training")
     (tmp_path / "test").rename(tmp_path / "Testing")
     shutil.rmtree(tmp_path / "VALID")
     train, val = open_split(DataConfig(train=str(tmp_path)))
     assert val.origin == str(tmp_path / "Testing")
-    assert "Testing/ is what training is validated on" in val.notes[0]
+    assert "Testing/ is the validation set" in val.notes[0]
 
 
 def test_two_parts_of_one_name_are_refused(tmp_path: Path, write_folder) -> None:

@@ -78,7 +78,7 @@ def test_characters_are_not_mirrored(tmp_path: Path, write_folder) -> None:
     write_folder(tmp_path / "digits", {str(digit): 1 for digit in range(10)})
     recipe, said = settings(tmp_path / "digits")
     assert recipe["data"]["augment"]["flip"] == 0
-    assert "10 classes look like characters: in training they are not mirrored" in said
+    assert "10 classes look like characters: training does not mirror them" in said
     assert "(data.augment.flip=0), and shifted by up to 4 pixels" in said
     for names in ("a", "b"), ("0", "1"), ("cat", "dog"):
         write_folder(tmp_path / "".join(names), dict.fromkeys(names, 2))
@@ -99,7 +99,7 @@ def test_xrays_are_neither_mirrored_nor_cut_to_pieces(tmp_path: Path, write_fold
         augment = recipe["data"]["augment"]
         assert recipe["data"]["channels"] == channels
         assert (augment["flip"], augment["crop_scale"]) == (0, (0.5, 1.0))
-        assert "grey, as X-rays are: in training they are not mirrored" in said
+        assert "grey, as X-rays are: training does not mirror them" in said
     write_folder(tmp_path / "photos", {"cat": 2, "dog": 2}, size=(200, 180))
     recipe, said = settings(tmp_path / "photos")
     assert recipe["data"]["augment"]["crop_scale"] == (0.08, 1.0)

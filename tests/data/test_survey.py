@@ -43,7 +43,7 @@ def test_a_good_data_set_has_sizes_and_classes_and_nothing_wrong(pets: Path) -> 
     assert (seen.height.smallest, seen.height.median, seen.height.largest) == (6, 8, 8)
     assert seen.enlarged == 4  # those 6 pixels high
     assert seen.file_bytes == sum(p.stat().st_size for p in pets.rglob("*.png"))
-    assert any("uneven" in note for note in seen.notes)
+    assert any("imbalanced" in note for note in seen.notes)
 
 
 def test_the_same_pixels_are_found_whatever_file_they_are_in(pets: Path) -> None:

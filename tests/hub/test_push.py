@@ -198,7 +198,7 @@ def test_the_hub_is_an_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_damaged_artifact_is_not_pushed(hub: Hub, folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         push_artifact(folder, NAME, PLAIN)
     assert hub.asked == []
 

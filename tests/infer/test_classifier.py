@@ -248,7 +248,7 @@ def test_a_folder_without_images_is_a_row(
     (tmp_path / "images/raw.nii").touch()
     asked = list(image_names([str(empty), str(tmp_path / "images")]))
     assert asked == [str(empty), *files]
-    assert "images: left out, not being images: 1 .nii" in capsys.readouterr().err
+    assert "images: left out as not images: 1 .nii" in capsys.readouterr().err
     rows = classifier.predict([*asked, tmp_path / "images"])
     assert [row["error"] for row in rows[1:-1]] == [None] * len(files)
     assert rows[0]["error"] == "is a folder without images, only 1 .txt"

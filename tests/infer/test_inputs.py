@@ -23,7 +23,7 @@ def test_files_stay_and_folders_are_walked(
     assert found[-1] == text, "what is named is taken, whatever its suffix"
     walked = [str(Path(file).relative_to(tmp_path)) for file in found[1:-1]]
     assert walked == ["a/deep/3.jpeg", "b/1.JPG", "b/2.png"]
-    assert "left out, not being images: 1 .xyz" in capsys.readouterr().err
+    assert "left out as not images: 1 .xyz" in capsys.readouterr().err
 
 
 def test_a_list_names_a_file_on_each_line(tmp_path: Path) -> None:

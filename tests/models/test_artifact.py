@@ -213,7 +213,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[place] ^= 1
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        with pytest.raises(UserError, match=r"model\.safetensors: corrupt"):
             artifact.read_artifact(tmp_path)
     file.write_bytes(whole)
     assert same(artifact.read_artifact(tmp_path).state_dict, weights())
@@ -263,7 +263,7 @@ def test_weights_that_are_cut_short_are_refused(tmp_path: Path, length: int) -> 
     artifact.write_artifact(tmp_path, config(), weights())
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"model.safetensors: damaged or cut short"):
+    with pytest.raises(UserError, match=r"model.safetensors: corrupt or truncated"):
         artifact.read_artifact(tmp_path)
     artifact.write_artifact(
         tmp_path, config(), weights()

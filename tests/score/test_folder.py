@@ -104,7 +104,7 @@ def test_a_damaged_or_newer_manifest_is_refused(tmp_path: Path) -> None:
         pass
     file = tmp_path / MANIFEST
     content = json.loads(file.read_text())
-    for changed, said in (({"format": 2}, "has format 2"), ({"images": "x"}, "is damaged")):
+    for changed, said in (({"format": 2}, "has format 2"), ({"images": "x"}, "is corrupt")):
         file.write_text(json.dumps({**content, **changed}))
         with pytest.raises(UserError, match=said), opened_folder(tmp_path, REQUEST, NAMES, "1"):
             pass

@@ -77,7 +77,7 @@ def test_evaluate_and_a_run_that_goes_on_hold_out_the_same(digits: Path, tmp_pat
     config = json.loads((folder / "best" / "config.json").read_text())
     assert found["count"] == len(held) == config["metrics"]["count"]
     assert found["loss"] == config["metrics"]["loss"]
-    assert "10 images came after the training and are left out" in " ".join(done.stderr.split())
+    assert "10 images were added after training and are left out" in " ".join(done.stderr.split())
     assert not {"12", "25"} & set(json.dumps(config["data"]).split('"')), "no group in an artifact"
 
     # and a run that goes on with them validates on none that it was trained on

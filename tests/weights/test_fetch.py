@@ -158,7 +158,7 @@ def test_a_cut_download_goes_on(server: Server) -> None:
 
 def test_it_goes_on_the_next_time_too(server: Server) -> None:
     server.cuts = [100_000, 100_000, 100_000]
-    with pytest.raises(UserError, match=r"cut short at 300000 of 1048576 bytes.*run it again"):
+    with pytest.raises(UserError, match=r"truncated at 300000 of 1048576 bytes.*run it again"):
         fetch.fetch(f"{server.url}/w.pth")
     assert fetch.fetch(f"{server.url}/w.pth").read_bytes() == CONTENT
     assert starts(server)[-1] == "bytes=300000-"
@@ -195,7 +195,7 @@ def test_a_server_without_ranges(server: Server) -> None:
 
 def test_a_length_that_is_too_long(server: Server) -> None:
     server.length, server.etag = len(CONTENT) + 1000, None
-    with pytest.raises(UserError, match="cut short at 1048576 of 1049576 bytes"):
+    with pytest.raises(UserError, match="truncated at 1048576 of 1049576 bytes"):
         fetch.fetch(f"{server.url}/w.pth")
 
 

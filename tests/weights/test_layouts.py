@@ -259,7 +259,7 @@ def test_torchscript_is_named(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
     with pytest.raises(UserError, match=r"TorchScript .*torch\.jit\.load\(FILE") as refusal:
         weights_file.read_weights(tmp_path / "w.pt")
-    assert "damaged" not in str(refusal.value)
+    assert "corrupt" not in str(refusal.value)
 
 
 def test_integers_are_no_weights(state: State, tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def test_a_legacy_file_that_lacks_a_storage(tmp_path: Path) -> None:
     keys = whole.rindex(b"\x80\x02]")  # the list of the storages that follow
     end = whole.index(b".", keys)
     (tmp_path / "w.pth").write_bytes(whole[:keys] + b"\x80\x02]" + whole[end:])
-    with pytest.raises(UserError, match=r"damaged: it has no storage"):
+    with pytest.raises(UserError, match=r"corrupt: it has no storage"):
         weights_file.read_weights(tmp_path / "w.pth")
 
 

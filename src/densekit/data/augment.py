@@ -1,4 +1,4 @@
-"""Random transforms of training images; every draw comes from torch's global CPU generator.
+"""Random transforms of training images; all draws come from torch's global CPU generator.
 
 The data set seeds that generator for each image (see `dataset.sample_seeds`). A transform that is
 off draws nothing, so adding a transform does not change runs that do not use it.
@@ -25,7 +25,7 @@ from densekit.data.transforms import Preprocessing
 
 Stage = Callable[[Tensor], Tensor]
 Region = Callable[[int, int], Box]
-"""Draws the part of an image of this height and width that a random crop takes."""
+"""Draws a random crop of an image, given its height and width."""
 
 
 class Copied(NamedTuple):
@@ -39,17 +39,17 @@ class Copied(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Crop, affine, flip, colours and erasing by a data section, in this order.
+    """A data section's crop, affine, flip, colours and erasing, in this order.
 
     An image -> [C, S, S] with S = config.train_side, uint8 or float32 in 0..1.
     """
 
     region: Region | None
-    """Where only a part of the image is needed, so that no more of it is decoded."""
+    """Draws the crop before decoding, so that only that part is decoded; None: decode all."""
     resize: Resize
-    """Of that part."""
+    """Applied to that part."""
     flip: float
-    """Probability that the part is mirrored; where `region` is, and the flip comes next."""
+    """Probability of mirroring as part of the resize; only with `region`."""
     stages: tuple[Stage, ...]
     only_copies: Callable[[int, int], Copied] | None = None
     """The draws of the same, by height and width, where all of it copies pixels of the image."""
@@ -58,7 +58,7 @@ class TrainTransform:
         return self.change(self.read(image))
 
     def read(self, image: ImageFile) -> Tensor:
-        """The pixels that the stages begin with. Raises UnreadableImage."""
+        """The pixels that the stages start from. Raises UnreadableImage."""
         if self.region is None:
             return image.pixels()
         box = self.region(image.height, image.width)
@@ -85,14 +85,14 @@ def train_transform(config: DataConfig) -> TrainTransform:
     else:
         crop = [Preprocessing.from_config(config)]
     moved = affine(augment)
-    mirror = torch.tensor(augment.flip).item()  # rounded as torch rounds what it compares
+    mirror = torch.tensor(augment.flip).item()  # in float32, which torch compares with
     flip_in_resize = mirror if region and not moved else 0.0
     flip: list[Stage] = [partial(_flipped, mirror)] if mirror > flip_in_resize else []
     erase: list[Stage] = [Erase(config)] if augment.erase else []
     stages: list[Stage] = [*crop, *moved, *flip, *colours(augment, config.mean), *erase]
     scaled = config.decode == "scaled"
     if scaled and (why := jpeg.why_no_reader()):
-        raise UserError(f"data.decode=scaled is not to be had here: {why}; set data.decode=exact")
+        raise UserError(f"data.decode=scaled is not available here: {why}; set data.decode=exact")
     to_square = Resize(size, config.interpolation, config.antialias, scaled)
     copied = None
     if [*crop, *flip] == stages and len(crop) == 1 and isinstance(crop[0], PadCrop):
@@ -106,8 +106,8 @@ def _copied(crop: PadCrop, flip: float, height: int, width: int) -> Copied:
 
 
 class RandomResizedCrop:
-    """Where torchvision's RandomResizedCrop crops, with its own draws but not its own time: it
-    spends a tenth of a millisecond on what is not drawing."""
+    """The boxes of torchvision's RandomResizedCrop, from the same draws, without the tenth of a
+    millisecond that its wrappers take."""
 
     def __init__(self, augment: AugmentConfig) -> None:
         self.scale, self.ratio = augment.crop_scale, augment.crop_ratio
@@ -121,7 +121,7 @@ class RandomResizedCrop:
             if 0 < w <= width and 0 < h <= height:
                 top = int(torch.randint(height - h + 1, (1,)))
                 return Box(top, int(torch.randint(width - w + 1, (1,))), h, w)
-        # the largest part of such a ratio, in the middle
+        # the largest centred crop of an allowed ratio
         ratio = min(max(width / height, min(self.ratio)), max(self.ratio))
         h = height if ratio <= width / height else round(width / ratio)
         w = width if ratio >= width / height else round(height * ratio)
@@ -129,7 +129,7 @@ class RandomResizedCrop:
 
 
 class PaddleCrop:
-    """PaddleClas' RandCropImage: area and aspect ratio uniform, the area bounded so that it fits.
+    """PaddleClas' RandCropImage: uniform area and aspect ratio, the area limited so that it fits.
 
     torchvision's RandomResizedCrop draws the ratio log-uniformly and tries ten times.
     """
@@ -150,8 +150,8 @@ class PaddleCrop:
 
 
 class PadCrop:
-    """What torchvision's RandomCrop(size, padding, pad_if_needed=True) does, with its own draws,
-    but without its wrappers and without padding what is cropped away."""
+    """torchvision's RandomCrop(size, padding, pad_if_needed=True), from the same draws, without
+    its wrappers and without padding pixels that are cropped away."""
 
     def __init__(self, size: int, padding: int) -> None:
         self.size, self.padding = size, padding
@@ -171,25 +171,25 @@ class PadCrop:
         return self._draw(height), self._draw(width)
 
     def _draw(self, side: int) -> int:
-        """Where the crop begins, counted from the image's edge; negative in the padding."""
+        """The crop's offset from the image's edge; negative in the padding."""
         padding = self.padding + max(0, self.size - side - 2 * self.padding)
         room = side + 2 * padding - self.size
         return (int(torch.randint(room + 1, ())) if room else 0) - padding
 
     def _overlap(self, start: int, side: int) -> tuple[slice, slice]:
-        """The crop's part that the image fills, and the image's part that fills it."""
+        """Where crop and image overlap: in the crop, and in the image."""
         first = max(0, start)
         last = max(first, min(side, start + self.size))
         return slice(first - start, last - start), slice(first, last)
 
 
 def _flipped(probability: float, image: Tensor) -> Tensor:
-    """Mirrored so often."""
+    """Mirrors with this probability."""
     return image.flip(-1) if _drawn(probability) else image
 
 
 def _drawn(probability: float) -> bool:
-    """torchvision's draw of whether something happens; none where it never does."""
+    """torchvision's Bernoulli draw; draws nothing at probability 0."""
     return probability > 0 and torch.rand(1).item() < probability
 
 
@@ -232,7 +232,7 @@ def _uniform(low: float, high: float) -> float:
 
 
 class Erase(v2.RandomErasing):
-    """Random erasing of pixels, with what normalisation makes zeros or normal noise."""
+    """Random erasing before normalisation: filled so that it becomes zeros or normal noise."""
 
     def __init__(self, config: DataConfig) -> None:
         augment = config.augment
@@ -242,7 +242,7 @@ class Erase(v2.RandomErasing):
         self.noise = augment.erase_with == "noise"
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """torchvision's rectangle; `v`, what fills it, is None where none is erased."""
+        """torchvision's rectangle and `v`, its fill; None: nothing is erased."""
         found = super().make_params(flat_inputs)
         if found["v"] is not None:
             channels = flat_inputs[0].shape[0]

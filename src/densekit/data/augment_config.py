@@ -1,4 +1,4 @@
-"""AugmentConfig: what training changes in images at random; `augment` and `mix` do it."""
+"""AugmentConfig: the options of augmentation, which `augment` and `mix` carry out."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class AugmentConfig(Section):
     def _agrees(self) -> AugmentConfig:
         if self.mixup + self.cutmix > 1:
             raise ValueError(
-                f"mixup={self.mixup} and cutmix={self.cutmix} are probabilities of which "
-                f"one happens; together they must be at most 1"
+                f"mixup={self.mixup} and cutmix={self.cutmix} are probabilities of "
+                f"alternatives; their sum must be at most 1"
             )
         return self
 

@@ -1,6 +1,6 @@
-"""data.balance: an epoch in which rare classes come more often.
+"""data.balance: epochs that oversample rare classes.
 
-Like the order without it, that with it is a function of seed and epoch alone.
+The order stays a function of seed and epoch alone.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import numpy as np
 from densekit.data.dataset import BALANCED
 from densekit.data.listing import Examples
 
-SAID = 8  # classes in a note
+BALANCE_NAMED = 8  # classes in a note
 
 
 def balanced_order(seed: int, epoch: int, strata: np.ndarray, balance: float) -> np.ndarray:
-    """The order of n draws in an epoch that evens out its `strata` [n] (data.balance), int64 [n].
+    """An epoch of n draws that balances its `strata` [n] (data.balance): positions, int64 [n].
 
-    No image of a class is drawn again before all of it were.
+    No image of a class is drawn again before all others of the class were.
     """
     source = np.random.SeedSequence([BALANCED, epoch, seed])
     generator = np.random.Generator(np.random.PCG64(source))
@@ -30,7 +30,7 @@ def balanced_order(seed: int, epoch: int, strata: np.ndarray, balance: float) ->
 
 
 def shares(counts: np.ndarray, balance: float) -> np.ndarray:
-    """How many of an epoch's draws each class of `counts` images gets; the same sum, int64 [K]."""
+    """Draws per epoch for each class of `counts` images, int64 [K]; the sum stays the same."""
     wanted = counts ** (1 - balance)
     edges = np.cumsum(wanted) / wanted.sum() * counts.sum()
     return np.diff(np.rint(edges).astype(np.int64), prepend=0)
@@ -46,9 +46,9 @@ def describe_balance(examples: Examples, balance: float) -> str:
     )
     shown = [
         f"{names.get(label, label)} {draws:,} times (of {count:,} images)"
-        for count, draws, label in rows[:SAID]
+        for count, draws, label in rows[:BALANCE_NAMED]
     ]
-    more = f", and {len(rows) - SAID} larger classes" if len(rows) > SAID else ""
+    more = f", and {len(rows) - BALANCE_NAMED} larger classes" if len(rows) > BALANCE_NAMED else ""
     return (
         f"data.balance={balance:g}: an epoch of {len(examples):,} images draws "
         f"{', '.join(shown)}{more}"

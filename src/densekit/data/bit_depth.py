@@ -1,7 +1,7 @@
-"""16-bit files that hold fewer bits, which a network would see as nearly black.
+"""Finds 16-bit files that use fewer bits, which a network would see as nearly black.
 
-X-ray detectors and microscopes give 10, 12 or 14 bits, often saved in files of 16. Under
-data.intensity=8bit the high 8 bits of 16 are kept, so of 12 bits 4; under full all of them, dark.
+X-ray detectors and microscopes give 10, 12 or 14 bits, often saved as 16. data.intensity=8bit
+keeps the high 8 of 16 bits, which leaves 4 of 12; full keeps all of them, but dark.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from densekit.data.intensity import Intensity
 from densekit.data.listing import Content, readable
 from densekit.data.pixels import is_16_bit
 
-SAMPLE = 64  # files that are looked at
-DARK = 1 << 14  # where no value of any file reaches this, the highest two bits are unused
+SAMPLE = 64  # files that are checked
+DARK = 1 << 14  # if no value of any file reaches this, the highest two bits are unused
 
 
 def dark_files(
     images: Sequence[Any], intensity: Intensity = EIGHT_BITS, sample: int = SAMPLE
 ) -> list[str]:
-    """A sentence if the 16-bit files among `sample` of these leave their highest bits unused, and
-    `intensity` does not see to it. What is neither a file nor the Content of one is passed over.
-
-    All of them are taken together, since one picture may be dark by itself.
+    """A warning if the 16-bit files in a sample leave their highest bits unused and `intensity`
+    does not scale them; items that are neither a file nor a Content are ignored.
+    The files are judged together, since a single image may simply be dark.
     """
     if intensity.rule not in ("8bit", "full"):
         return []
@@ -43,7 +42,7 @@ def dark_files(
     return [
         f"{readable(name)}: a 16-bit image whose largest value is {value}, {bits} bits, so "
         f"the network sees it nearly black ({len(largest)} such files of {len(spread)} looked "
-        f"at); data.intensity=percentile or window scales them; or multiply their values by "
+        f"at); scale them with data.intensity=percentile or window, or multiply their values by "
         f"{1 << (16 - bits)}"
     ]
 

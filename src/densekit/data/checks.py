@@ -1,7 +1,7 @@
-"""What is wrong with a list or folder before anything is trained on it or counted.
+"""Checks of a list or folder before training or evaluation.
 
-Labels that are no classes, files that cannot be read, files under two names or with two labels,
-classes without images, uneven classes.
+Labels out of range, unreadable files, files listed twice or with two labels, classes without
+images, imbalanced classes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from densekit.data.paths import Paths
 from densekit.data.shards.examples import read_together
 
 NAMED = 5  # examples in a message
-UNEVEN = 4  # times the images of the smallest class
-MOST = 1.5  # times what a class has on average
-FEW = 10  # images per class, below which a list says nothing of its classes' sizes
+UNEVEN = 4  # the largest class has this many times the images of the smallest
+MOST = 1.5  # and this many times the average
+FEW = 10  # images per class; with fewer, class sizes mean nothing
 
 
 def check_split(
@@ -33,9 +33,9 @@ def check_split(
     num_classes: int | None,
     config: DataConfig,
 ) -> tuple[np.ndarray, list[str]]:
-    """`check_examples` of both, and that they share no file -> training images per class, int64
-    [K], warnings. K is `num_classes`, or as many as the lists know. With data.on_bad_image=skip,
-    training files may be bad. Raises UserError.
+    """Runs `check_examples` on both and checks that they share no file -> training images per
+    class, int64 [K], and warnings. K is `num_classes`, or as many as the lists have. With
+    data.on_bad_image=skip, training files may be unreadable. Raises UserError.
     """
     num_classes = num_classes or max(train.num_classes, val.num_classes)
     sample, channels, max_pixels = config.check_files, config.channels, config.max_pixels
@@ -58,7 +58,7 @@ def check_split(
             f"{len(shared)} files are in both the training and the validation images, such as "
             f"{val.where(index)}: {readable(val.paths[index])}, which is "
             f"{readable(train.paths[in_train])} there: the accuracy would mean "
-            f"nothing; take them out of one"
+            f"nothing; remove them from one"
         )
     return counts, [*warnings, *(f"validation: {text}" for text in of_val)]
 
@@ -73,11 +73,10 @@ def check_examples(
     may_skip: int = 0,
     intensity: Intensity = EIGHT_BITS,
 ) -> tuple[np.ndarray, list[str]]:
-    """Looks for what would stop or spoil a run later -> images per class, int64 [K], warnings.
+    """Checks labels and a sample of the files -> images per class, int64 [K], and warnings.
 
-    `files` are their `file_keys`, where these are known. Raises UserError, with file and line,
-    for a label that is no class, a file with two labels, and files among `sample` of them, spread
-    over all, that cannot be read.
+    `files` are their `file_keys`, if known. Raises UserError, with file and line, for a label out
+    of range, a file with two labels, and unreadable files among `sample` of them, spread over all.
     """
     if examples.labels.ndim == 2 and examples.num_classes > num_classes:
         raise UserError(
@@ -104,7 +103,7 @@ def check_examples(
 
 
 def class_notes(examples: Examples, num_classes: int) -> tuple[np.ndarray, list[str]]:
-    """Images of each class, int64 [K], and sentences on classes that have none or uneven ones."""
+    """Images of each class, int64 [K], and warnings on empty or imbalanced classes."""
     if examples.labels.ndim == 2:
         return (examples.labels == 1).sum(0), _one_sided(examples)
     known = examples.labels[examples.labels < num_classes]
@@ -118,10 +117,10 @@ def class_notes(examples: Examples, num_classes: int) -> tuple[np.ndarray, list[
 
 
 def _one_sided(examples: Examples) -> list[str]:
-    """Of images with several classes: those of which nothing can be learned or counted."""
+    """Multilabel: classes that are present in all images or in none, and unknown labels."""
     there, absent = (examples.labels == 1).sum(0), (examples.labels == 0).sum(0)
     found = []
-    for what, counts in (("there", there), ("not there", absent)):
+    for what, counts in (("present", there), ("absent", absent)):
         none = np.flatnonzero(counts == 0).tolist()
         if none:
             shown = named_labels(examples, none)
@@ -135,7 +134,7 @@ def _one_sided(examples: Examples) -> list[str]:
 
 
 def are_uneven(counts: np.ndarray) -> bool:
-    """Whether an answer that is always the same looks good, by images per class."""
+    """Whether always predicting one class would look accurate, given images per class."""
     present = counts[counts > 0]
     largest, total = int(counts.max()), int(counts.sum())
     even = largest < UNEVEN * present.min() or largest * len(present) < MOST * total
@@ -151,19 +150,18 @@ def _uneven(examples: Examples, counts: np.ndarray) -> list[str]:
         for label in (int(counts.argmax()), int(np.flatnonzero(counts == present.min())[0]))
     ]
     return [
-        f"the classes are uneven, from {largest} images of {names[0]} to {present.min()} of "
-        f"{names[1]}: to answer {names[0]} always gives a top-1 of {largest / total:.2f}; look at "
+        f"the classes are imbalanced, from {largest} images of {names[0]} to {present.min()} of "
+        f"{names[1]}: always predicting {names[0]} gives a top-1 of {largest / total:.2f}; look at "
         f"balanced_accuracy, by which loop.monitor=auto chooses the best epoch"
     ]
 
 
 def file_keys(paths: Sequence[str]) -> np.ndarray:
-    """A number for the file that each path leads to, int64 [n]: the same for `./a/1.jpg`,
-    `a/1.jpg` and links to either. It says nothing outside this process.
-
-    A folder is resolved and listed once; of its files only those that are links are followed, so
-    a million paths take seconds. Hard links are files of their own. Of a million files two have
-    the same number by chance once in 10 million runs.
+    """A hash of the file that each path leads to, int64 [n]: equal for `./a/1.jpg`, `a/1.jpg` and
+    links to either; valid in this process only.
+    A folder is resolved and listed once, and only its links are followed, so a million paths take
+    seconds. Hard links count as different files. Two of a million files collide once in 10
+    million runs.
     """
     folders: dict[bytes, tuple[int, set[bytes]]] = {}
 
@@ -182,7 +180,7 @@ def file_keys(paths: Sequence[str]) -> np.ndarray:
 
 
 def _split(path: bytes) -> tuple[bytes, bytes]:
-    """Folder, with its slash, and name; os.path.split takes four times as long."""
+    """Folder (with its slash) and name; four times as fast as os.path.split."""
     if os.altsep:
         path = path.replace(os.altsep.encode(), os.sep.encode())
     cut = path.rfind(os.sep.encode()) + 1
@@ -194,7 +192,7 @@ def _links(folder: bytes) -> set[bytes]:
         with os.scandir(folder or b".") as entries:
             return {entry.name for entry in entries if entry.is_symlink()}
     except OSError:
-        return set()  # its files cannot be read, which is said where they are
+        return set()  # unreadable: reported when its files are read
 
 
 def _repeats(examples: Examples, files: np.ndarray) -> list[str]:
@@ -210,12 +208,12 @@ def _repeats(examples: Examples, files: np.ndarray) -> list[str]:
             labels = [_labels_of(examples, i) for i in (index, before)]
             raise UserError(
                 f"{examples.where(index)}: {readable(examples.paths[index])} has label "
-                f"{labels[0]}, and at {examples.where(before)} label {labels[1]}; a file has one "
-                f"answer: correct the list, or the links"
+                f"{labels[0]}, but at {examples.where(before)} label {labels[1]}; correct the "
+                f"list, or the links"
             )
     return [
         f"{readable(examples.origin)}: {len(again)} of {len(files)} images are listed more than "
-        f"once, such as {readable(examples.paths[again[0]])}, and count as often"
+        f"once, such as {readable(examples.paths[again[0]])}, and count each time"
     ]
 
 
@@ -232,7 +230,7 @@ def named_labels(examples: Examples, labels: Sequence[int]) -> str:
 
 
 def spread_sources(examples: Examples, sample: int) -> dict[int, Any]:
-    """By position what `decode` takes of `sample` images, spread over all; or why there is none."""
+    """What `decode` takes, or an error, by position, for `sample` images spread over all."""
     spread = np.unique(np.linspace(0, len(examples) - 1, min(sample, len(examples))).astype(int))
 
     def looked() -> dict[int, Any]:
@@ -266,10 +264,10 @@ def _check_files(
     shown = "\n  ".join(bad[:NAMED])
     text = f"{len(bad)} of {len(looked)} files looked at cannot be read:\n  {shown}"
     if len(bad) <= may_skip:
-        return [f"{text}\nthey are left out: data.on_bad_image=skip"]
+        return [f"{text}\nthey are left out (data.on_bad_image=skip)"]
     raise UserError(
-        f"{text}\npaths start from {examples.root}: set data.root if the images lie elsewhere; "
-        f"otherwise mend the files, take them out, or leave out those of training with "
+        f"{text}\npaths are relative to {examples.root}: set data.root if the images are "
+        f"elsewhere; otherwise repair or remove the files, or leave out those of training with "
         f"data.on_bad_image=skip"
     )
 
@@ -277,7 +275,7 @@ def _check_files(
 def _fault(
     source: Any, channels: int, max_pixels: int, intensity: Intensity, place: str
 ) -> str | None:
-    """Why an image cannot be read, with its place; None if it can."""
+    """Why an image cannot be read, and where; None if it can."""
     try:
         if isinstance(source, UnreadableImage):
             raise source

@@ -1,8 +1,8 @@
-"""Which class a label means: matched by name wherever both sides have names.
+"""Matches the classes of a list or folder with a network's: by name if both sides have names.
 
-A list or folder numbers its classes in its own way: by its classes.txt, or by the sorted names of
-its folders. A network's outputs, or the training images, are numbered in theirs. `match` brings
-the first numbering into the second, and refuses, showing both, where it cannot.
+A list or folder numbers its classes by its classes.txt, or by the sorted names of its folders. A
+network's outputs, or the training images, may be numbered differently. `match` converts the first
+numbering to the second, or raises an error that shows both.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SHOWN = 10  # class names in a message
 
 @dataclass(frozen=True)
 class Numbering:
-    """The classes that labels are brought to: a network's outputs, or the training labels."""
+    """The classes to convert labels to: a network's outputs, or the training labels."""
 
     names: Mapping[int, str]
-    """By label; empty where nobody named them."""
+    """By label; empty if they have no names."""
     count: int
     owner: str
-    """Whose they are, for messages: "the network", or the training list."""
+    """Whose classes they are, for messages: "the network", or the training list."""
 
     @classmethod
     def of_network(cls, classes: Sequence[str], named: bool) -> Numbering:
@@ -42,11 +42,11 @@ class Numbering:
 def match(examples: Examples, target: Numbering) -> Examples:
     """`examples` with the labels, and the names, of `target`.
 
-    - Both have names: by name. A name that `target` lacks is refused.
+    - Both have names: by name. A name that `target` lacks is an error.
     - A list without names, for classes whose names are whole numbers: its labels are those names.
-    - A list without names, for classes with other names: its labels are `target`'s, said in a note.
-    - Class folders for classes without names: folders named by numbers are those labels, others
-      are taken in sorted order if their number fits, said in a note.
+    - A list without names, for classes with other names: its labels are `target`'s, with a note.
+    - Class folders for classes without names: folders named by numbers are those labels; others
+      are taken in sorted order if their count matches, with a note.
 
     Raises UserError.
     """
@@ -60,8 +60,8 @@ def match(examples: Examples, target: Numbering) -> Examples:
 
 
 def names_by_output(file: Path, outputs: int, asked: str) -> list[str]:
-    """A name for each output from `label name` lines in any order; `asked` is how the file was
-    asked for. Raises UserError where the labels are not exactly those of the outputs.
+    """A name for each output from `label name` lines in any order; `asked` is the option that
+    named the file. Raises UserError unless the labels are exactly those of the outputs.
     """
     names = read_class_names(file)
     if not file.is_file():
@@ -78,7 +78,7 @@ def names_by_output(file: Path, outputs: int, asked: str) -> list[str]:
         raise UserError(f"{asked}: {len(names)} names, but {wanted}")
     outside = next(label for label in names if label >= outputs)
     raise UserError(
-        f"{asked}: names label {outside} and not label {missing[0]}, but {wanted}; "
+        f"{asked}: names label {outside} but not label {missing[0]}; {wanted}; "
         f"name each of them once"
     )
 
@@ -97,9 +97,9 @@ def _by_name(examples: Examples, target: Numbering) -> tuple[dict[int, int], lis
             new[label] = label if label in places else places[0]
         elif places:
             raise UserError(
-                f"{examples.origin}: {target.owner} has {len(places)} classes that are called "
+                f"{examples.origin}: {target.owner} has {len(places)} classes called "
                 f"{own[label]!r}, labels {listed(map(str, places))}; give a list file whose "
-                f"classes.txt numbers the classes as there"
+                f"classes.txt uses the same numbers"
             )
         else:
             foreign.append(label)
@@ -113,13 +113,13 @@ def _by_name(examples: Examples, target: Numbering) -> tuple[dict[int, int], lis
         return new, []
     old = next(old for old, label in new.items() if old != label)
     return new, [
-        f"{examples.origin}: numbers the classes otherwise than {target.owner}, so they are "
-        f"matched by name: its {old} is {own[old]!r}, {new[old]} there"
+        f"{examples.origin}: numbers the classes differently from {target.owner}, so they are "
+        f"matched by name: its label {old} is {own[old]!r}, which is {new[old]} there"
     ]
 
 
 def _by_number(examples: Examples, target: Numbering) -> tuple[dict[int, int], list[str]]:
-    """Of a list that does not name its classes."""
+    """For a list that does not name its classes."""
     labels, names = _present(examples), target.names
     numbers = {int(name): label for label, name in names.items() if is_label(name)}
     if not len(numbers) == len(names) == target.count:
@@ -138,12 +138,12 @@ def _by_number(examples: Examples, target: Numbering) -> tuple[dict[int, int], l
         return {label: label for label in labels}, []
     return {label: numbers[label] for label in labels}, [
         f"{examples.origin}: its labels are taken as the class names of {target.owner}, which "
-        f"are numbers: label {old} is the class {names[numbers[old]]!r}, {numbers[old]} there"
+        f"are numbers: label {old} is the class {names[numbers[old]]!r}, label {numbers[old]} there"
     ]
 
 
 def _folders_by_number(examples: Examples, target: Numbering) -> Examples:
-    """Class folders for classes without names."""
+    """For class folders, if the classes have no names."""
     own = examples.classes
     if all(is_label(name) for name in own.values()):
         new = {label: int(name) for label, name in own.items()}
@@ -158,7 +158,7 @@ def _folders_by_number(examples: Examples, target: Numbering) -> Examples:
     raise UserError(
         f"{examples.origin}: its class folders are {listed(own.values())}, and the "
         f"{target.count} classes of {target.owner} have no names, only numbers from 0 to "
-        f"{target.count - 1}, so which is which is not known; name the folders by these numbers, "
+        f"{target.count - 1}, so they cannot be matched; rename the folders to these numbers, "
         f"or give a list file"
     )
 
@@ -178,13 +178,13 @@ def _foreign(examples: Examples, label: int, target: Numbering) -> UserError:
     name = repr(own[label]) if label in own else f"label {label}"
     have = [own.get(label, str(label)) for label in _present(examples)]
     remedy = (
-        "rename its folders as there, or remove what is no such class"
+        "rename its folders to match, or remove those that are not classes"
         if _is_folder(examples)
-        else "name its classes as there; of a list, in a classes.txt of `label name` lines beside "
-        "it"
+        else "rename its classes to match; a list's are in a classes.txt of `label name` lines "
+        "beside it"
     )
     return UserError(
-        f"{examples.origin}: its class {name} is none of the classes of {target.owner}: it has "
+        f"{examples.origin}: its class {name} is not a class of {target.owner}: it has "
         f"{listed(have)}; {target.owner} has {listed(target.names.values())}; {remedy}"
     )
 
@@ -198,12 +198,12 @@ def _is_folder(examples: Examples) -> bool:
 
 
 def spelling(name: str) -> str:
-    """The same for the two ways in which Unicode may spell an accent; file systems differ."""
+    """Unicode's NFC form: file systems differ in how they encode accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of them, and how many there are."""
+    """The first few names, and how many there are."""
     names = list(names)
     more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Reads training and evaluation images, one by one and in batches. C channels, S side."""
+"""Reads training and evaluation images, singly and in batches. C channels, S side."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from densekit.data.on_cpu import Crop
 from densekit.data.places import Placed, Places
 from densekit.data.seeds import seeds_of
 
-# which tell the uses of a seed apart, so that their draws are independent
+# mixed into seeds, so that different uses of one seed draw independently
 ORDER, SAMPLE, BALANCED, SHARDS = 1, 2, 3, 4
-OPENED_AT_ONCE = 8  # files; Python's code stays in the processor's cache meanwhile
+OPENED_AT_ONCE = 8  # files; the interpreter's code stays in the CPU's cache between them
 Key = tuple[int, int]
 """(epoch, index in the Examples)."""
 
@@ -36,16 +36,16 @@ class BadImage(NamedTuple):
     position: int
     """In the Examples."""
     reason: str
-    """With its place and file."""
+    """Why, with file and list line."""
 
 
 class Batch(NamedTuple):
     """Images with their labels; may be empty."""
 
     images: Tensor
-    """uint8, or by data.intensity float32 in 0..1, [n, C, S, S]."""
+    """[n, C, S, S], uint8, or float32 in 0..1 (data.intensity)."""
     labels: Tensor
-    """int64 [n], or int8 [n, K], as the Examples have them."""
+    """int64 [n], or int8 [n, K], as in the Examples."""
     indices: Tensor
     """int64 [n], positions in the Examples."""
     bad: tuple[BadImage, ...] = ()
@@ -77,7 +77,7 @@ class Kept(NamedTuple):
 
 class Sample(NamedTuple):
     image: Tensor
-    """Of the same dtype, [C, S, S]."""
+    """[C, S, S], of the batch's dtype."""
     position: int
     """In the Examples."""
 
@@ -96,7 +96,7 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def sample_seeds(seed: int, keys: Sequence[Key]) -> list[int]:
-    """The seed of all random draws for each image, 32 bits for torch's generator."""
+    """For each image, the seed of all its random draws: 32 bits for torch's generator."""
     return seeds_of(SAMPLE, np.array(keys, np.int64).reshape(-1, 2), seed).tolist()
 
 
@@ -125,7 +125,7 @@ class ImageDataset(Dataset):
 
     @property
     def image_bytes(self) -> int:
-        """Of one image of a Batch."""
+        """Bytes of one image of a Batch."""
         return math.prod(self.shape) * self.intensity.dtype.itemsize
 
     def __getitem__(self, key: Key) -> ReadImage:
@@ -158,7 +158,7 @@ class ImageDataset(Dataset):
         return Kept(Crop(start, height, width, *self.only_copies(height, width)), index)
 
     def _opened(self, index: int) -> ImageFile | UserError:
-        """A mistake is handed on as a value, so that it leaves a worker unchanged."""
+        """An error is returned as a value, so that it passes from a worker unchanged."""
         try:
             if self.decoded is not None and (image := self.decoded.image(index)) is not None:
                 return image
@@ -172,13 +172,13 @@ class ImageDataset(Dataset):
         try:
             if isinstance(image, UserError):
                 raise image
-            # torch.manual_seed would also seed the GPUs, which in a worker queues up for ever.
+            # torch.manual_seed would also queue a seed for the GPUs, endlessly in a worker.
             torch.default_generator.manual_seed(seed)
             return Sample(self.transform(image), index)
         except UnreadableImage as error:
             error = error.at(self.examples.where(index))
             return BadImage(index, str(error)) if self.skip_bad else error
-        except UserError as error:  # of a store, which says nothing of the image
+        except UserError as error:  # object storage failed, not the image
             return error
 
     def collate(
@@ -210,7 +210,7 @@ class ImageDataset(Dataset):
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, places: Places | None) -> Tensor | Placed:
-    """In a worker in shared memory, since the batch would be copied there otherwise."""
+    """In a worker, allocated in shared memory, since the batch would else be copied there."""
     worker = get_worker_info()
     if worker is None or 0 in shape:
         return torch.empty(shape, dtype=dtype)

@@ -1,6 +1,6 @@
-"""From a file, its bytes, or what a caller of `predict` holds to pixels.
+"""Decodes a file, its bytes, or an image in memory to pixels.
 
-uint8, or under a `data.intensity` other than 8bit float32 in 0..1. Shapes: C channels, H height,
+They are uint8, or float32 in 0..1 if `data.intensity` is not 8bit. Shapes: C channels, H height,
 W width.
 """
 
@@ -39,7 +39,7 @@ MODES = {1: "L", 3: "RGB"}
 EIGHT_BITS = Intensity()
 
 
-class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong)
+class UnreadableImage(UserError):  # noqa: N818 (named for what is wrong)
     """A file that is missing, empty, truncated, or not an image; the message names it."""
 
     def __init__(self, file: str, reason: str, place: str = "") -> None:
@@ -51,12 +51,12 @@ class UnreadableImage(UserError):  # noqa: N818 (what is raised is what is wrong
         return type(self), (self.file, self.reason, self.place)  # so that it survives pickling
 
     def at(self, place: str) -> UnreadableImage:
-        """The same error for an image that a list names at `place`, `file:line`."""
+        """The same error, for an image listed at `place`, `file:line`."""
         return UnreadableImage(self.file, self.reason, place)
 
 
 class TooManyPixels(UnreadableImage):
-    """An image of which only the size was read."""
+    """An image over the limit; only its size was read."""
 
 
 class Box(NamedTuple):
@@ -69,25 +69,25 @@ class Box(NamedTuple):
 
 
 class Resize(NamedTuple):
-    """To a square of `side` pixels."""
+    """A resize to a square of `side` pixels."""
 
     side: int
     interpolation: Interpolation
     antialias: bool
     scaled: bool = False
-    """Whether a JPEG file may be decoded at a fraction of its size, if that covers the square."""
+    """Whether a JPEG file may be decoded at a fraction of its size that still covers the square."""
 
     def fraction(self, height: int, width: int) -> int:
-        """The denominator at which a part of so many pixels is decoded: 1, 2, 4 or 8."""
+        """The denominator of that fraction for a part of this size: 1, 2, 4 or 8."""
         most = min(height, width) // self.side if self.scaled else 1
         return next(n for n in (8, 4, 2, 1) if n <= max(most, 1))
 
 
 class ImageFile:
-    """An image whose header has been read; its pixels are decoded when they are asked for."""
+    """An image whose header has been read; its pixels are decoded on demand."""
 
     def __init__(self, whole: Tensor, name: str = "") -> None:
-        """Pixels that are at hand, [C, H, W]."""
+        """`whole`: decoded pixels, [C, H, W]."""
         self.name, self.whole = name, whole
         self.height, self.width = whole.shape[1:]
 
@@ -99,7 +99,7 @@ class ImageFile:
         return self.whole[:, top : top + height, left : left + width]
 
     def square(self, box: Box, resize: Resize, mirrored: bool = False) -> Tensor:
-        """[C, side, side], the pixels of `box` resized, then mirrored. Raises UnreadableImage."""
+        """[C, side, side]: `box` resized, then mirrored if asked. Raises UnreadableImage."""
         size, mode = [resize.side, resize.side], InterpolationMode(resize.interpolation)
         resized = F.resize(self.pixels(box), size, mode, antialias=resize.antialias)
         return resized.flip(-1) if mirrored else resized
@@ -113,7 +113,7 @@ class ImageFile:
 
 
 class JpegFile(ImageFile):
-    """A grey or colour JPEG file, upright as it stands."""
+    """A grey or colour JPEG file that needs no rotation."""
 
     def __init__(
         self, content: bytes, size: tuple[int, int], bands: int, channels: int, name: str
@@ -122,7 +122,7 @@ class JpegFile(ImageFile):
         self.height, self.width = size
 
     def pixels(self, box: Box | None = None) -> Tensor:
-        """Only the rectangle is decoded; to the bit what the whole image has there."""
+        """Decodes only the rectangle; bit for bit the pixels of a full decode."""
         box = box or Box(0, 0, self.height, self.width)
         found = jpeg.read_rectangle(self.content, self.bands, *box)
         if found is None:
@@ -159,7 +159,7 @@ class JpegFile(ImageFile):
 
 
 ImageSource = str | Path | bytes | Content
-"""A file, or the content of one."""
+"""A file, or its content."""
 
 
 def open_image(
@@ -170,11 +170,11 @@ def open_image(
 ) -> ImageFile:
     """The image in a file, or in a file's bytes. Raises UnreadableImage.
 
-    Grey and colour of 8 bits are decoded by PIL: JPEG bit for bit as torchvision, and most other
-    formats too. EXIF orientation is applied, as in cv2. Alpha is dropped, as in cv2, torchvision
-    and PIL's convert. Of 16 bits the high 8 are kept, as in cv2. Of several frames the first is
-    taken. All else is read by `pixels.read_pixels`, without loss. An image that is at hand is
-    taken as `from_image` takes it.
+    PIL decodes 8-bit grey and colour: JPEG, and most other formats, bit for bit as torchvision.
+    EXIF orientation is applied, as in cv2. Alpha is dropped, as in cv2, torchvision
+    and PIL's convert. 16-bit values keep their high 8 bits, as in cv2. The first of several
+    frames is used. Everything else is read by `pixels.read_pixels`, without loss. Images in
+    memory go to `from_image`.
     """
     if isinstance(source, (Image.Image, np.ndarray)):
         return _at_hand(source, channels, max_pixels, intensity)
@@ -209,7 +209,7 @@ def open_image(
 
 
 def _open_jpeg(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=("JPEG",))  # of all, PIL tries others first
+    return Image.open(io.BytesIO(content), formats=("JPEG",))  # else PIL tries other formats first
 
 
 def _at_hand(
@@ -224,7 +224,7 @@ def _at_hand(
 
 
 def _in_eight_bits(channels: int, intensity: Intensity) -> bool:
-    """Whether what PIL makes of an image in 8 bits is taken, and not the file's own values."""
+    """Whether PIL's 8-bit conversion is used, and not the file's own values."""
     return intensity.rule == "8bit" and channels in MODES
 
 
@@ -240,19 +240,19 @@ def decode(
 
 @contextlib.contextmanager
 def _damage_named(name: str) -> Iterator[None]:
-    """Turns what PIL raises for a damaged file into an UnreadableImage of that name."""
+    """Turns PIL's errors for a corrupt file into an UnreadableImage with that name."""
     try:
         yield
     except Image.DecompressionBombError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "is not an image that PIL can read") from error
-    except Exception as error:  # PIL's plugins raise many kinds for damaged files
+    except Exception as error:  # PIL's plugins raise many kinds for corrupt files
         raise UnreadableImage(name, f"cannot be read as an image: {error}") from error
 
 
 def content_of(source: ImageSource) -> Content:
-    """The bytes, and what to call them. Raises UnreadableImage."""
+    """The bytes and their name for messages. Raises UnreadableImage."""
     if isinstance(source, Content):
         return source
     if isinstance(source, bytes):
@@ -261,7 +261,7 @@ def content_of(source: ImageSource) -> Content:
 
 
 def read_file(file: Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device might never end. Raises UnreadableImage."""
+    """The bytes of a regular file, as a pipe might never end. Raises UnreadableImage."""
     try:
         if stat.S_ISREG(file.stat().st_mode):
             return file.read_bytes()
@@ -270,19 +270,19 @@ def read_file(file: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         why = error.strerror if isinstance(error, OSError) else error
         raise UnreadableImage(str(file), f"cannot be read: {why}") from error
-    raise UnreadableImage(str(file), "is a folder" if file.is_dir() else "is no regular file")
+    raise UnreadableImage(str(file), "is a folder" if file.is_dir() else "is not a regular file")
 
 
 def _with_slashes(file: Path) -> str:
     """A hint for lists written on Windows."""
     other = Path(str(file).replace("\\", "/"))
-    return f", but there is {other}: write / in the list" if other.is_file() else ""
+    return f", but {other} exists: write / in the list" if other.is_file() else ""
 
 
 def raise_pils_limit(max_pixels: int) -> None:
-    """Lets PIL open images of `max_pixels`; the limit is the whole process' and stays raised."""
+    """Lets PIL open images of `max_pixels`, in the whole process and for good."""
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and max_pixels > 2 * limit:  # PIL warns from the limit on
+    if limit is not None and max_pixels > 2 * limit:  # PIL warns above limit, errors above twice it
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 
@@ -292,10 +292,10 @@ def from_image(
     max_pixels: int = MAX_PIXELS,
     intensity: Intensity = EIGHT_BITS,
 ) -> Tensor:
-    """Whatever `predict` takes as an image -> [C, H, W], as `decode` gives it.
+    """Anything `predict` accepts as an image -> [C, H, W], as from `decode`.
 
-    An array is [H, W] or [H, W, C], in RGB order (cv2's is BGR); of uint8, where `intensity` does
-    not take more. Raises UserError.
+    An array is [H, W] or [H, W, C], in RGB order (cv2's is BGR), uint8 unless `intensity` allows
+    more. Raises UserError.
     """
     if isinstance(image, (bytes, str, Path, Content)):
         return decode(image, channels, max_pixels, intensity)
@@ -312,7 +312,7 @@ def from_image(
         if not plain:
             return intensity.apply(image_pixels(image), channels)
         return _to_tensor(image, channels)
-    except (OSError, ValueError, SyntaxError) as error:  # PIL decodes as late as here
+    except (OSError, ValueError, SyntaxError) as error:  # PIL may only decode now
         name = getattr(image, "filename", "") or "PIL image"
         raise UnreadableImage(str(name), f"cannot be read as an image: {error}") from error
 
@@ -339,8 +339,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_tensor(image: Image.Image, channels: int) -> Tensor:
-    """uint8 [C, H, W], channels last in memory as PIL has it, which resizes fastest."""
-    image.load()  # a TIFF is turned upright by its loader
+    """uint8 [C, H, W], channels last in memory as in PIL, which resizes fastest."""
+    image.load()  # PIL rotates a TIFF when it loads it
     if is_16_bit(image):
         image = upright(image)
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -353,5 +353,5 @@ def _to_tensor(image: Image.Image, channels: int) -> Tensor:
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
-    """[H, W] or [H, W, C] -> [C, H, W], the same memory."""
+    """[H, W] or [H, W, C] -> a [C, H, W] view."""
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)

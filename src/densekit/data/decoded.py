@@ -1,8 +1,8 @@
-"""The images of a small set, decoded once: their pixels in memory, or in a file, which all
-processes of a machine map.
+"""The cache of decoded images: pixels in shared memory or in a file, mapped by all processes of a
+machine.
 
-The pixels are those that `open_image` gives, so whoever reads them computes what it would compute
-without them. A file is named by all that its pixels depend on, and is whole or not there.
+The pixels are those of `open_image`, so results are the same with and without the cache. A file
+is named by a hash of all that its pixels depend on, and is written atomically.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from densekit.files import cache_folder, make_folder, replacing
 from densekit.progress import bar, say, waiting
 
 HAS_SHARED_MEMORY = hasattr(os, "memfd_create") and Path("/proc/self/fd").exists()
-OF_A_THREAD = 64  # images of a thread at a time
-LAYOUT = 1  # of a file
+OF_A_THREAD = 64  # images that a thread decodes at a time
+LAYOUT = 1  # version of the file's layout
 DEPENDED_ON = ("densekit", "numpy", "pillow", "pydicom", "tifffile")
-TRAILER = 8  # bytes at a file's end that say where its index begins
+TRAILER = 8  # bytes at a file's end: the offset of its index
 
 
 class DecodedImages:
-    """Of some Examples, as `write_decoded` wrote them; nobody writes to them any more."""
+    """The decoded images of some Examples, as `write_decoded` wrote them; read-only."""
 
     def __init__(self, file: str, channels: int, dtype: torch.dtype) -> None:
-        """Raises UserError for a file that is not whole."""
+        """Raises UserError for an incomplete file."""
         self.file, self.channels, self.dtype = file, channels, dtype
         try:
             with open(file, "rb") as content:  # noqa: PTH123 (a name in /proc)
@@ -52,21 +52,23 @@ class DecodedImages:
                 content.seek(end)
                 self.index = np.load(content)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{file}: is no file of decoded images; remove it ({error})") from error
+            raise UserError(
+                f"{file}: is not a file of decoded images; remove it ({error})"
+            ) from error
         elements = end // dtype.itemsize
         self.pixels = torch.empty(0, dtype=dtype)
-        if elements:  # private pages, but nobody writes: all processes share them
+        if elements:  # private, but never written to: processes share its pages
             self.pixels = torch.from_file(file, shared=False, size=elements, dtype=dtype)
 
     def __reduce__(self) -> tuple[type[DecodedImages], tuple[str, int, torch.dtype]]:
         return type(self), (self.file, self.channels, self.dtype)
 
     def __len__(self) -> int:
-        """Images that are there."""
+        """Images in the cache."""
         return int((self.index[:, 1] > 0).sum())
 
     def image(self, index: int) -> ImageFile | None:
-        """Channels last in memory, as it was decoded; None where it is not there."""
+        """Channels last in memory, as decoded; None if it is not in the cache."""
         start, height, width = self.index[index].tolist()
         if not height:
             return None
@@ -80,11 +82,11 @@ _at_hand: WeakKeyDictionary[Examples, DecodedImages] = WeakKeyDictionary()
 def decoded_images(
     examples: Examples, config: DataConfig, skip_bad: bool = False
 ) -> DecodedImages | None:
-    """The images of a run, kept where data.cache says (auto keeps none); decoded if need be.
+    """The run's cache of decoded images by data.cache (None for off), filled if need be.
 
-    Called on every rank alike; the first rank of each machine decodes for the others. Images that
-    cannot be read, if `skip_bad`, and those for which there is no room, are not among them.
-    Raises UserError, UnreadableImage for the first image that cannot be read.
+    All ranks call this; the first rank of each machine decodes for the others. Unreadable images,
+    if `skip_bad`, and images for which there is no room are left out. Raises UserError, and
+    UnreadableImage for the first image that cannot be read.
     """
     if config.cache not in ("ram", "disk"):
         return None
@@ -96,8 +98,7 @@ def decoded_images(
 
 
 def _of_machine(make: Callable[[], str]) -> str:
-    """The name of the file that the first rank of this machine makes. Raises what any `make` did,
-    on every rank."""
+    """The file that the first rank of this machine makes; any rank's error is raised on all."""
     own: str | UserError | None = None
     if distributed.local_rank() == 0:
         try:
@@ -114,9 +115,9 @@ def _of_machine(make: Callable[[], str]) -> str:
 
 
 def _in_memory(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
-    """Memory without a name of its own, which goes with the last process that maps it."""
+    """Anonymous memory, freed with the last process that maps it."""
     descriptor = os.memfd_create("densekit-decoded-images")
-    finalize(examples, os.close, descriptor)  # until then other processes may open it
+    finalize(examples, os.close, descriptor)  # other processes may open it until then
     free = distributed.free_memory()
     room = math.inf if free is None else free / 2
     try:
@@ -127,12 +128,12 @@ def _in_memory(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
             f"decoded images cannot be kept in memory: {error.strerror}; set data.cache=off"
         ) from error
     if count < len(examples):
-        say(f"{count:,} of {len(examples):,} images are in the cache, the others are read as files")
+        say(f"{count:,} of {len(examples):,} images fit in the cache; the others are read as files")
     return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def _on_disk(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
-    """A file that runs share, by a name that is another where a file or a decoder is another."""
+    """A file that runs share; its name changes with any image file or decoder."""
     with waiting(f"looking at the files of {examples.origin}"):
         key = _key(examples, config)
     folder = folder_of(config)
@@ -141,7 +142,7 @@ def _on_disk(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
     try:
         with filelock.FileLock(folder / f".lock-{key}"):
             if not target.exists():
-                for left_over in folder.glob(f".{target.name}.*.tmp"):  # of a killed process
+                for left_over in folder.glob(f".{target.name}.*.tmp"):  # left by a killed process
                     left_over.unlink()
                 with replacing(target) as file:
                     write_decoded(examples, config, file, skip_bad, math.inf)
@@ -151,13 +152,13 @@ def _on_disk(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
         free = shutil.disk_usage(folder).free >> 20
         raise UserError(
             f"data.cache=disk: {error}; {folder} has {free:,} MiB free: set data.cache_dir to a "
-            f"folder with more, or data.cache=off"
+            f"folder with more space, or data.cache=off"
         ) from error
     return str(target)
 
 
 def folder_of(config: DataConfig) -> Path:
-    """Where data.cache=disk has its files; nothing else is in it."""
+    """The folder of data.cache=disk's files, and of nothing else."""
     above = cache_folder() if config.cache_dir is None else Path(config.cache_dir)
     return above / "pixels"
 
@@ -182,10 +183,10 @@ def _version(package: str) -> str | None:
 def write_decoded(
     examples: Examples, config: DataConfig, file: BinaryIO, skip_bad: bool, room: float
 ) -> int:
-    """All pixels, the index, and where that begins -> how many images those are.
+    """Writes all pixels, the index and its offset -> how many images were written.
 
-    The first image that would take more than `room` bytes together with those before it is the
-    first that is left out. Raises UnreadableImage, unless `skip_bad`.
+    Stops before the first image that would exceed `room` bytes. Raises UnreadableImage, unless
+    `skip_bad`.
     """
     index = np.zeros((len(examples), 3), np.int64)  # start, height, width
     start, itemsize = 0, config.scaling.dtype.itemsize
@@ -206,7 +207,7 @@ def write_decoded(
 
 
 def _all_pixels(examples: Examples, config: DataConfig) -> Iterator[Tensor | UnreadableImage]:
-    """In order. Threads, not processes: decoders release Python's lock."""
+    """In order. Threads, not processes: decoders release the GIL."""
 
     def some(start: int) -> list[Tensor | UnreadableImage]:
         part = range(start, min(start + OF_A_THREAD, len(examples)))
@@ -215,7 +216,7 @@ def _all_pixels(examples: Examples, config: DataConfig) -> Iterator[Tensor | Unr
     threads, n = distributed.cores(), len(examples)
     starts = range(0, n, OF_A_THREAD)
     with ThreadPoolExecutor(threads) as pool:
-        # so many at a time, since what is decoded and not yet written takes memory
+        # a few chunks at a time, since decoded images wait in memory to be written
         rounds = (starts[i : i + 2 * threads] for i in range(0, len(starts), 2 * threads))
         chunks = itertools.chain.from_iterable(pool.map(some, each) for each in rounds)
         yield from bar(itertools.chain.from_iterable(chunks), n, f"decoding {examples.origin}")

@@ -1,7 +1,7 @@
-"""DICOM files: the values after the rescale, their window, and nothing of the patient.
+"""DICOM files: rescaled values and their window, and nothing about the patient.
 
-Only the elements in ELEMENTS are parsed, so no name, date or number of a patient gets into a
-message or a log; pydicom's own messages, which may quote elements, are not passed on.
+Only the elements in ELEMENTS are parsed, so no name, date or ID of a patient gets into a
+message or a log; pydicom's own messages, which may quote elements, are dropped.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ GREY_KINDS, COLOUR_KINDS = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR")
 def read_dicom(data: bytes, max_pixels: int) -> Pixels:
     """The first image's values, [H, W, 1] grey or [H, W, 3] colour.
 
-    Raises ValueError, which quotes no element of the file, for one without an image, with several,
-    or in an encoding that the installed libraries cannot decode.
+    Raises ValueError, which quotes no element, for a file without an image, with several, or in
+    an encoding that the installed libraries cannot decode.
     """
     with needs_extra("dicom", "is DICOM, which"):
         import pydicom
-    # its warnings on malformed elements quote them
+    # pydicom's warnings quote malformed elements
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         file = pydicom.dcmread(io.BytesIO(data), specific_tags=ELEMENTS)
@@ -43,15 +43,15 @@ def read_dicom(data: bytes, max_pixels: int) -> Pixels:
         frames = int(file.get("NumberOfFrames") or 1)
         kind = str(file.get("PhotometricInterpretation", ""))
     except Exception as error:
-        raise ValueError(f"is damaged DICOM ({type(error).__name__})") from None
+        raise ValueError(f"is a corrupt DICOM file ({type(error).__name__})") from None
     if not height or not width or not kind:
-        raise ValueError("is DICOM without an image")
+        raise ValueError("is a DICOM file without an image")
     check_size(height, width, max_pixels)
     if frames > 1:
-        raise ValueError(f"is DICOM of {frames} images; expected one: save them apart")
+        raise ValueError(f"is a DICOM file of {frames} images; expected one: save each separately")
     if kind not in GREY_KINDS and not kind.startswith(COLOUR_KINDS):
         known = ", ".join((*GREY_KINDS, *COLOUR_KINDS))
-        raise ValueError(f"is DICOM whose pixels are neither grey nor colour ({known})")
+        raise ValueError(f"is a DICOM file whose pixels are neither grey nor colour ({known})")
     values = _decoded(file)
     if kind not in GREY_KINDS:
         return Pixels(values, full_span(values.dtype))
@@ -67,8 +67,9 @@ def _decoded(file: FileDataset) -> np.ndarray:
         known = uid is not None and uid.is_transfer_syntax and not uid.is_private
         encoding = uid.name if known else "an unknown encoding"
         raise ValueError(
-            f"is DICOM whose pixels cannot be decoded ({encoding}; {type(error).__name__}): it is "
-            f"damaged, or its compression needs one more library, such as pylibjpeg"
+            f"is a DICOM file whose pixels cannot be decoded ({encoding}; "
+            f"{type(error).__name__}): it is corrupt, or its compression needs another library, "
+            f"such as pylibjpeg"
         ) from None
 
 
@@ -83,19 +84,19 @@ def _grey(file: FileDataset, stored: np.ndarray, inverted: bool) -> Pixels:
         window = _window(file)
     except Exception as error:
         raise ValueError(
-            f"is DICOM whose rescale or window cannot be read ({type(error).__name__})"
+            f"is a DICOM file whose rescale or window cannot be read ({type(error).__name__})"
         ) from None
     span = None if file.get("ModalityLUTSequence") else _stored_span(file, stored.dtype)
     if span is not None:
         ends = sorted(end * slope + intercept for end in span)
         span = ends[0], ends[1]
     if (slope, intercept) == (1, 0) and not file.get("ModalityLUTSequence"):
-        values = stored  # in the dtype that it has in the file
+        values = stored  # in the file's dtype
     return Pixels(values, span, window, inverted)
 
 
 def _stored_span(file: FileDataset, dtype: np.dtype) -> tuple[float, float] | None:
-    """What so many stored bits can hold."""
+    """The smallest and largest value that the stored bits can hold."""
     if dtype.kind not in "ui":
         return None
     bits = int(file.BitsStored)
@@ -105,10 +106,10 @@ def _stored_span(file: FileDataset, dtype: np.dtype) -> tuple[float, float] | No
 
 
 def _window(file: FileDataset) -> tuple[float, float] | None:
-    """The first of the file's windows, as values that become black and white.
+    """The first of the file's windows: the values that become black and white.
 
-    LINEAR maps from centre - 0.5 - (width - 1) / 2 on, over width - 1 (PS3.3 C.11.2.1.2.1);
-    LINEAR_EXACT over centre +- width / 2. A file with another function has no window here.
+    LINEAR starts at centre - 0.5 - (width - 1) / 2 and spans width - 1 (PS3.3 C.11.2.1.2.1);
+    LINEAR_EXACT spans centre +- width / 2. Other functions are ignored (None).
     """
     centre, width = _first(file.get("WindowCenter")), _first(file.get("WindowWidth"))
     function = str(file.get("VOILUTFunction") or "LINEAR").upper()
@@ -120,7 +121,7 @@ def _window(file: FileDataset) -> tuple[float, float] | None:
 
 
 def _first(value: Any) -> float | None:
-    """Of an element that may have several values."""
+    """The first value of an element that may have several."""
     if value is None or value == "":
         return None
     return float(value if isinstance(value, (int, float, str)) else value[0])

@@ -1,6 +1,6 @@
 """Folders of class folders, read as torchvision's ImageFolder reads them.
 
-The sorted names are labels 0, 1, ...; images lie at any depth. What is left out is counted.
+The sorted names are labels 0, 1, ...; images may be at any depth. Files left out are counted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from densekit.data.listing import Examples, readable
 from densekit.data.pixels import SUFFIXES
 
 LEFT_OUT = 5  # suffixes in a message
-# What systems and archivers leave beside a user's files; hidden ones are left out, too.
+# Folders that systems and archivers create; hidden ones are left out, too.
 NO_DATA = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
-# Formats that PIL registers and reads by another program, or not at all.
+# Formats that PIL registers but reads through another program, or not at all.
 NO_PIXELS = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
 
 
@@ -32,7 +32,7 @@ def read_folder(folder: Path) -> Examples:
     """Reads one folder per class, images at any depth below it; labels are 0, 1, ... by sorted
     name.
 
-    Raises UserError for a folder without class folders and a class folder without images.
+    Raises UserError for a folder without class folders, and for a class folder without images.
     """
     names = class_folders(folder)
     if not names:
@@ -68,17 +68,17 @@ def class_folders(folder: Path) -> list[str]:
 
 @dataclass
 class Found:
-    """What lies below a folder."""
+    """The files below a folder."""
 
     paths: list[str] = field(default_factory=list)
     """The images, in ImageFolder's order."""
     others: Counter[str] = field(default_factory=Counter)
-    """How many files of each other suffix."""
+    """How many other files there are, by suffix."""
     links: list[str] = field(default_factory=list)
     """Links to folders that are not followed."""
 
     def left_out(self) -> str:
-        """`6 .txt, 1 .xyz`, of what PIL does not read; empty if it reads all of them."""
+        """The files that are not images, as `6 .txt, 1 .xyz`; empty if there are none."""
         ordered = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
         shown = [f"{n} {suffix or 'without a suffix'}" for suffix, n in ordered]
         more = [f"{len(shown) - LEFT_OUT} other kinds"] if len(shown) > LEFT_OUT else []
@@ -88,8 +88,8 @@ class Found:
 def images_below(folder: Path) -> Found:
     """The images at any depth, hidden ones left out. Raises UserError.
 
-    Links to folders are followed, but none to a folder that is read already or that holds the
-    link itself: its images would be read twice, or those of other classes with them.
+    Links to folders are followed, except to a folder that is already read or that contains the
+    link: images would be read twice, or get another class's label.
     """
     found, walked = Found(), []
     top = os.path.realpath(folder)
@@ -116,7 +116,7 @@ def images_below(folder: Path) -> Found:
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """Of the formats that can be read here: PIL's, .npy and DICOM."""
+    """The suffixes of all formats that can be read: PIL's, .npy and DICOM."""
     Image.init()
     formats = set(Image.OPEN) - NO_PIXELS
     return SUFFIXES | frozenset(
@@ -125,7 +125,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is neither hidden nor a system's own, links last."""
+    """Entries that are neither hidden nor in NO_DATA, links last."""
     try:
         with os.scandir(folder) as entries:
             found = [e for e in entries if not e.name.startswith(".") and e.name not in NO_DATA]
@@ -135,9 +135,9 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str], others: Counter[str]) -> bool:
-    """Whether a file is taken for an image; counted in `others` if not.
+    """Whether a file counts as an image; if not, it is counted in `others`.
 
-    A link to nowhere is: it is an error with a name when it is read.
+    A broken link does, so that reading it reports an error with its name.
     """
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (a million of them)
     regular = entry.is_file() or entry.is_symlink()
@@ -148,20 +148,20 @@ def _is_image(entry: os.DirEntry[str], others: Counter[str]) -> bool:
 
 
 def _notes(folder: Path, found_in: Sequence[Found]) -> tuple[str, ...]:
-    """What a person may have meant to be read."""
+    """Notes on files that the user may have expected to be read."""
     notes = []
     together = Found()
     for found in found_in:
         together.others.update(found.others)
         together.links += found.links
     if together.others:
-        notes.append(f"{folder}: left out, not being images: {together.left_out()}")
+        notes.append(f"{folder}: left out as not images: {together.left_out()}")
     notes += [
-        f"{link}: leads to a folder that is read already or that holds it: not followed"
+        f"{link}: not followed, since its folder is already read or contains the link"
         for link in together.links
     ]
     beside: Counter[str] = Counter()
     loose = sum(_is_image(e, beside) for e in _entries(str(folder)) if not e.is_dir())
     if loose:
-        notes.append(f"{folder}: {loose} images lie beside the class folders and are left out")
+        notes.append(f"{folder}: {loose} images outside the class folders are left out")
     return tuple(map(readable, notes))

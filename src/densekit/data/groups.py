@@ -1,7 +1,7 @@
-"""data.group: the patient, or whatever else binds images together, so that none is on both sides.
+"""data.group: keeps a patient's images (or any other group) all in training or all in validation.
 
-A network that has seen a patient's other images knows more of this one than it will of the next
-patient's, so validation on such images flatters.
+A network that has trained on a patient's other images does better on this one than on a new
+patient's, so validation on such images is optimistic.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ GROUPS_NAMED = 5  # in a message
 
 
 def with_groups(examples: Examples, group: str, option: str = "data.group") -> Examples:
-    """`examples` with the group of each, by data.group: a column of their CSV file, or a regular
-    expression on their paths below the root, of which the one group in brackets counts.
-
-    `option` is what said so. Raises UserError, with file and line, for an image without a group.
+    """`examples` with each image's group by data.group: a column of their CSV file, or the group in
+    brackets of a regular expression on their paths below the root. `option` is the option that set
+    it. Raises UserError, with file and line, for an image without a group.
     """
     asked = f"{option}={group}"
     if group in examples.columns:
@@ -29,8 +28,8 @@ def with_groups(examples: Examples, group: str, option: str = "data.group") -> E
         empty = np.flatnonzero(named == "")
         if len(empty):
             raise UserError(
-                f"{examples.where(empty[0])}: {group} is empty, by which {asked} keeps "
-                f"images together; fill it in, in {len(empty)} lines"
+                f"{examples.where(empty[0])}: {group} is empty, but {asked} "
+                f"groups images by it; fill it in, on {len(empty)} lines"
             )
         return replace(examples, groups=named)
     if "(" not in group:
@@ -38,8 +37,8 @@ def with_groups(examples: Examples, group: str, option: str = "data.group") -> E
         has = f"its other columns are {', '.join(heads)}" if heads else "there are no columns"
         raise UserError(
             f"{asked}: {examples.origin} has no such column{nearest(group, heads)} "
-            f"({has}); or give a regular expression on the paths, with brackets around what is the "
-            f"same for one group, such as ^(patient\\d+)/"
+            f"({has}); or give a regular expression on the paths, with brackets around what "
+            f"identifies the group, such as ^(patient\\d+)/"
         )
     return replace(examples, groups=_of_paths(examples, _compiled(group, asked), asked))
 
@@ -51,8 +50,8 @@ def _compiled(group: str, asked: str) -> re.Pattern[str]:
         raise UserError(f"{asked}: not a regular expression: {error}") from error
     if pattern.groups != 1:
         raise UserError(
-            f"{asked}: expected one group in brackets, got {pattern.groups}; brackets "
-            f"that do not count are written (?:...)"
+            f"{asked}: expected one group in brackets, got {pattern.groups}; write other "
+            f"brackets as (?:...)"
         )
     return pattern
 
@@ -64,20 +63,20 @@ def _of_paths(examples: Examples, pattern: re.Pattern[str], asked: str) -> np.nd
         found = pattern.search(path)
         if not (found and found[1]):
             raise UserError(
-                f"{examples.where(index)}: {asked} finds nothing in {readable(path)}; every image "
-                f"needs its group"
+                f"{examples.where(index)}: {asked} does not match {readable(path)}; every image "
+                f"needs a group"
             )
         named[index] = found[1]
     return named
 
 
 def numbered(groups: np.ndarray) -> np.ndarray:
-    """The groups by number, in the order of their names: int64 [n]."""
+    """Each image's group as a number, in the order of their names: int64 [n]."""
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def check_apart(train: Examples, val: Examples, group: str) -> None:
-    """Raises UserError for a group that is on both sides, and names some."""
+    """Raises UserError for groups that are on both sides, naming some."""
     assert train.groups is not None
     assert val.groups is not None
     both = sorted(set(train.groups) & set(val.groups))
@@ -87,13 +86,13 @@ def check_apart(train: Examples, val: Examples, group: str) -> None:
         raise UserError(
             f"data.group={group}: {len(both)} are in both the training and the validation images "
             f"({readable(', '.join(both[:GROUPS_NAMED]))}{more}), with {images} of the {len(val)} "
-            f"validation images, so validation would flatter; take them out of one, or leave "
-            f"data.val out and hold groups out with data.val_fraction=0.2"
+            f"validation images, so validation would be optimistic; remove them from one, or omit "
+            f"data.val and hold out groups with data.val_fraction=0.2"
         )
 
 
 def group_counts(train: Examples, val: Examples) -> dict[str, int] | None:
-    """How many groups are in each, and in both; None without groups."""
+    """How many groups each side has, and how many both have; None without groups."""
     if train.groups is None or val.groups is None:
         return None
     sides = set(train.groups), set(val.groups)
@@ -101,7 +100,7 @@ def group_counts(train: Examples, val: Examples) -> dict[str, int] | None:
 
 
 def group_notes(train: Examples, val: Examples, group: str | None) -> list[str]:
-    """How many groups are on both sides; nothing without groups."""
+    """A note on how many groups each side has; none without groups."""
     counts = group_counts(train, val)
     if counts is None:
         return []

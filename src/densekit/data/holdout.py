@@ -1,4 +1,4 @@
-"""One list divided into training and validation images, by data.val_fraction or data.fold."""
+"""Splits one list into training and validation images, by data.val_fraction or data.fold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from densekit.progress import waiting
 
 Side = Literal["train", "val"]
 Sides = Mapping[str, Side]
-"""On which side each image is, by its path below the root."""
+"""Each image's side, train or val, by its path below the root."""
 SPLIT_FILE = "split.csv"  # beside a run's recipe.yaml
 HEADS = ("path", "split", "group")
 
@@ -34,10 +34,10 @@ HEADS = ("path", "split", "group")
 def divide(
     examples: Examples, config: DataConfig, known: Sides | None = None
 ) -> tuple[Examples, Examples]:
-    """-> training and validation images, each in their order. Raises UserError.
+    """-> training and validation images, in their original order. Raises UserError.
 
-    Images that are `known` stay on their side, and the images of their groups join them; the rest
-    are divided among themselves.
+    `known` images stay on their side, and the other images of their groups join them; the rest
+    are split afresh.
     """
     if known is None:
         held, notes = _held_out(examples, config), _single_notes(examples, config)
@@ -56,19 +56,19 @@ def _one_sided(examples: Examples, config: DataConfig) -> str:
         count = len(set(examples.groups))
         return (
             f"{config.held_out}: the {count} groups of data.group={config.group} in "
-            f"{examples.origin} cannot be parted into training and validation; add images, take "
+            f"{examples.origin} cannot be split into training and validation; add images, use "
             f"fewer folds or set data.val"
         )
     if config.fold is not None:
-        return f"{config.held_out}: {examples.origin} has {len(examples)} images; take fewer folds"
+        return f"{config.held_out}: {examples.origin} has {len(examples)} images; use fewer folds"
     return (
-        f"{config.held_out}: {examples.origin} has no class of two images or more, so none can be "
-        f"held out; add images or set data.val"
+        f"{config.held_out}: {examples.origin} has no class with two images or more, so none can "
+        f"be held out; add images or set data.val"
     )
 
 
 def _held_out(examples: Examples, config: DataConfig) -> np.ndarray:
-    """Whether each image is, bool [n]: a function of the images, their groups and the options."""
+    """Which images are held out, bool [n]; depends on images, groups and options alone."""
     seed, fraction = config.split_seed, config.val_fraction
     fold, folds = map(int, (config.fold or "1/1").split("/"))
     if examples.groups is not None:
@@ -87,14 +87,14 @@ def _held_out(examples: Examples, config: DataConfig) -> np.ndarray:
 
 
 def relative_paths(examples: Examples) -> list[str]:
-    """Of each image."""
+    """Each image's path below the root."""
     return [examples.relative(index) for index in range(len(examples))]
 
 
 def _as_before(
     examples: Examples, config: DataConfig, known: Sides
 ) -> tuple[np.ndarray, list[str]]:
-    """Whether each image is held out where some are known; and a sentence on the others."""
+    """Which images are held out, given those that are known, and a note on new ones."""
     sides = [known.get(name) for name in relative_paths(examples)]
     came = np.array([side is None for side in sides], bool)
     if examples.groups is not None:
@@ -107,14 +107,14 @@ def _as_before(
     if not came.any():
         return held, []
     return held, [
-        f"{examples.origin}: {came.sum()} images are new in the run's split: "
-        f"{(came & ~held).sum()} of them join training, {(came & held).sum()} validation; the "
-        f"others stay where they are"
+        f"{examples.origin}: {came.sum()} images are new since the run was split: "
+        f"{(came & ~held).sum()} join training and {(came & held).sum()} validation; the others "
+        f"stay where they are"
     ]
 
 
 def _single_notes(examples: Examples, config: DataConfig) -> list[str]:
-    """Of classes whose single image stays in training."""
+    """A note on classes whose only image stays in training."""
     if config.fold is not None or examples.groups is not None:
         return []
     by_class = files_of_classes(relative_paths(examples), examples.strata)
@@ -123,17 +123,16 @@ def _single_notes(examples: Examples, config: DataConfig) -> list[str]:
     if not single:
         return []
     return [
-        f"{config.held_out}: a class of a single image keeps it for training, so validation says "
-        f"nothing of {named_labels(examples, single)}"
+        f"{config.held_out}: the only image of a class stays in training, so validation says "
+        f"nothing about {named_labels(examples, single)}"
     ]
 
 
-# The file beside a run ----------------------------------------------------------------------
+# The split's file in a run's folder ---------------------------------------------------------
 
 
 def split_text(train: Examples, val: Examples) -> bytes:
-    """Both sides as a CSV file that people can read: each image's path below the root, its side
-    and its group."""
+    """Both sides as CSV: each image's path below the root, its side and its group."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(HEADS)
@@ -145,7 +144,7 @@ def split_text(train: Examples, val: Examples) -> bytes:
 
 
 def read_sides(file: Path) -> Sides:
-    """What `split_text` has written. Raises UserError with file:line."""
+    """Reads what `split_text` wrote. Raises UserError with file:line."""
     try:
         text = file.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
@@ -158,27 +157,27 @@ def read_sides(file: Path) -> Sides:
         if len(row) != len(HEADS) or row[1] not in get_args(Side):
             raise UserError(
                 f"{file}:{rows.line_num}: expected path,split,group with a split of train or val, "
-                f"got {readable(','.join(row))!r}; the run that wrote it can go on without the "
-                f"file if the images are the same"
+                f"got {readable(','.join(row))!r}; if the images are unchanged, delete the file "
+                f"and resume the run without it"
             )
         sides[row[0]] = cast("Side", row[1])
     return sides
 
 
 def held_before(examples: Examples, known: Sides) -> Examples:
-    """The images that a run validated on, where it is known; said where some are missing."""
+    """The images that a run validated on, if known; with notes on missing and new ones."""
     names = relative_paths(examples)
     held = [index for index, name in enumerate(names) if known.get(name) == "val"]
     new = sum(name not in known for name in names)
     gone = sum(side == "val" for side in known.values()) - len({names[i] for i in held})
     notes = []
     if new:
-        notes.append(f"{examples.origin}: {new} images came after the training and are left out")
+        notes.append(f"{examples.origin}: {new} images were added after training and are left out")
     if gone:
         notes.append(f"{examples.origin}: {gone} of its validation images are no longer listed")
     if not held:
         raise UserError(
-            f"{examples.origin}: none of the images that the run was validated on is listed; say "
-            f"which to evaluate on: --data LIST|FOLDER"
+            f"{examples.origin}: lists none of the images that the run was validated on; name the "
+            f"images to evaluate on with --data LIST|FOLDER"
         )
     return replace(examples.subset(held), notes=(*examples.notes, *notes))

@@ -1,7 +1,7 @@
-"""How a file's values become what a network sees: `data.intensity`.
+"""data.intensity: how a file's values become pixels.
 
-Under `8bit` an image is uint8, as photographs are. Under every other rule it is float32 in 0..1,
-which holds 16 bits without loss: `round(65535 * x)` gives each of the 65,536 values back.
+Under `8bit` an image is uint8. Under every other rule it is float32 in 0..1, which holds 16 bits
+without loss: `round(65535 * x)` returns each of the 65,536 values.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from densekit.data.pixels import Pixels, fit_channels
 Rule = Literal["8bit", "full", "percentile", "window"]
 Ends = tuple[float, float]
 """The values that become 0 and 1."""
-WIDEST = 2  # bytes of integers that have an agreed range
+WIDEST = 2  # bytes; wider integers have no agreed range
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """The rule, and what it needs; the fields are those of DataConfig."""
+    """The rule and its parameters, named as in DataConfig."""
 
     rule: Rule = "8bit"
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -32,20 +32,20 @@ class Intensity:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of an image, before normalisation."""
+        """An image's dtype before normalisation."""
         return torch.uint8 if self.rule == "8bit" else torch.float32
 
     def apply(self, pixels: Pixels, channels: int) -> Tensor:
         """-> uint8, or float32 in 0..1, [C, H, W], channels last in memory.
 
-        Raises ValueError where the file does not fit the rule or the channels.
+        Raises ValueError if the file does not fit the rule or the channels.
         """
         values = fit_channels(pixels, channels)
         if self.rule == "8bit":
             if values.dtype != np.uint8:
                 raise ValueError(
-                    f"holds {values.dtype} values, and data.intensity=8bit takes files of 8 bits; "
-                    f"data.intensity=full, percentile or window keeps all bits, in training"
+                    f"holds {values.dtype} values, but data.intensity=8bit takes 8-bit files; "
+                    f"train with data.intensity=full, percentile or window to keep all bits"
                 )
             values = 255 - values if pixels.inverted else values
         else:
@@ -63,7 +63,7 @@ class Intensity:
             if pixels.span is None:
                 raise ValueError(
                     f"holds {values.dtype} values, which have no full range; "
-                    f"data.intensity=percentile or window scales them"
+                    f"set data.intensity=percentile or window"
                 )
             return pixels.span
         if self.window is not None:
@@ -71,13 +71,13 @@ class Intensity:
             return centre - width / 2, centre + width / 2
         if pixels.window is None:
             raise ValueError(
-                "has no window of its own, as some DICOM files have; set data.window=[CENTRE,WIDTH]"
+                "has no window of its own (some DICOM files do); set data.window=[CENTRE,WIDTH]"
             )
         return pixels.window
 
 
 def _to_unit(values: np.ndarray, limits: Ends, inverted: bool) -> np.ndarray:
-    """float32 in 0..1, clipped; an image of one value under `percentile` is 0."""
+    """float32 in 0..1, clipped; 0 everywhere if the limits coincide (a constant image)."""
     low, high = limits
     # float32 holds 16 bits; wider numbers are scaled in float64
     wide = values.astype(np.result_type(values.dtype, np.float32))

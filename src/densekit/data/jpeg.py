@@ -1,7 +1,7 @@
-"""JPEG files decoded by Pillow's own libjpeg, but only the rectangle that is asked for.
+"""Decodes only the needed rectangle of a JPEG file, with Pillow's own libjpeg.
 
-Pixels are Pillow's to the bit, since the library is; it is called from C++ (jpeg.cpp), which is
-compiled once for a machine. Where that cannot be, or a file is not plain JPEG, Pillow decodes.
+Pixels equal Pillow's bit for bit, since the library is the same; it is called from C++ (jpeg.cpp),
+compiled once per machine. If that fails, or a file is not plain JPEG, Pillow decodes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image  # which loads its libjpeg
+import PIL.Image  # loads its libjpeg
 import torch
 
 from densekit.native_code import NativeCode, Unavailable
@@ -23,8 +23,8 @@ CODE = NativeCode(
     (Path(__file__).with_name("jpeg.cpp"), Path(__file__).with_name("resize.h")),
     ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ldl"),
 )
-START, END = b"\xff\xd8\xff", b"\xff\xd9"  # of a whole file
-FRAMES = (0xC0, 0xC1, 0xC2)  # of Huffman codes
+START, END = b"\xff\xd8\xff", b"\xff\xd9"  # a complete file's first and last bytes
+FRAMES = (0xC0, 0xC1, 0xC2)  # frames with Huffman coding
 # Huffman and quantization tables, restarts, JFIF, Photoshop, Adobe, comments.
 UNTURNED = (0xC4, 0xDB, 0xDD, 0xE0, 0xED, 0xEE, 0xFE)
 APP2, PROFILE = 0xE2, b"ICC_PROFILE\0"
@@ -36,7 +36,7 @@ def read_rectangle(
 ) -> np.ndarray | None:
     """Part of a grey or colour JPEG file -> uint8 [height, width, channels], channels 1 or 3.
 
-    None where Pillow has to decode it: there is no native reader, or the file may be damaged.
+    None if Pillow has to decode it: there is no native reader, or the file may be corrupt.
     """
     code = _code()
     if code is None or not file.endswith(END):
@@ -51,11 +51,10 @@ def read_square(
     file: bytes, channels: int, top: int, left: int, height: int, width: int, scale: int, side: int,
     mirrored: bool = False,
 ) -> torch.Tensor | None:  # fmt: skip
-    """The same part, resized -> uint8 [channels, side, side]: bilinear, antialiased, torch's to the
-    bit; and mirrored, if that is asked for. With a `scale` of 2, 4 or 8 the image is decoded at
-    that fraction of its size first, which changes pixels.
-
-    None where `read_rectangle` is.
+    """The same part, resized -> uint8 [channels, side, side]: bilinear, antialiased, bit for bit as
+    torch does it; optionally mirrored. With a `scale` of 2, 4 or 8 the image is first decoded at
+    1/scale of its size, which changes pixels.
+    None if `read_rectangle` would return None.
     """
     code = _code()
     if code is None or not file.endswith(END):
@@ -85,8 +84,8 @@ def read_window(
 
 
 def plain_size(file: bytes) -> tuple[int, int, int] | None:
-    """Height, width and channels that the header of a JPEG file gives; None where Pillow has to
-    look: other than 8 bits, grey or three colours, EXIF (which may turn it), several pictures.
+    """Height, width and channels from a JPEG file's header; None if Pillow has to read it: not 8
+    bits, neither grey nor three colours, EXIF (which may rotate it), or several pictures.
     """
     at = 2
     while file[at : at + 1] == b"\xff" and at + 9 < len(file):
@@ -104,7 +103,7 @@ def plain_size(file: bytes) -> tuple[int, int, int] | None:
 
 @functools.cache
 def why_no_reader() -> str | None:
-    """None if there is a native reader, else why not, in a line. Compiles it if need be."""
+    """Why there is no native reader, in a line; None if there is. Compiles it if need be."""
     return None if _code() else _load()[1]
 
 
@@ -114,17 +113,17 @@ def _code() -> ctypes.CDLL | None:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """What jpeg.cpp was compiled to; or none, and why."""
+    """The compiled jpeg.cpp, or None and why."""
     found = _pillows_libraries()
     if not found:
-        return None, "Pillow's libjpeg is no library of its own here"
+        return None, "Pillow's libjpeg is not a shared library here"
     try:
         code = CODE.load()
     except Unavailable as why:
         return None, str(why)
     code.use_library.argtypes = (ctypes.c_char_p,)
     if not any(code.use_library(str(path).encode()) for path in found):
-        return None, f"{found[0]} is not libjpeg 6.2 with turbo's functions"
+        return None, f"{found[0]} is not libjpeg-turbo with the ABI of 6.2"
     part: list[Any] = [ctypes.c_char_p, SIZE, ctypes.c_int, *[UINT] * 4]
     code.read_rectangle.argtypes = [*part, PTR]
     code.read_square.argtypes = [*part, UINT, ctypes.c_int, ctypes.c_int, PTR]

@@ -1,8 +1,8 @@
-"""CSV files with a head: images, and the classes that are there or not.
+"""CSV files with a header line that say which classes each image has.
 
-Either a column for each class (1 there, 0 not there, -1 or nothing unknown), as CheXpert's, or one
-column with the names of those that are there, separated by bars, as NIH's `Finding Labels`. Which
-columns they are is found by their heads and cells, and said.
+Either a column for each class (1 present, 0 absent, -1 or empty unknown), as in CheXpert, or one
+column of class names separated by bars, as NIH's `Finding Labels`. The columns are recognised by
+their names and cells, and reported.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from densekit.data.listing import Examples, text_lines
 from densekit.data.malformed import Malformed
 
 TABLES = (".csv", ".tsv")
-IMAGE_HEADS = frozenset(
+IMAGE_HEADERS = frozenset(
     ("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imageindex",
      "imageid", "imagename", "img", "imgpath")
 )  # fmt: skip
-"""Heads of the column that holds the images, without case, blanks and signs."""
+"""Names of the image column, lower case, without blanks or punctuation."""
 NAME_LISTS = frozenset(("findinglabels", "labels", "classes", "tags"))
-"""Heads of a column of class names, likewise."""
+"""Names of a column of class names, likewise."""
 NO_CLASS = frozenset(("no finding", "none", "-"))
-"""What such a column holds for an image without any of the classes."""
+"""Its cell, in lower case, for an image with none of the classes."""
 VALUES = {"": -1, "nan": -1, "-1": -1, "-1.0": -1, "0": 0, "0.0": 0, "false": 0, "1": 1,
           "1.0": 1, "true": 1}  # fmt: skip
 
@@ -42,23 +42,23 @@ class Table:
 
     file: Path
     columns: Mapping[str, list[str]]
-    """By their heads."""
+    """Cells by column name."""
     lines: list[int]
 
     @property
     def paths(self) -> str:
-        """The head of the column that holds the images."""
-        named = [head for head in self.columns if plain_head(head) in IMAGE_HEADS]
+        """The name of the image column."""
+        named = [header for header in self.columns if plain_header(header) in IMAGE_HEADERS]
         return (named or list(self.columns))[0]
 
     @property
     def names(self) -> str | None:
-        """The head of the column that holds names of classes."""
-        return next((head for head in self.columns if plain_head(head) in NAME_LISTS), None)
+        """The name of the column of class names, if there is one."""
+        return next((header for header in self.columns if plain_header(header) in NAME_LISTS), None)
 
 
 def read_findings(table: Table, root: Path, classes: Sequence[str] | None) -> Examples:
-    """Classes that are there or not. Raises UserError, with file and line."""
+    """Multilabel examples. Raises UserError, with file and line."""
     by_name = table.names is not None and not (classes and set(classes) <= set(table.columns))
     names, labels = (_from_names if by_name else _from_columns)(table, classes)
     used = {table.paths, table.names if by_name else None, *names}
@@ -80,38 +80,39 @@ def read_findings(table: Table, root: Path, classes: Sequence[str] | None) -> Ex
 def open_table(file: Path, delimiter: str | None) -> Table:
     """Raises UserError, with file and line."""
     rows = text_lines(file)
-    number, head = next(rows, (0, ""))
-    if not head:
-        raise UserError(f"{file}: is empty; expected a line of heads such as `path,edema,mass`")
-    between = delimiter or max(",;\t", key=head.count)
-    heads = [cell.strip() for cell in next(csv.reader([head], delimiter=between))]
-    if len(heads) < 2 or len(set(heads)) < len(heads):
+    number, header = next(rows, (0, ""))
+    if not header:
+        raise UserError(f"{file}: is empty; expected a header line such as `path,edema,mass`")
+    between = delimiter or max(",;\t", key=header.count)
+    headers = [cell.strip() for cell in next(csv.reader([header], delimiter=between))]
+    if len(headers) < 2 or len(set(headers)) < len(headers):
         raise UserError(
-            f"{file}:{number}: expected different heads such as `path,edema,mass`, got {head!r}"
+            f"{file}:{number}: expected distinct column names such as `path,edema,mass`, "
+            f"got {header!r}"
         )
-    if any(Path(cell).suffix.lower() in image_suffixes() for cell in heads):
+    if any(Path(cell).suffix.lower() in image_suffixes() for cell in headers):
         raise UserError(
-            f"{file}:{number}: expected a line of heads such as `path,label`, got the first image: "
-            f"{head!r}; put such a line above it"
+            f"{file}:{number}: expected a header line such as `path,label`, got the first image: "
+            f"{header!r}; add a header line above it"
         )
     cells: list[list[str]] = []
     lines: list[int] = []
     malformed = Malformed()
     for number, row in _rows(rows, between):
-        if between == "\t":  # of which those at a line's end are taken for blanks
-            row += [""] * (len(heads) - len(row))
+        if between == "\t":  # trailing tabs were stripped as blanks
+            row += [""] * (len(headers) - len(row))
         with malformed.line():
-            if len(row) < len(heads) or any(cell.strip() for cell in row[len(heads) :]):
+            if len(row) < len(headers) or any(cell.strip() for cell in row[len(headers) :]):
                 raise UserError(
-                    f"{file}:{number}: has {len(row)} cells, but there are {len(heads)} heads"
+                    f"{file}:{number}: has {len(row)} cells, but the header line has {len(headers)}"
                 )
-            cells.append([cell.strip() for cell in row[: len(heads)]])
+            cells.append([cell.strip() for cell in row[: len(headers)]])
             lines.append(number)
     malformed.refuse()
     if not cells:
-        raise UserError(f"{file}: has a line of heads and no images")
+        raise UserError(f"{file}: has a header line but no images")
     columns = zip(*cells, strict=True)
-    return Table(file, dict(zip(heads, map(list, columns), strict=True)), lines)
+    return Table(file, dict(zip(headers, map(list, columns), strict=True)), lines)
 
 
 def _rows(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -120,29 +121,29 @@ def _rows(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[in
 
 
 def _from_columns(table: Table, classes: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
-    """A column for each class."""
-    heads = [head for head in table.columns if head not in (table.paths, table.names)]
+    """Labels from a column for each class."""
+    headers = [header for header in table.columns if header not in (table.paths, table.names)]
     for name in classes or ():
-        if name not in heads:
-            raise unknown_class(str(table.file), name, heads)
+        if name not in headers:
+            raise unknown_class(str(table.file), name, headers)
     if classes is None:
-        heads = [head for head in heads if _are_labels(table.columns[head])]
-        if not heads:
+        headers = [header for header in headers if _are_labels(table.columns[header])]
+        if not headers:
             raise UserError(
-                f"{table.file}: no column holds only 1 (there), 0 (not there), -1 or nothing "
-                f"(unknown); name the columns of the classes with data.classes=[...]; one column "
-                f"of names or numbers, a class an image, is for model.task=multiclass or binary"
+                f"{table.file}: no column holds only 1 (present), 0 (absent), -1 or nothing "
+                f"(unknown); name the class columns with data.classes=[...]; a single column "
+                f"with each image's class needs model.task=multiclass or binary"
             )
-        classes = heads
+        classes = headers
     labels = np.empty((len(table.lines), len(classes)), np.int8)
     malformed = Malformed()
-    for place, head in enumerate(classes):
-        column = [VALUES.get(cell.lower()) for cell in table.columns[head]]
+    for place, header in enumerate(classes):
+        column = [VALUES.get(cell.lower()) for cell in table.columns[header]]
         for row in [row for row, value in enumerate(column) if value is None]:
             with malformed.line():
                 raise UserError(
-                    f"{table.file}:{table.lines[row]}: {head} is {table.columns[head][row]!r}; "
-                    f"expected 1 (there), 0 (not there), -1 or nothing (unknown)"
+                    f"{table.file}:{table.lines[row]}: {header} is {table.columns[header][row]!r}; "
+                    f"expected 1 (present), 0 (absent), -1 or nothing (unknown)"
                 )
         labels[:, place] = np.array([value or 0 for value in column], np.int8)
     malformed.refuse()
@@ -155,16 +156,16 @@ def _are_labels(column: list[str]) -> bool:
 
 
 def _from_names(table: Table, classes: Sequence[str] | None) -> tuple[list[str], np.ndarray]:
-    """A column with the names of the classes that are there."""
-    head, named = table.names, []
-    assert head is not None
+    """Labels from a column of class names."""
+    header, named = table.names, []
+    assert header is not None
     malformed = Malformed()
-    for cell, number in zip(table.columns[head], table.lines, strict=True):
+    for cell, number in zip(table.columns[header], table.lines, strict=True):
         with malformed.line():
             if not cell:
                 raise UserError(
-                    f"{table.file}:{number}: {head} is empty; write `No Finding` where there is "
-                    f"none"
+                    f"{table.file}:{number}: {header} is empty; write `No Finding` for an "
+                    f"image with none"
                 )
         names = {name.strip() for name in cell.split("|")}
         named.append({name for name in names if name.lower() not in NO_CLASS})
@@ -175,15 +176,15 @@ def _from_names(table: Table, classes: Sequence[str] | None) -> tuple[list[str],
             raise unknown_class(str(table.file), name, known)
     chosen = list(classes) if classes is not None else known
     if not chosen:
-        raise UserError(f"{table.file}: no image has a class in its column {head}")
+        raise UserError(f"{table.file}: column {header} names no class for any image")
     return chosen, np.array([[name in each for name in chosen] for each in named], np.int8)
 
 
-def plain_head(head: str) -> str:
-    """As IMAGE_HEADS has it."""
-    return re.sub(r"[\W_]", "", head.lower())
+def plain_header(header: str) -> str:
+    """Normalised as in IMAGE_HEADERS."""
+    return re.sub(r"[\W_]", "", header.lower())
 
 
 def unknown_class(origin: str, name: str, known: Sequence[str]) -> UserError:
-    """Of data.classes."""
+    """The error for a name in data.classes that is not a class."""
     return UserError(f"data.classes: {origin} has no class {name!r}{nearest(name, known)}")

@@ -1,7 +1,7 @@
 """A list file's `path label` lines, a million of them in a fraction of a second.
 
-Lines without anything special, which are nearly all, are cut all at once as arrays of bytes; what
-is not plain beyond doubt is left to who asks.
+Plain lines, which are nearly all, are parsed together as arrays of bytes; any line that is not
+clearly plain is left to the caller.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 PART_BYTES = 1 << 20
 NEWLINE, ZERO = 10, ord("0")
-MOST_BLANKS, MOST_DIGITS = 8, 9  # of which a plain line has no more in a place
+MOST_BLANKS, MOST_DIGITS = 8, 9  # in a row, in a plain line
 
 _BLANK = np.zeros(256, bool)
 _BLANK[[ord(" "), ord("\t"), ord("\r")]] = True
@@ -24,27 +24,27 @@ _VISIBLE[ord("!") : ord("~") + 1] = True
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of a text that are not empty, in order; positions are bytes'."""
+    """The non-empty lines of a text, in order; positions are in bytes."""
 
     number: np.ndarray
-    """Of the line, from 1, int64 [n]."""
+    """Line number, from 1, int64 [n]."""
     start: np.ndarray
     """Where its path starts, without blanks, int64 [n]."""
     end: np.ndarray
-    """Where its path ends; of a line that is not plain, where the line ends."""
+    """Where its path ends; for a line that is not plain, where the line ends."""
     label: np.ndarray
     """int64 [n]; -1: the line is not plain."""
 
 
 def plain_lines(content: bytes, delimiter: str | None) -> Lines:
-    """Cuts UTF-8 text into lines.
+    """Splits UTF-8 text into lines.
 
-    A plain line is a path that begins and ends with a visible ASCII character and no slash at its
-    beginning, blanks or directly before the label the `delimiter` (one ASCII character that is no
-    digit; None: blanks), and a label of at most nine digits.
+    A plain line is a path, the `delimiter` (one ASCII character, not a digit; None: blanks), and a
+    label of at most nine digits directly after it. The path starts and ends with a visible ASCII
+    character and does not start with a slash.
     """
     parts, at, number = [], 0, 1
-    while at < len(content):  # in parts, since whole arrays would leave the heap full of holes
+    while at < len(content):  # in parts: arrays of the whole text would fragment the heap
         after = content.find(b"\n", at + PART_BYTES) + 1 or len(content)
         part = content[at:after]
         found = _cut(part, delimiter)
@@ -56,7 +56,7 @@ def plain_lines(content: bytes, delimiter: str | None) -> Lines:
 
 
 def _cut(content: bytes, delimiter: str | None) -> Lines:
-    """Of a part that holds whole lines; its first line is number 0."""
+    """Parses a part that holds whole lines; its first line is number 0."""
     text = np.frombuffer(content, np.uint8)
     newlines = np.flatnonzero(text == NEWLINE)
     start = np.concatenate([[0], newlines + 1]).astype(np.int64)
@@ -86,7 +86,7 @@ def _cut(content: bytes, delimiter: str | None) -> Lines:
 
 
 def _at(text: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """The bytes there; some byte for a position outside."""
+    """The bytes at these positions; an arbitrary byte for a position outside."""
     return text[np.clip(position, 0, max(len(text) - 1, 0))] if len(text) else position * 0
 
 

@@ -1,7 +1,7 @@
-"""Examples, the images of one list or folder with their labels; and the reader of lists.
+"""Examples: the images of one list or folder, with labels; and the reader of list files.
 
-A list file holds `relative/path label` lines, as PaddleClas has them; a `classes.txt` beside it
-holds `label name` lines. Lists of images with several classes are in `multilabel`.
+A list file holds `relative/path label` lines, as in PaddleClas; a `classes.txt` beside it
+holds `label name` lines. Lists with several labels per image are in `multilabel`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from densekit.data.paths import BLOCK, ENCODING, Paths
 
 
 class Content(NamedTuple):
-    """The bytes of an image that is no file of its own."""
+    """The bytes of an image that is not a file of its own."""
 
     name: str
     content: bytes
@@ -36,28 +36,28 @@ class Examples:
     """Images and their labels, in the order of the list or folder they come from."""
 
     why_not_cached: ClassVar[str | None] = None
-    """Why decoded images may not stand for them; None: they may."""
+    """Why the decoded images cannot be cached; None: they can."""
 
     paths: Sequence[str]
-    """Where each image is: `root` and the path in the list, joined; kept as Paths."""
+    """Each image's path: `root` joined with the path in the list; stored as Paths."""
     labels: np.ndarray
-    """int64 [n]; of images with several classes int8 [n, K]: 1 there, 0 not there, -1 unknown."""
+    """int64 [n]; for multilabel and binary int8 [n, K]: 1 present, 0 absent, -1 unknown."""
     classes: dict[int, str]
     """Names of the labels that have one."""
     root: str
-    """What the paths start from."""
+    """The folder that the paths are relative to."""
     origin: str
     """The list file or the folder."""
     lines: Sequence[int] | np.ndarray | None = None
-    """The line of each image in the list file, kept as int64 [n]; None for a folder."""
+    """Each image's line in the list file, stored as int64 [n]; None for a folder."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how they were read."""
+    """What the user should know about how they were read."""
     unlisted: int = 0
-    """Of several classes: what the label of one is that the list does not know, 0 or -1."""
+    """Multilabel: the label of a class that the list does not mention, 0 or -1."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The other columns of a CSV file, by their heads: text [n]."""
+    """The other columns of a CSV file, by name: text [n]."""
     groups: np.ndarray | None = None
-    """Of each image what data.group names, such as its patient: text [n]."""
+    """Each image's group by data.group, such as its patient: text [n]."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", Paths.of(self.paths))
@@ -69,25 +69,25 @@ class Examples:
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label or named label; of several classes, their number."""
+        """One more than the largest label or named label; for multilabel, K."""
         if self.labels.ndim == 2:
             return self.labels.shape[1]
         return max(int(self.labels.max(initial=-1)), *self.classes, -1) + 1
 
     def image(self, index: int, whole: bool = False) -> Any:
-        """What `open_image` opens; `whole`: all the others will be asked for, too.
+        """The source for `open_image`; `whole`: all other images will be read, too.
 
-        Raises UserError where it has to be fetched and cannot be.
+        Raises UserError if it cannot be fetched.
         """
         return self.paths[index]
 
     def file_facts(self) -> Iterator[bytes]:
-        """What is another where a file is another: its place, size and time."""
+        """What identifies each file's content: path, size and modification time."""
         for path in self.paths:
             yield file_facts(path)
 
     def as_stored(self) -> np.ndarray:
-        """All positions in the order in which their images lie, int64 [n]."""
+        """All positions in the order in which their images are stored, int64 [n]."""
         return np.arange(len(self))
 
     def where(self, index: int) -> str:
@@ -98,17 +98,17 @@ class Examples:
 
     @property
     def strata(self) -> np.ndarray:
-        """A class for each image, int64 [n], to split and draw by: its own; of several, the one
-        that the fewest images have; and K for an image of which none is known to be there."""
+        """Each image's class for splitting and balancing, int64 [n]: its own; for multilabel, its
+        rarest; K for an image that is not known to have any."""
         return strata_of(self.labels)
 
     def relative(self, index: int) -> str:
-        """The path below `root`, with forward slashes: the same wherever the data lies."""
+        """The path below `root`, with forward slashes: independent of where the data is."""
         below_root = self.paths[index].removeprefix(os.path.join(self.root, ""))  # noqa: PTH118
         return below_root.replace(os.sep, "/")
 
     def digest(self) -> str:
-        """sha256 of relative paths and labels, in order: the same wherever the data lies."""
+        """sha256 of relative paths and labels, in order: independent of where the data is."""
         hashed, above = hashlib.sha256(), b"\0" + os.path.join(self.root, "").encode(*ENCODING)  # noqa: PTH118
         for number, block in enumerate(Paths.of(self.paths).blocks()):
             names = (b"\0" + block).replace(above, b"\0").replace(os.sep.encode(), b"/")
@@ -129,8 +129,8 @@ class Examples:
         )
 
     def relabelled(self, new: Mapping[int, int]) -> Examples:
-        """The same with the label `new` gives each; a class without a name is called by its old
-        label. Raises UserError for one that `new` lacks.
+        """The same with labels mapped by `new`; a class without a name is named by its old label.
+        Raises UserError for a label that `new` lacks.
         """
         labels = self.labels.tolist()
         stranger = next((i for i, label in enumerate(labels) if label not in new), None)
@@ -147,7 +147,7 @@ class Examples:
 
 
 def file_facts(path: str) -> bytes:
-    """Place, size and time of a file, as bytes; of one that is not there its place."""
+    """Path, size and modification time of a file, as bytes; for a missing one, its path."""
     name = os.path.abspath(path).encode(*ENCODING)  # noqa: PTH100 (a million of them)
     try:
         found = os.stat(path)  # noqa: PTH116
@@ -157,7 +157,7 @@ def file_facts(path: str) -> bytes:
 
 
 def strata_of(labels: np.ndarray) -> np.ndarray:
-    """`Examples.strata` of labels alone."""
+    """`Examples.strata` from labels alone."""
     if labels.ndim == 1:
         return labels
     there = labels == 1
@@ -170,25 +170,24 @@ def strata_of(labels: np.ndarray) -> np.ndarray:
 
 
 def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
-    """Reads `relative/path label` lines. Raises UserError with file:line, MalformedLines
-    for those that are no such lines.
+    """Reads `relative/path label` lines. Raises UserError with file:line, and MalformedLines for
+    all lines of another form.
 
-    The label is what stands after the last `delimiter`; None: after the last run of whitespace,
-    so paths may hold some, or after a comma, semicolon or bar if the first line has one there.
-    Blank lines are passed over.
+    The label follows the last `delimiter`; None: the last run of whitespace, so paths may contain
+    spaces, or a comma, semicolon or bar if the first line has one there. Blank lines are ignored.
     """
     content = _utf8(file)
     notes: tuple[str, ...] = ()
     first = next((line for _, line in _numbered(content)), "")
     if delimiter is None and (found := re.search(r"[,;|](?=\s*\d+$)", first)):
         delimiter = found[0]
-        notes = (f"{file}: the labels stand after a {delimiter!r}, as in {first!r}",)
+        notes = (f"{file}: the labels follow a {delimiter!r}, as in {first!r}",)
     lines = plain_lines(content, delimiter)
     odd: dict[int, bytes | None] = {}
     malformed = Malformed()
     for index in np.flatnonzero(lines.label < 0).tolist():
         line = content[lines.start[index] : lines.end[index]].decode().strip()
-        odd[index] = None  # blanks that only Unicode knows
+        odd[index] = None  # only Unicode blanks
         if line:
             place = f"{file}:{lines.number[index]}"
             with malformed.line():
@@ -207,7 +206,7 @@ def read_list(file: Path, root: Path, delimiter: str | None = None) -> Examples:
 def _joined(
     content: bytes, lines: Lines, root: Path, odd: Mapping[int, bytes | None]
 ) -> Iterator[bytes]:
-    """`root` and each line's path; `odd` has those that are not plain, None for no path at all."""
+    """`root` joined with each line's path; `odd` has the lines that are not plain, None: drop."""
     above, plain = os.path.join(root, "").encode(*ENCODING), os.sep == "/"  # noqa: PTH118
     for first in range(0, len(lines.label), BLOCK):
         part = slice(first, first + BLOCK)
@@ -221,7 +220,7 @@ def _joined(
 
 
 def read_class_names(file: Path) -> dict[int, str]:
-    """`label name` lines; nothing where there is no such file. Raises UserError with file:line."""
+    """`label name` lines; empty if there is no such file. Raises UserError with file:line."""
     names: dict[int, str] = {}
     if not file.is_file():
         return names
@@ -245,27 +244,27 @@ def _parse_line(line: str, delimiter: str | None, place: str) -> tuple[str, int]
     if other:
         advice = f'; is it data.delimiter="{other[1]}"?'
     elif place.endswith(":1") and re.fullmatch(r"[^,;\t]+([,;\t][^,;\t]+)+", line):
-        advice = "; a table with a line of heads is read from a file that is called .csv or .tsv"
+        advice = "; for a table with a header line, name the file .csv or .tsv"
     else:
         advice = ""
     raise UserError(
-        f"{place}: expected a path, {between} and a label, a whole number from 0 on, such as "
+        f"{place}: expected a path, {between} and a label (a whole number from 0 up), such as "
         f"`cat/1.jpg{delimiter or ' '}0`, got {line!r}{advice}"
     )
 
 
 def is_label(text: str) -> bool:
-    """Whether `text` is a whole number from 0 on."""
+    """Whether `text` is a whole number from 0 up."""
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of every line that is not blank; no BOM, no CR. Raises UserError."""
+    """Number (from 1) and text of every non-blank line, without BOM and CR. Raises UserError."""
     yield from _numbered(_utf8(file))
 
 
 def _utf8(file: Path) -> bytes:
-    """The content of a UTF-8 text file, without BOM. Raises UserError for any other."""
+    """The content of a UTF-8 text file, without BOM. Raises UserError if it is not UTF-8."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -285,7 +284,7 @@ def _numbered(content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def readable(name: str) -> str:
-    r"""A file's name for people and formats: bytes that are not UTF-8 are written as `\xe9`."""
+    r"""A file's name as valid text: bytes that are not UTF-8 become `\xe9`."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""What a folder's images look like: a sample of the files is opened."""
+"""Opens a sample of a folder's images to see their size, colour and depth."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from densekit.data.decode import UnreadableImage, content_of, decode, raise_pils
 from densekit.data.listing import Examples
 from densekit.data.pixels import TIFF, is_16_bit, is_pils, is_plain_tiff, read_pixels
 
-FILES_SAMPLED = 64  # files that are looked at
-COLOURLESS = 2  # of 255: how far apart the channels of a grey image in colour are on average
+FILES_SAMPLED = 64  # files that are opened
+COLOURLESS = 2  # of 255: mean difference between the channels below which a colour image is grey
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I", "F"}  # PIL's modes
 NO_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a sample of the files has in common."""
+    """What the sampled files have in common."""
 
     short_sides: list[int]
     grey: bool
     """Stored in one channel."""
     colourless: bool
-    """Grey, in one channel or three alike."""
+    """Grey, in one channel or three equal ones."""
     deep: bool = False
-    """Some hold more than 8 bits."""
+    """Some have more than 8 bits."""
     channels: int = 3
-    """Of arrays and TIFF; 3 where other files are among them."""
+    """Of arrays and TIFF; 3 if there are other files among them."""
 
     @property
     def short_side(self) -> int:
@@ -50,7 +50,7 @@ def look_at(examples: Examples, max_pixels: int = MAX_PIXELS) -> Look:
     raise_pils_limit(max_pixels)
     seen: list[_Seen] = []
     for index in np.unique(np.linspace(0, len(examples) - 1, FILES_SAMPLED).astype(int)).tolist():
-        # A file that is no image is named later, when the data is checked.
+        # A file that is not an image is reported later, when the data is checked.
         with contextlib.suppress(*NO_IMAGE):
             seen.append(_see(content_of(examples.image(index)).content, max_pixels))
     if not seen:
@@ -69,7 +69,7 @@ def look_at(examples: Examples, max_pixels: int = MAX_PIXELS) -> Look:
 
 
 class _Seen(NamedTuple):
-    """One file."""
+    """What one file looks like."""
 
     short_side: int
     channels: int
@@ -88,6 +88,6 @@ def _see(data: bytes, max_pixels: int) -> _Seen:
 
 
 def _colourless(image: Image.Image) -> bool:
-    image.draft("RGB", (64, 64))  # of a JPEG: reads a fraction of it
+    image.draft("RGB", (64, 64))  # decodes a JPEG at a fraction of its size
     pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
     return bool(np.ptp(pixels, axis=2).mean() < COLOURLESS)

@@ -1,4 +1,4 @@
-"""Lines of a list or table that cannot be read, all of them at once."""
+"""Collects the malformed lines of a list or table, to report them together."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 from densekit.config import UserError
 
-MOST_LINES = 1000  # lines, after which a file is not such a list at all
+MOST_LINES = 1000  # malformed lines after which reading stops: it is another kind of file
 LINES_SHOWN = 20
 
 
 class MalformedLines(UserError):  # noqa: N818 (what is raised is what is wrong)
-    """`said` is what is wrong with each, in order, with file and line."""
+    """`said`: what is wrong with each line, in order, with file and line."""
 
     def __init__(self, said: list[str]) -> None:
         first, *others = said
         shown = "".join(f"\n  {text}" for text in others[: LINES_SHOWN - 1])
         more = f"\n  and {len(said) - LINES_SHOWN:,} more" if len(said) > LINES_SHOWN else ""
         if len(said) >= MOST_LINES:
-            more += ", at which reading stopped"
+            more += ", where reading stopped"
         super().__init__(first + shown + more)
         self.said = said
 
@@ -28,14 +28,14 @@ class MalformedLines(UserError):  # noqa: N818 (what is raised is what is wrong)
 
 
 class Malformed:
-    """Those found so far."""
+    """The malformed lines found so far."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
     @contextmanager
     def line(self) -> Iterator[None]:
-        """Around the reading of a line, which may raise UserError for what is wrong with it."""
+        """Around the parsing of a line: collects the UserError that it may raise."""
         try:
             yield
         except UserError as error:

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: images of a micro-batch and their labels, mixed with each other.
+"""Mixup and cutmix of a micro-batch's images and labels.
 
 n images, C channels, S side, K classes.
 """
@@ -19,9 +19,9 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def mixing(config: DataConfig, num_classes: int) -> Mix:
     """float [n, C, S, S] and labels -> the same and their targets, or mixed ones, float [n, K].
 
-    One mixture for all images of a micro-batch, each with its neighbour. Of int64 labels [n] mixed
-    rows sum to 1; of int8 [n, K] a mixture with an unknown one is unknown. Draws from torch's
-    global CPU generator, which a step seeds by (seed, step, micro-batch, rank).
+    One draw for the whole micro-batch; each image is mixed with its neighbour. From int64 labels
+    [n], mixed rows sum to 1; from int8 [n, K], a mixture with an unknown label is unknown. Draws
+    from torch's global CPU generator, which a step seeds by (seed, step, micro-batch, rank).
     """
     augment = config.augment
     if not augment.mixes:
@@ -43,5 +43,5 @@ def mixing(config: DataConfig, num_classes: int) -> Mix:
 
 
 def as_targets(labels: Tensor) -> Tensor:
-    """int64 [n] as they are; int8 [n, K] -> float32, with a NaN where it is unknown."""
+    """int64 [n] unchanged; int8 [n, K] -> float32, with NaN for unknown."""
     return labels if labels.ndim == 1 else labels.float().masked_fill(labels < 0, math.nan)

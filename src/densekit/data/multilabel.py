@@ -1,10 +1,9 @@
-"""Labels of images with several classes, each there, not there or unknown; and of one such class.
+"""Multilabel and binary labels: each class is present, absent or unknown.
 
 A list file holds `relative/path 0,2,5` lines, and `relative/path -` for an image with none of the
-classes; or the labels stand in a CSV file (`label_table`). A binary task is the same with one
-class: from such a CSV file, or from class folders, a list of labels 0 and 1 or a CSV file with a
-column of classes (`class_column`). K classes; labels
-are int8 [n, K]: 1 there, 0 not there, -1 unknown.
+classes; or the labels are in a CSV file (`label_table`). A binary task has one such class: from a
+CSV file, or from class folders, a list of labels 0 and 1, or a CSV file with a class column
+(`class_column`). K classes; labels are int8 [n, K]: 1 present, 0 absent, -1 unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from densekit.config import UserError
-from densekit.data.class_column import class_head, is_table, read_classes
+from densekit.data.class_column import class_header, is_table, read_classes
 from densekit.data.classes import Numbering, listed, spelling
 from densekit.data.config import DataConfig, Task
 from densekit.data.folders import read_folder
@@ -35,19 +34,19 @@ from densekit.data.malformed import Malformed
 
 @dataclass(frozen=True)
 class Labelling:
-    """What the labels of a list or folder say."""
+    """How to read the labels of a list or folder."""
 
     task: Task = "multiclass"
     delimiter: str | None = None
     classes: tuple[str, ...] | None = None
-    """Those to take, in that order; see data.classes."""
+    """Those to use, in that order; see data.classes."""
 
     @classmethod
     def of(cls, config: DataConfig, task: Task) -> Labelling:
         return cls(task, config.delimiter, config.classes)
 
     def read_file(self, file: Path, root: Path) -> Examples:
-        """A list or CSV file, whose paths start from `root`. Raises UserError."""
+        """A list or CSV file with paths relative to `root`. Raises UserError."""
         if self.task == "multiclass":
             if is_table(file):
                 return read_classes(open_table(file, self.delimiter), root)
@@ -60,10 +59,10 @@ class Labelling:
         return examples if self.classes is None else _selected(examples, self.classes)
 
     def _of_table(self, table: Table, root: Path) -> Examples:
-        head = class_head(table) if self.task == "binary" and table.names is None else None
+        head = class_header(table) if self.task == "binary" and table.names is None else None
         if head is None or (self.classes and set(self.classes) <= set(table.columns)):
             return self._one_if_binary(read_findings(table, root, self.classes))
-        # as a list of findings that has this one alone; -1 and nothing are unknown
+        # a table of findings with just this one; -1 and empty are unknown
         if not self.classes and {cell.lower() for cell in table.columns[head]} <= set(VALUES):
             return read_findings(table, root, [head])
         return as_binary(read_classes(table, root), self.classes)
@@ -72,22 +71,22 @@ class Labelling:
         """Class folders. Raises UserError."""
         if self.task == "multilabel":
             raise UserError(
-                f"{folder}: class folders say one class an image; model.task=multilabel takes a "
+                f"{folder}: class folders give one class per image; model.task=multilabel needs a "
                 f"list of `path 0,2,5` lines or a CSV file: name it with data.train or --data"
             )
         examples = read_folder(folder)
         return as_binary(examples, self.classes) if self.task == "binary" else examples
 
     def of_shards(self, examples: Examples) -> Examples:
-        """Images in shards, of which an index says the labels. Raises UserError."""
+        """Images in shards, whose index has the labels. Raises UserError."""
         several = examples.labels.ndim == 2
         if self.task == "binary" and not several:
             return as_binary(examples, self.classes)
         if several != (self.task != "multiclass"):
             has, task = ("several", "multilabel") if several else ("one class", "multiclass")
             raise UserError(
-                f"{examples.origin}: says {has} an image, but model.task={self.task}; set "
-                f"model.task={task}, or pack it anew with --task {self.task}"
+                f"{examples.origin}: has {has} per image, but model.task={self.task}; set "
+                f"model.task={task}, or pack it again with --task {self.task}"
             )
         if several and self.classes is not None:
             examples = _selected(examples, self.classes)
@@ -97,7 +96,7 @@ class Labelling:
         if self.task == "multilabel" or examples.num_classes == 1:
             return examples
         raise UserError(
-            f"{examples.origin}: model.task=binary is for one class that is there or not, and here "
+            f"{examples.origin}: model.task=binary takes one class, present or absent, but there "
             f"are {listed(examples.classes.values())}; name one with data.classes=[NAME]"
         )
 
@@ -106,15 +105,14 @@ ONE_CLASS = Labelling()
 
 
 def as_binary(examples: Examples, classes: Sequence[str] | None) -> Examples:
-    """Images of one class each, as a list or class folders have them, with a single class that is
-    there or not: the one that `classes` names, against all others, else the second of two.
-    Raises UserError.
+    """Images of one class each, from a list or class folders, as a binary task. The positive class
+    is the one that `classes` names, against all others, else the second of two. Raises UserError.
     """
     count = max(examples.num_classes, 2)
     if count > 2 and classes is None:
         raise UserError(
-            f"{examples.origin}: model.task=binary is for two classes, labels 0 and 1, but there "
-            f"are {count}; name one, against all others, with data.classes=[NAME]"
+            f"{examples.origin}: model.task=binary takes two classes, labels 0 and 1, but there "
+            f"are {count}; name the positive class with data.classes=[NAME]"
         )
     names = {label: examples.classes.get(label, str(label)) for label in range(count)}
     there = 1
@@ -124,9 +122,9 @@ def as_binary(examples: Examples, classes: Sequence[str] | None) -> Examples:
             raise unknown_class(examples.origin, classes[0], list(names.values()))
         there = found[0]
     others = listed(repr(name) for label, name in names.items() if label != there)
-    said = f"{examples.origin}: what is there or not is {names[there]!r}; no is {others}"
+    said = f"{examples.origin}: the positive class is {names[there]!r}, the negative {others}"
     if len(examples.classes) == 2 and classes is None:
-        said += f"; if it is the other way round, set data.classes=[{names[0]}]"
+        said += f"; to swap them, set data.classes=[{names[0]}]"
     return replace(
         examples,
         labels=(examples.labels == there).astype(np.int8)[:, None],
@@ -136,11 +134,11 @@ def as_binary(examples: Examples, classes: Sequence[str] | None) -> Examples:
 
 
 def match_multilabel(examples: Examples, target: Numbering) -> Examples:
-    """`examples` with the classes of `target`, by name where both sides have names.
+    """`examples` with the classes of `target`, matched by name if both sides have names.
 
-    A class that `target` lacks is left out, one that a CSV file lacks is unknown of all its
-    images; both are said in a note. Raises UserError where no name is the same, and for a list
-    without names with a label that `target` lacks.
+    A class that `target` lacks is left out, and one that a CSV file lacks is unknown for all its
+    images, both with a note. Raises UserError if no name matches, or if a list without names has
+    a label that `target` lacks.
     """
     if not target.names or not examples.classes:
         if examples.num_classes > target.count:
@@ -155,7 +153,7 @@ def match_multilabel(examples: Examples, target: Numbering) -> Examples:
     places = [own.get(spelling(name)) for name in theirs]
     if all(place is None for place in places):
         raise UserError(
-            f"{examples.origin}: none of its classes is one of {target.owner}: it has "
+            f"{examples.origin}: none of its classes is a class of {target.owner}: it has "
             f"{listed(examples.classes.values())}; {target.owner} has {listed(theirs)}"
         )
     labels = np.full((len(examples), target.count), examples.unlisted, np.int8)
@@ -164,19 +162,19 @@ def match_multilabel(examples: Examples, target: Numbering) -> Examples:
             labels[:, place] = examples.labels[:, column]
     missing = [name for name, place in zip(theirs, places, strict=True) if place is None]
     extra = [name for label, name in examples.classes.items() if label not in places]
-    notes = [f"{examples.origin}: left out, being no classes of {target.owner}: {listed(extra)}"]
+    notes = [f"{examples.origin}: left out, not classes of {target.owner}: {listed(extra)}"]
     notes = notes if extra else []
     if missing:
-        what = "unknown" if examples.unlisted else "not there"
+        what = "unknown" if examples.unlisted else "absent"
         notes.append(f"{examples.origin}: does not name {listed(missing)}: taken as {what}")
     names = dict(enumerate(theirs))
     return replace(examples, labels=labels, classes=names, notes=(*examples.notes, *notes))
 
 
 def widen(examples: Examples, num_classes: int) -> Examples:
-    """With `num_classes` classes, of which those that a list does not name are not there.
+    """Multilabel examples with `num_classes` classes; those that a list does not name are absent.
 
-    Others than images with several classes, and those with as many, stay as they are.
+    Other examples, and those with as many classes already, are returned unchanged.
     """
     if examples.labels.ndim == 1 or examples.num_classes >= num_classes:
         return examples
@@ -193,7 +191,7 @@ def _widened(examples: Examples, num_classes: int, names: dict[int, str]) -> Exa
 
 
 def _read_sets(file: Path, root: Path, delimiter: str | None) -> Examples:
-    """`relative/path 0,2,5` lines; the labels are what stands after the last `delimiter`."""
+    """`relative/path 0,2,5` lines; the labels follow the last `delimiter`."""
     paths: list[str] = []
     found: list[list[int]] = []
     lines: list[int] = []
@@ -230,14 +228,14 @@ def _parse_set(line: str, delimiter: str | None, place: str) -> tuple[str, list[
         )
     if len(set(labels)) < len(labels):
         raise UserError(
-            f"{place}: a label is named twice in {text!r}; name each class that is there once (a "
-            f"0 or 1 for each class goes into a CSV file with a head)"
+            f"{place}: a label is repeated in {text!r}; name each present class once (a 0 or 1 "
+            f"for each class needs a CSV file with a header line)"
         )
     return path.strip(), [int(label) for label in labels]
 
 
 def _selected(examples: Examples, classes: Sequence[str]) -> Examples:
-    """With these classes alone, in this order."""
+    """With only these classes, in this order."""
     own = {spelling(name): label for label, name in examples.classes.items()}
     for name in classes:
         if spelling(name) not in own:

@@ -1,4 +1,4 @@
-"""Normalisation on an NVIDIA GPU: uint8 in any layout to float32, one pass. Unproved on a GPU.
+"""Normalisation on an NVIDIA GPU: uint8 in any layout to float32, one pass. Not yet run on a GPU.
 
 N images, C channels, H height, W width.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-OF_A_PROGRAM = 1024  # values
+OF_A_PROGRAM = 1024  # values per program
 
 
 @triton.jit(do_not_specialize=["count", "H", "W"])
@@ -18,7 +18,7 @@ def normalize_kernel(
     x, mean, std, out, count, C, H, W, s_n, s_c, s_h, s_w, s_mean, s_std,
     LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """In the order of out, [N, H, W, C] or [N, C, H, W]; divisions round as IEEE 754 has them."""
+    """In the order of out, [N, H, W, C] or [N, C, H, W]; divisions round as in IEEE 754."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = i < count
     if LAST:

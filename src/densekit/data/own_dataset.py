@@ -1,8 +1,8 @@
-"""Images of a program's own torch Dataset, trained on as files are.
+"""Training on the caller's own torch Dataset.
 
-Its items are pairs of an image, as `predict` takes them, and a label. What is random belongs to the
-recipe (data.augment), where it is a function of seed, epoch and index; so an item must be the same
-each time that it is asked for, which is tried on some of them.
+Its items are pairs of an image, as `predict` accepts, and a label. Random augmentation belongs in
+the recipe (data.augment), where it depends on seed, epoch and index alone; so an item must be the
+same each time it is read, which is checked on some of them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from densekit.data.multilabel import widen
 from densekit.data.splits import match_labels
 from densekit.progress import bar
 
-TRIED = 64  # items that are asked for twice, and whose pixels go into the digest
+TRIED = 64  # items that are read twice, and whose pixels go into the digest
 EXPECTED = (
     "an image is a PIL image or a uint8 array or tensor [H, W] or [H, W, C] in RGB order (or of "
-    "other values, with data.intensity), before any ToTensor and Normalize: the recipe's data "
+    "other values, with data.intensity), without ToTensor and Normalize: the recipe's data "
     "section does that"
 )
 
@@ -51,10 +51,10 @@ class DatasetExamples(Examples):
 
     dataset: MapStyle | None = None
     items: np.ndarray | None = None
-    """int64 [n], which of them."""
+    """int64 [n]: their indices in it."""
 
     def image(self, index: int, whole: bool = False) -> Image.Image | np.ndarray:
-        """A PIL image or an array. Raises UnreadableImage for what is neither."""
+        """A PIL image or an array. Raises UnreadableImage for anything else."""
         assert self.dataset is not None
         assert self.items is not None
         place = self.paths[index]
@@ -68,7 +68,7 @@ class DatasetExamples(Examples):
         return self.paths[index]
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Examples:
-        """As of Examples."""
+        """As Examples.subset."""
         assert self.items is not None
         whole = super().subset(indices)
         assert isinstance(whole, DatasetExamples)
@@ -96,9 +96,9 @@ def open_datasets(
     num_classes: int | None,
     known: Sides | None = None,
 ) -> tuple[Examples, Examples]:
-    """As `open_split`, of a program's Datasets; without a `val` data.val_fraction is held out.
+    """As `open_split`, from Datasets; without `val`, data.val_fraction is held out.
 
-    Raises UserError, also for a recipe that names images itself.
+    Raises UserError, also if the recipe itself names images.
     """
     named = [key for key in ("root", "train", "val") if getattr(config, key) is not None]
     if named:
@@ -108,10 +108,10 @@ def open_datasets(
         )
     if config.group is not None:
         raise UserError(
-            f"data.group={config.group} is for lists and paths, which a Dataset has not"
+            f"data.group={config.group} needs a list or paths, which a Dataset does not have"
         )
     if config.relabel:
-        raise UserError("data.relabel=true is for lists; number a Dataset's labels from 0 itself")
+        raise UserError("data.relabel=true is for lists; number the Dataset's own labels from 0")
     own = of_dataset(train, task, "train")
     if val is None:
         if not config.val_fraction and config.fold is None:
@@ -132,15 +132,15 @@ def open_datasets(
 
 
 def of_dataset(dataset: MapStyle, task: Task, name: str) -> DatasetExamples:
-    """All of a Dataset's items; `name` is what the caller calls it, train or val.
+    """All of a Dataset's items; `name` is the caller's argument, train or val.
 
-    Labels are those of its `targets`, as torchvision's have them, else each item is asked for. Its
-    `classes`, if it has any, name them. Raises UserError for what is no such Dataset.
+    Labels come from its `targets`, as torchvision's data sets have, else from reading each item;
+    names from its `classes`, if it has any. Raises UserError if it is not such a Dataset.
     """
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise UserError(
             f"{name}: expected a map-style Dataset, with __len__ and __getitem__, got "
-            f"{type(dataset).__name__}; of an iterable one, take the items into a list"
+            f"{type(dataset).__name__}; turn an iterable Dataset into a list of its items"
         )
     count = len(dataset)
     if not count:
@@ -149,8 +149,8 @@ def of_dataset(dataset: MapStyle, task: Task, name: str) -> DatasetExamples:
     labels = _labels(list(_targets(dataset, name)), task, name)
     kind = type(dataset).__name__
     note = (
-        f"{name}: {count:,} images of a {kind}; a run that goes on knows them again by their "
-        f"labels and by the pixels of {min(count, TRIED)} of them, not of all"
+        f"{name}: {count:,} images of a {kind}; a resumed run checks that their labels, and the "
+        f"pixels of {min(count, TRIED)} of them, are the same"
     )
     return DatasetExamples(
         paths=[f"{name}[{i}]" for i in range(count)],
@@ -165,7 +165,7 @@ def of_dataset(dataset: MapStyle, task: Task, name: str) -> DatasetExamples:
 
 
 def _check_items(dataset: MapStyle, name: str) -> None:
-    """Raises UserError for items that are no pairs, no images, or others when asked again."""
+    """Raises UserError for items that are not pairs or images, or change when read again."""
     for index in _spread(len(dataset)):
         place = f"{name}[{index}]"
         first, again = (
@@ -173,8 +173,8 @@ def _check_items(dataset: MapStyle, name: str) -> None:
         )
         if first.shape != again.shape or not np.array_equal(first, again):
             raise UserError(
-                f"{place}: is another image each time that it is asked for, so no run could "
-                f"be repeated or go on; take what is random out of the Dataset: data.augment has it"
+                f"{place}: is a different image each time it is read, so no run could be "
+                f"repeated or resumed; remove random transforms from the Dataset: use data.augment"
             )
 
 
@@ -219,18 +219,18 @@ def _labels(targets: list[Any], task: Task, name: str) -> np.ndarray:
         found = np.array([np.asarray(target) for target in targets])
         whole = found.astype(np.int64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: its labels are no numbers of one shape: {error}") from error
+        raise UserError(f"{name}: its labels are not numbers of one shape: {error}") from error
     if not np.array_equal(whole, found):
-        raise UserError(f"{name}: its labels are no whole numbers, such as {found.flat[0]!r}")
+        raise UserError(f"{name}: its labels are not whole numbers, such as {found.flat[0]!r}")
     if task == "multiclass":
         return _one_class(whole.reshape(len(whole), -1), name)
     whole = whole[:, None] if whole.ndim == 1 else whole
     if task == "binary" and whole.shape[1:] != (1,):
-        raise UserError(f"{name}: model.task=binary has one label an image, 0 or 1")
+        raise UserError(f"{name}: model.task=binary takes one label per image, 0 or 1")
     if whole.ndim != 2 or not np.isin(whole, (-1, 0, 1)).all():
         raise UserError(
-            f"{name}: model.task={task} takes a label for each class of an image: 1 there, 0 not "
-            f"there, -1 unknown"
+            f"{name}: model.task={task} takes a label for each class of an image: 1 present, 0 "
+            f"absent, -1 unknown"
         )
     return whole.astype(np.int8)
 
@@ -238,16 +238,16 @@ def _labels(targets: list[Any], task: Task, name: str) -> np.ndarray:
 def _one_class(labels: np.ndarray, name: str) -> np.ndarray:
     if labels.shape[1] != 1:
         raise UserError(
-            f"{name}: {labels.shape[1]} labels an image; of several classes, model.task=multilabel"
+            f"{name}: {labels.shape[1]} labels per image, which needs model.task=multilabel"
         )
     if (labels < 0).any():
-        raise UserError(f"{name}[{int((labels < 0).argmax())}]: a label below 0")
+        raise UserError(f"{name}[{int((labels < 0).argmax())}]: a negative label")
     return labels[:, 0]
 
 
 def _class_names(dataset: MapStyle, task: Task) -> dict[int, str]:
     names = [str(each) for each in getattr(dataset, "classes", None) or ()]
-    if task == "binary" and len(names) == 2:  # no and yes
+    if task == "binary" and len(names) == 2:  # negative and positive
         names = names[1:]
     return dict(enumerate(names))
 

@@ -1,7 +1,7 @@
-"""A million paths as one buffer, which loader processes share.
+"""A million paths in one buffer, which loader processes share.
 
-A list of Python strings would be copied into each of them, page by page: whoever looks at a string
-writes its reference count, so forked processes soon hold memory of their own.
+A list of Python strings would be copied into each forked process page by page, since reading a
+string writes its reference count.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import overload
 
 import numpy as np
 
-BLOCK = 1 << 16  # paths that are strings or bytes of their own at a time
-ENCODING = ("utf-8", "surrogateescape")  # as Python has names of files that are not UTF-8
+BLOCK = 1 << 16  # paths converted at a time
+ENCODING = ("utf-8", "surrogateescape")  # Python's own for file names that are not UTF-8
 
 
 class Paths(Sequence[str]):
-    """Strings, read like a list's; never changed."""
+    """An immutable sequence of strings."""
 
     def __init__(self, text: bytes, ends: np.ndarray) -> None:
-        """`text` is the paths with a NUL between two; `ends` where each ends, int64 [n]."""
+        """`text` is the paths, separated by NUL; `ends` is where each ends, int64 [n]."""
         self.text, self.ends = text, ends
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> Paths:
-        """The same paths; `paths` itself if it is packed already."""
+        """Packs `paths`; returns a Paths unchanged."""
         if isinstance(paths, Paths):
             return paths
         return cls.packed(path.encode(*ENCODING) for path in paths)
 
     @classmethod
     def packed(cls, names: Iterable[bytes]) -> Paths:
-        """Of paths as bytes."""
+        """Packs paths given as bytes."""
         blocks, lengths, rest = [], [np.empty(0, np.int64)], iter(names)
         while block := list(islice(rest, BLOCK)):
             blocks.append(b"\0".join(block))
@@ -79,19 +79,19 @@ class Paths(Sequence[str]):
         return f"{type(self).__name__}({self[:3]}{' ...' if len(self) > 3 else ''})"
 
     def take(self, indices: np.ndarray) -> Paths:
-        """Those at `indices`, int64, in that order."""
+        """The paths at `indices`, int64, in that order."""
         starts = np.concatenate([[0], self.ends + 1])[indices].tolist()
         spans = zip(starts, self.ends[indices].tolist(), strict=True)
         return Paths.packed(self.text[start:end] for start, end in spans)
 
     def below(self, above: str) -> Paths:
-        """With `above` before each."""
+        """The paths with `above` as prefix."""
         start = above.encode(*ENCODING)
         text = start + self.text.replace(b"\0", b"\0" + start) if len(self) else b""
         return Paths(text, self.ends + len(start) * np.arange(1, len(self) + 1))
 
     def blocks(self) -> Iterator[bytes]:
-        """The text in parts of some thousand paths; a NUL stands between two parts, too."""
+        """The text in parts of some thousand paths, with a NUL between parts, too."""
         for first in range(0, len(self), BLOCK):
             last = min(first + BLOCK, len(self)) - 1
             yield self.text[int(self.ends[first - 1]) + 1 if first else 0 : int(self.ends[last])]

@@ -1,4 +1,4 @@
-"""What a run trains on and is validated on: opened, and checked before the first step."""
+"""Opens a run's training and validation images, and checks them before the first step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ def open_checked(
     known: Sides | None,
     images: OwnImages | None,
 ) -> tuple[Examples, Examples, np.ndarray, list[str]]:
-    """Training images, validation images, training images of each class, int64 [K], and what a
-    person should know of them; alike on all ranks.
-
-    See `open_split` and `check_split`; `images` takes the former's place. Raises UserError.
+    """Training images, validation images, training images per class, int64 [K], and notes; the
+    same on all ranks.
+    See `open_split` and `check_split`; `images` replaces the former. Raises UserError.
     """
     opens = open_split if images is None else images
     train, val = distributed.on_every_rank(lambda: opens(config, task, num_classes, known))

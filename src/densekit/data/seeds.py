@@ -1,6 +1,6 @@
-"""The seeds of a batch's images, as numpy's SeedSequence gives them one by one, all at once.
+"""numpy's SeedSequence for all images of a batch at once.
 
-numpy promises that SeedSequence's numbers never change; its algorithm is Melissa O'Neill's seed_seq
+numpy promises that SeedSequence's output never changes; its algorithm is Melissa O'Neill's seed_seq
 (numpy/random/bit_generator.pyx). One call of it takes as long as cropping a small image.
 """
 
@@ -18,8 +18,8 @@ WORD, HALF = 0xFFFFFFFF, np.uint32(16)
 
 
 def seeds_of(use: int, places: np.ndarray, seed: int) -> np.ndarray:
-    """For each row of `places`, numbers below 2^32 [n, k]:
-    SeedSequence([use, *row, seed]).generate_state(1), uint32 [n]."""
+    """SeedSequence([use, *row, seed]).generate_state(1) for each row of `places`, numbers below
+    2^32 [n, k] -> uint32 [n]."""
     n = len(places)
     entropy = [np.full(n, use, np.uint32), *places.T.astype(np.uint32)]
     entropy += [np.full(n, word, np.uint32) for word in _words(seed)]
@@ -36,7 +36,7 @@ def seeds_of(use: int, places: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _words(number: int) -> list[int]:
-    """Of 32 bits, the lowest first."""
+    """32-bit words, lowest first."""
     return [number >> shift & WORD for shift in range(0, max(1, number.bit_length()), 32)]
 
 

@@ -1,8 +1,8 @@
-"""From what `data.root`, `data.train` and `data.val` say to the examples they mean.
+"""Opens the images that `data.root`, `data.train` and `data.val` name.
 
-A source is a list file, a folder of class folders, `builtin:NAME`, or the folder of a whole data
-set, which holds both splits as `train_list.txt` and `val_list.txt` or as `train/` and `val/`; or
-shards, by their names or their index, which such a folder may hold as well.
+A source is a list file, a folder of class folders, `builtin:NAME`, the folder of a whole data set
+(both splits, as `train_list.txt` and `val_list.txt` or as `train/` and `val/`), or shards, by their
+names or their index, which such a folder may also hold.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUBFOLDERS: dict[Side, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "test", "testing"),
 }
-"""In any case (Train/, VAL/); the first that is there."""
+"""In upper or lower case (Train/, VAL/); the first that exists."""
 
 
 def open_examples(
@@ -42,11 +42,11 @@ def open_examples(
     numbering: Numbering | None = None,
     cache: ShardCache | None = None,
 ) -> Examples:
-    """The examples that `spec` means, of `split` where it is a whole data set.
+    """The examples that `spec` names; of a whole data set, its `split`.
 
     A relative `spec` is looked up under `root`, then in the current folder. Paths in a list file
-    that `spec` names start from `root`, else from the file's folder. With a `numbering` labels are
-    brought to it, by name. Shards from elsewhere go through `cache`. Raises UserError.
+    are relative to `root`, else to the file's folder. With a `numbering`, labels are converted to
+    it. Remote shards go through `cache`. Raises UserError.
     """
     place = locate_images(spec, root, split)
     examples = _open(place, root, labelling, split, cache or ShardCache.of(DataConfig()))
@@ -64,9 +64,9 @@ def open_split(
     num_classes: int | None = None,
     known: Sides | None = None,
 ) -> tuple[Examples, Examples]:
-    """Training and validation examples. Of several classes both have `num_classes`, or as many as
-    the one that has more. What is held out of the training list stays on the side where it is
-    `known` to be. Raises UserError, too for a group on both sides.
+    """Training and validation examples. Multilabel ones both have `num_classes` classes, or as many
+    as the larger of the two. `known` images stay on their side if the training list is split.
+    Raises UserError, also for a group on both sides.
     """
     place, train = _open_train(config, task)
     where = _own_val(config, place)
@@ -113,7 +113,7 @@ def _grouped(examples: Examples, config: DataConfig) -> Examples:
 
 
 def _own_val(config: DataConfig, place: Path | ShardSpec) -> Path | ShardSpec | None:
-    """Where the validation images are that are nobody's training images; None: there are none."""
+    """Where the data set's own validation images are; None if it has none."""
     own: Path | ShardSpec | None = None
     if isinstance(place, Path) and place.is_dir():
         own = find_part(place, "val")
@@ -134,10 +134,9 @@ def _own_val(config: DataConfig, place: Path | ShardSpec) -> Path | ShardSpec | 
 
 
 def open_val(config: DataConfig, task: Task = "multiclass", known: Sides | None = None) -> Examples:
-    """The validation examples of `open_split`, where the training images may not be there; of
-    those that were held out the ones that are `known` to have been.
-
-    A list of its own that is not relabelled needs nothing of theirs. Raises UserError.
+    """The validation examples of `open_split`; those held out of training are the `known` ones.
+    The training images may be missing if there is a separate validation list and no relabelling.
+    Raises UserError.
     """
     if known is not None and config.held_out:
         return held_before(_open_train(config, task)[1], known)
@@ -150,9 +149,9 @@ def open_val(config: DataConfig, task: Task = "multiclass", known: Sides | None 
 
 
 def locate_images(spec: str, root: str | None = None, split: Side = "train") -> Path | ShardSpec:
-    """What `spec` means; of a URL's folder the `split`; a builtin is written first.
+    """The path or shards that `spec` names; for a URL of a folder, its `split`. A builtin is
 
-    Raises UserError.
+    written first. Raises UserError.
     """
     if is_remote_folder(spec):
         spec = in_folder(spec.rstrip("/"), f"{split}{INDEX_SUFFIX}")
@@ -163,17 +162,17 @@ def locate_images(spec: str, root: str | None = None, split: Side = "train") -> 
     if spec.startswith("builtin:"):
         name = spec.removeprefix("builtin:")
         if name not in builtin.WRITERS:
-            raise UserError(f"{spec}: there is no such builtin{nearest(name, builtin.WRITERS)}")
+            raise UserError(f"{spec}: no such builtin{nearest(name, builtin.WRITERS)}")
         return builtin.WRITERS[name](Path(root or f"data/{name}").expanduser())
     tried = _candidates(spec, root)
     for place in tried:
         if is_there(place):
             return parse_shards(str(place)) if is_shards(spec) else place
-    raise UserError(f"there is no file or folder {' nor '.join(map(str, tried))}")
+    raise UserError(f"there is no file or folder {' or '.join(map(str, tried))}")
 
 
 def is_remote_folder(spec: str) -> bool:
-    """Whether it is the URL of a folder of shards."""
+    """Whether it is the URL of a folder."""
     return is_url(spec) and not is_shards(spec)
 
 
@@ -183,13 +182,12 @@ def _candidates(spec: str, root: str | None) -> list[Path]:
 
 
 def is_there(place: Path) -> bool:
-    """Whether there is such a file or folder, or the first of the shards that are named."""
+    """Whether the file or folder exists, or the first of the named shards."""
     return parse_shards(str(place)).exists() if is_shards(place.name) else place.exists()
 
 
 def anchored(config: DataConfig) -> DataConfig:
-    """The same images by absolute paths, to be found from any folder. A builtin is written where
-    it is needed."""
+    """The config with absolute paths, valid from any folder. A builtin is written when needed."""
 
     def absolute(spec: str | None) -> str | None:
         if spec is None or spec.startswith("builtin:") or is_url(spec) or is_url(config.root or ""):
@@ -207,9 +205,8 @@ def anchored(config: DataConfig) -> DataConfig:
 def find_part(folder: Path, split: Side) -> Path | None:
     """`train_list.txt`, `train-index.npz` or `train/` of a whole data set's folder; None if it has
     none of them.
-
     A subfolder is a split only if it holds class folders itself: a class may be called "train".
-    Raises UserError where two are called alike but for their case.
+    Raises UserError if two names differ only in case.
     """
     file = folder / f"{split}_list.txt"
     if file.is_file():
@@ -221,8 +218,8 @@ def find_part(folder: Path, split: Side) -> Path | None:
         alike = [n for n in subfolders if n.lower() == wanted and class_folders(folder / n)]
         if len(alike) > 1:
             raise UserError(
-                f"{folder}: holds both {alike[0]}/ and {alike[1]}/; leave one, or name the one "
-                f"that is meant with data.{split}"
+                f"{folder}: holds both {alike[0]}/ and {alike[1]}/; keep one, or choose with "
+                f"data.{split}"
             )
         if alike:
             return folder / alike[0]
@@ -261,11 +258,11 @@ def _open(
 
 
 def _beside(place: Path, val: Path, train: Path) -> list[str]:
-    """What the folders of a data set mean that are not called just train/ and val/."""
+    """Notes on how subfolders with names other than train/ and val/ are used."""
     notes = []
     if val.name.lower() in ("test", "testing"):
-        notes.append(f"{place}: holds no val/, so {val.name}/ is what training is validated on")
+        notes.append(f"{place}: has no val/, so {val.name}/ is the validation set")
     unused = [n for n in class_folders(place) if n not in (val.name, train.name)]
     if unused:
-        notes.append(f"{place}: beside {train.name}/ and {val.name}/, not used: {unused}")
+        notes.append(f"{place}: uses {train.name}/ and {val.name}/, not {unused}")
     return notes

@@ -1,9 +1,9 @@
-"""Which images are held out, evenly over the classes: a function of the images, groups and seed.
+"""Stratified hold-out, with or without groups; depends on images, groups and seed alone.
 
-The order of a list and the place of the data change nothing, and no random generator is used:
-whatever has to be random is a SHA-256. Groups go as scikit-learn's StratifiedGroupKFold has them
-go, one after another to the part that lacks their classes most; unlike there, the parts need not be
-of one size, and what is said of a group does not depend on a version of numpy.
+Neither a list's order nor the data's location matters. Randomness comes from SHA-256, not from a
+generator. Groups are assigned as in scikit-learn's StratifiedGroupKFold, one after another to the
+part that lacks their classes most; but parts may differ in size, and the assignment does not
+depend on numpy's version.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ALIKE = 1e-9  # costs that differ by less are rounding errors apart
+ALIKE = 1e-9  # costs that differ by less count as equal
 
 
 def ordered(names: Sequence[str], seed: int) -> list[str]:
-    """In an order that looks random; seed 0 hashes the bare names."""
+    """Shuffled by hash; seed 0 hashes the bare names."""
     prefix = b"%d\0" % seed if seed else b""
 
     def key(name: str) -> bytes:
@@ -35,7 +35,7 @@ def files_of_classes(names: Sequence[str], strata: np.ndarray) -> dict[int, set[
 
 
 def share_of_files(by_class: dict[int, set[str]], fraction: float, seed: int) -> set[str]:
-    """`fraction` of each class' files; one of two files or more keeps and gives at least one."""
+    """`fraction` of each class's files; of two files or more, at least one goes to each side."""
     held: set[str] = set()
     for files in by_class.values():
         count = min(max(round(fraction * len(files)), 1), len(files) - 1)
@@ -44,8 +44,8 @@ def share_of_files(by_class: dict[int, set[str]], fraction: float, seed: int) ->
 
 
 def fold_of_files(by_class: dict[int, set[str]], fold: int, folds: int, seed: int) -> set[str]:
-    """Fold 0.. of `folds`: they are dealt like cards, class by class, so that neither the folds nor
-    their shares of a class differ by more than one file."""
+    """Files of fold 0 to `folds` - 1, dealt like cards, class by class: neither the folds nor their
+    shares of a class differ by more than one file."""
     held: set[str] = set()
     dealt = 0
     for _, files in sorted(by_class.items()):
@@ -57,12 +57,11 @@ def fold_of_files(by_class: dict[int, set[str]], fold: int, folds: int, seed: in
 def assign_groups(
     groups: np.ndarray, labels: np.ndarray, shares: Sequence[float], seed: int
 ) -> dict[str, int]:
-    """The part, 0.., of each group, of parts that are to have `shares` (sum 1) of each class and of
-    the images.
-
-    `groups` is text [n], `labels` as Examples has them. A group goes where it raises the sum over
-    parts and classes of (share there - wanted)^2 / wanted least. The heaviest go first, by powers
-    of two of the squared shares that they hold; in what order alike ones go is the seed's.
+    """Assigns each group to a part (0, 1, ...), so that parts get about `shares` (sum 1) of each
+    class and of all images.
+    `groups` is text [n], `labels` as in Examples. A group goes to the part where it least raises
+    the sum over parts and classes of (share - wanted)^2 / wanted. Large groups go first, in
+    classes of powers of two of their squared shares; within a class the seed orders them.
     """
     names, numbers = np.unique(groups.astype(str), return_inverse=True)
     classes, shares_of = _class_shares(numbers, len(names), labels)
@@ -86,8 +85,8 @@ def assign_groups(
 def _class_shares(
     numbers: np.ndarray, count: int, labels: np.ndarray
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Of each of `count` groups the classes that it has, and its share of all images of each; the
-    last class is that of any image."""
+    """For each of `count` groups, its classes and its share of all images of each; the last class
+    stands for all images."""
     if labels.ndim == 1:
         image, of_class = np.arange(len(labels)), labels
     else:

@@ -1,4 +1,4 @@
-"""`densekit train --data FOLDER`: looks at the images and picks what a practitioner would.
+"""`densekit train --data FOLDER`: looks at the images and picks settings as a practitioner would.
 
 The rules, where "short side" is the median over a sample of files:
 
@@ -10,8 +10,8 @@ up to 63        the short side  pad by 4 pixels           to the short side, if 
 160 and more    224             random_resized            256
 ==============  ==============  ========================  =====================================
 
-Grey images, such as X-rays, are not mirrored and cropped less; characters are not mirrored. What
-is done to the images is said.
+Grey images, such as X-rays, are not mirrored and are cropped less; characters are not mirrored.
+Each choice is reported.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from densekit.data.suggest_tuning import ASKED, tuning_settings
 from densekit.remote import is_url
 
 T = TypeVar("T")
-SMALL = 64  # pixels of the short side from which images are cropped as photographs are
-CHARACTERS = 8  # so many classes of one character each are taken for characters
+SMALL = 64  # pixels; images with a longer short side are cropped as photographs are
+CHARACTERS = 8  # classes with one-character names from which images count as characters
 GENTLE_CROP = [0.5, 1.0]
 STEPS = 6000  # optimizer steps to train for, within EPOCHS
 VAL_FRACTION = 0.2
-ENLARGED = 128  # pixels, of small images for a network that was pretrained on large ones
-IMAGENET_GREY = [0.449], [0.226]  # the means over the channels of data.mean and data.std
+ENLARGED = 128  # pixels; small images are enlarged for a network pretrained on large ones
+IMAGENET_GREY = [0.449], [0.226]  # means over the channels of data.mean and data.std
 PATIENTS = frozenset(("patient", "patientid", "subject", "subjectid", "person", "personid"))
-"""Heads of the column that says whose an image is, without case, blanks and signs."""
+"""Names of a patient column, lower case, without blanks or punctuation."""
 PATIENT_IN_PATH = r"((?:[Pp]atient|[Pp]erson|[Ss]ubject|sub)[-_ ]?\d+)"
 EPOCHS = (30, 200)
 BATCH = (32, 256)
 
 
 def own_images(folder: str | Path, labelling: Labelling = ONE_CLASS) -> tuple[Tree, list[str]]:
-    """What `--data FOLDER` puts in the place of a recipe's own images, and a sentence that says so.
+    """Settings by which `--data FOLDER` replaces a recipe's own images, and a note.
 
-    Raises UserError where there is nothing to train on.
+    Raises UserError if there is nothing to train on.
     """
     spec, _, train, has_val = _open_own(folder, labelling)
     fraction = 0.0 if has_val else VAL_FRACTION
@@ -63,7 +63,7 @@ def own_images(folder: str | Path, labelling: Labelling = ONE_CLASS) -> tuple[Tr
     held = "" if has_val else f"; data.val_fraction={fraction} of each class is held out"
     classes = _classes(train)
     return tree, [
-        f"--data {folder}: {len(train)} images of {classes} classes in the place of the recipe's "
+        f"--data {folder}: {len(train)} images of {classes} classes instead of the recipe's "
         f"own{held}"
     ]
 
@@ -71,7 +71,7 @@ def own_images(folder: str | Path, labelling: Labelling = ONE_CLASS) -> tuple[Tr
 def _open_own(
     folder: str | Path, labelling: Labelling = ONE_CLASS
 ) -> tuple[str, str, Examples, bool]:
-    """What data.train becomes, a name for it, its training images, and whether it has others."""
+    """The new data.train, its name, its training images, and whether it has validation images."""
     as_it_is = str(folder).startswith("builtin:") or is_url(str(folder))
     spec = str(folder) if as_it_is else str(Path(folder).expanduser().absolute())
     place = locate_images(spec)
@@ -88,10 +88,10 @@ def _open_own(
 
 
 def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list[str]]:
-    """Settings for the images in `folder`, as a recipe has them, and sentences that say why.
+    """A recipe's settings for the images in `folder`, and sentences that say why.
 
-    `folder` is anything that data.train may be; `options` are the -o of the command, whose epochs
-    the warm-up is fitted to. Raises UserError where there is nothing to train on.
+    `folder` is anything that data.train accepts; `options` are the command's -o, which some
+    choices depend on. Raises UserError if there is nothing to train on.
     """
     spec, called, train, has_val = _open_own(folder, labelling_asked(options))
     classes = _classes(train)
@@ -120,11 +120,11 @@ def suggest(folder: str | Path, options: Sequence[str] = ()) -> tuple[Tree, list
 
 
 def labelling_asked(options: Sequence[str], file: Tree | None = None) -> Labelling:
-    """How the user's labels are written, by the options and the recipe's `file`."""
+    """How to read the user's labels, by the options and the recipe's `file`."""
     section = (file or {}).get("model")
     stored = section.get("task") if isinstance(section, dict) else None
     named = _asked("model.task", options, str) or stored
-    # another name is refused with the recipe
+    # an unknown task is refused when the recipe is built
     task: Task = next((each for each in get_args(Task) if each == named), "multiclass")
     classes = _asked("data.classes", options, list)
     return Labelling(
@@ -139,7 +139,7 @@ def _classes(train: Examples) -> int:
 
 
 def _asked(key: str, options: Sequence[str], kind: type[T]) -> T | None:
-    """What the last option says of `key`; None if none does, or nothing of this kind."""
+    """The value of the last option for `key`; None if there is none of type `kind`."""
     parsed = map(parse_override, options)
     values = [value for path, value in parsed if ".".join(map(str, path)) == key]
     value = values[-1] if values else None
@@ -156,19 +156,19 @@ def _validation(has_val: bool, options: Sequence[str]) -> Pick:
     if has_val or any(asked):
         return {}, ""
     return {"data": {"val_fraction": VAL_FRACTION}}, (
-        f"no validation images of their own: data.val_fraction={VAL_FRACTION} of each class is "
-        f"held out"
+        f"there are no separate validation images: data.val_fraction={VAL_FRACTION} of each class "
+        f"is held out"
     )
 
 
 def _group(train: Examples, options: Sequence[str]) -> Pick:
-    """Patients that a column or the paths name, unless an option says who belongs together."""
+    """Groups by patient if a column or the paths name patients and no option sets data.group."""
     if any(".".join(map(str, path)) == "data.group" for path, _ in map(parse_override, options)):
         return {}, ""
     column = next((h for h in train.columns if re.sub(r"[\W_]", "", h.lower()) in PATIENTS), None)
     try:
         groups = with_groups(train, column or PATIENT_IN_PATH).groups
-    except UserError:  # not all images have one
+    except UserError:  # not all images have a patient
         return {}, ""
     found = len(set([] if groups is None else groups))
     if not 1 < found < len(train):
@@ -176,7 +176,7 @@ def _group(train: Examples, options: Sequence[str]) -> Pick:
     return {"data": {"group": column or PATIENT_IN_PATH}}, (
         f"{'column ' + column if column else 'the paths'} name{'s' if column else ''} {found} "
         f"patients: data.group={column or PATIENT_IN_PATH} keeps each one's images on one side; "
-        f"data.group=null lets them be"
+        f"data.group=null turns this off"
     )
 
 
@@ -187,8 +187,8 @@ def _size(look: Look, options: Sequence[str]) -> Pick:
     if side < SMALL and pretrained and "_" not in name:
         whole = {"image_size": ENLARGED, "evaluate": {"resize": ENLARGED}}
         return {"data": {**whole, "augment": {"crop": "none"}}}, (
-            f"the short side is {side} pixels, of which {name} leaves nothing at its end: enlarged "
-            f"to data.image_size={ENLARGED}"
+            f"the short side is {side} pixels, too few for {name}, which downsamples by 32: "
+            f"enlarged to data.image_size={ENLARGED}"
         )
     if side < SMALL:
         resize = None if look.all_alike else side
@@ -241,7 +241,7 @@ def _intensity(look: Look) -> Pick:
 
 
 def _augment(look: Look, train: Examples) -> Pick:
-    """What training does to the images at random, and that it does."""
+    """Random augmentation, and a note on it."""
     small = look.short_side < SMALL
     characters = len(train.classes) >= CHARACTERS and all(
         len(name) == 1 for name in train.classes.values()
@@ -249,9 +249,9 @@ def _augment(look: Look, train: Examples) -> Pick:
     crop = "shifted by up to 4 pixels" if small else "cropped to 8 - 100 % of their area"
     if not characters and not look.colourless:
         return {}, (
-            f"in training images are mirrored half of the time and {crop}: set "
-            f"data.augment.flip=0 where left and right differ"
-            + ("" if small else f", data.augment.crop_scale={GENTLE_CROP} where edges matter")
+            f"training mirrors images half of the time; they are {crop}: set "
+            f"data.augment.flip=0 if left and right differ"
+            + ("" if small else f", data.augment.crop_scale={GENTLE_CROP} if edges matter")
         )
     augment: Tree = {"flip": 0.0}
     what = "the images are grey, as X-rays are" if look.colourless else ""
@@ -261,12 +261,12 @@ def _augment(look: Look, train: Examples) -> Pick:
     if characters:
         what = f"the {len(train.classes)} classes look like characters"
     return {"data": {"augment": augment}}, (
-        f"{what}: in training they are not mirrored (data.augment.flip=0), and {crop}"
+        f"{what}: training does not mirror them (data.augment.flip=0); they are {crop}"
     )
 
 
 def _length(images: int, options: Sequence[str]) -> Pick:
-    """Batch and epochs by the number of training images; the warm-up is a 20th of the epochs."""
+    """Batch size and epochs by the number of training images; warm-up is a 20th of the epochs."""
     batch = min(max(2 ** int(math.log2(max(images, 1) / 50 + 1)), BATCH[0]), BATCH[1])
     tens = round(STEPS / math.ceil(images / batch) / 10)
     epochs = min(max(10 * tens, EPOCHS[0]), EPOCHS[1])
@@ -281,5 +281,5 @@ def _length(images: int, options: Sequence[str]) -> Pick:
     optim = {"schedule": "cosine", "warmup_epochs": max(run, 0) // 20, "nesterov": True}
     return {"data": {"batch_size": batch}, "optim": optim, "loop": {"epochs": epochs}}, (
         f"{images} training images: data.batch_size={batch}, loop.epochs={run}, a cosine "
-        f"schedule; of few images model.pretrained=torchvision, ImageNet's weights, makes more"
+        f"schedule; if images are few, start from ImageNet's weights: model.pretrained=torchvision"
     )

@@ -1,14 +1,13 @@
-"""`densekit train --data FOLDER -o model.pretrained=...`: how a network is fine-tuned, and why.
+"""`densekit train --data FOLDER -o model.pretrained=...`: settings for fine-tuning, with reasons.
 
-What is chosen where no option says otherwise:
-
-- The head is new, and random: it is trained alone for the first epoch, or its gradients would
-  wreck what the body knows (Howard and Ruder, 2018).
-- Earlier blocks are more general, so their rates are lower: optim.layer_decay (the same paper
-  divides by 2.6 from layer to layer; a DenseNet's parts are its few blocks, and 2 is taken).
-- AdamW at a rate a 30th of what training from scratch takes, a third of the epochs.
-- Of few images BatchNorm keeps its statistics (optim.freeze_norm), as Keras' guide to fine-tuning
-  has it: small batches of few images are a poor sample.
+Chosen unless an option says otherwise:
+- The head is new and random, so the first epoch trains it alone: its gradients would damage the
+  pretrained weights (Howard and Ruder, 2018).
+- Earlier blocks are more general, so their learning rates are lower: optim.layer_decay (that paper
+  divides by 2.6 from layer to layer; a DenseNet's parts are its few blocks, and we divide by 2).
+- AdamW at a 30th of the rate for training from scratch, and a third of the epochs.
+- With few images, BatchNorm keeps its statistics (optim.freeze_norm), as in Keras' guide to
+  fine-tuning: small batches of few images are a poor sample.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from __future__ import annotations
 from densekit.config import Tree
 
 TUNING_RATES = {"adamw": 3e-4, "adam": 3e-4, "sgd": 0.01, "rmsprop": 1e-4}
-"""Of the last block, at the suggested batch."""
-HEAD_TIMES = 3  # times that
+"""Of the last block, at the suggested batch size."""
+HEAD_TIMES = 3  # the head's rate as a multiple
 LAYER_DECAY = 0.5
-FEW_TO_TUNE = 5000  # images, below which BatchNorm keeps its statistics
-TUNING_EPOCHS = 60  # epochs
-HEAD_FIRST = 3  # epochs of a run, from which on the first one is the head's alone
+FEW_TO_TUNE = 5000  # images; with fewer, BatchNorm keeps its statistics
+TUNING_EPOCHS = 60  # epochs at most
+HEAD_FIRST = 3  # epochs; runs of at least as many train the head alone in the first
 
 
 ASKED: dict[str, type] = {
@@ -35,14 +34,14 @@ ASKED: dict[str, type] = {
     "model.sync_bn": bool,
     "loop.epochs": int,
 }
-"""The user's options that decide what else is chosen, or what is said of it."""
+"""The user's options on which other choices, or their reasons, depend."""
 
 
 def tuning_settings(images: int, batch: int, epochs: int, asked: Tree) -> tuple[Tree, list[str]]:
-    """Settings for fine-tuning on so many training images, and sentences that say why.
+    """Settings for fine-tuning on `images` training images, and sentences that say why.
 
-    `epochs` are those that training from scratch would take; `asked` is what the user's options say
-    of ASKED, None of what they leave out.
+    `epochs` is what training from scratch would take; `asked` has the user's values for ASKED, None
+    if not given.
     """
     name = str(asked["optim.name"] or "adamw")
     suggested = TUNING_RATES.get(name, TUNING_RATES["adamw"])
@@ -63,23 +62,23 @@ def tuning_settings(images: int, batch: int, epochs: int, asked: Tree) -> tuple[
     if name == "sgd":
         optim["nesterov"] = True
     return {"optim": optim, "loop": {"epochs": third}}, [
-        f"model.pretrained: loop.epochs={run}, optim.name={name} at optim.lr={rate:g}: weights "
-        f"that know much already need fewer epochs and lower rates than new ones",
+        f"model.pretrained: loop.epochs={run}, optim.name={name} at optim.lr={rate:g}: pretrained "
+        f"weights need fewer epochs and lower rates than new ones",
         *_reasons(images, optim, asked),
     ]
 
 
 def _reasons(images: int, optim: Tree, asked: Tree) -> list[str]:
-    """A sentence on each setting that nothing typed decides."""
+    """A sentence on each setting that the user did not decide."""
     reasons = {
         "layer_decay": f"optim.layer_decay={LAYER_DECAY}: each block learns at half the rate of "
         f"the one after it, since the first see edges, which stay the same",
         "head_lr": f"optim.head_lr={optim['head_lr']:g}: the head is new and learns faster",
-        "head_epochs": "optim.head_epochs=1: the first epoch trains the head alone, which is "
-        "random and would wreck the others",
-        "freeze_norm": f"optim.freeze_norm=true: of {images} training images batches are a poor "
+        "head_epochs": "optim.head_epochs=1: the first epoch trains the head alone, since it is "
+        "random and would damage the pretrained weights",
+        "freeze_norm": f"optim.freeze_norm=true: with {images} training images, batches are a poor "
         f"sample, so BatchNorm keeps its statistics; set it to false if the images look unlike "
-        f"those that the weights come from",
+        f"those of pretraining",
     }
     head_alone = asked["optim.freeze"] == "norm5"
     return [

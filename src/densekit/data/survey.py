@@ -1,7 +1,7 @@
-"""Every image of a data set, decoded: what cannot be read, what is there twice, sizes, classes.
+"""`densekit data check`: decodes every image; reports unreadable files, duplicates, sizes, classes.
 
-`checks` looks at a sample of the files before a run; this is for a data set that is new or strange.
-Two files are the same image where their decoded pixels are, whatever they are called.
+`checks` samples the files before a run; this reads all of a new data set.
+Two files are duplicates if their decoded pixels are equal, whatever their names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from densekit.data.shards.examples import read_together
 from densekit.data.splits import open_examples, open_split
 from densekit.progress import bar
 
-AT_A_TIME = 64  # images of a thread at a time
+AT_A_TIME = 64  # images that a thread decodes at a time
 
 
 class ImagePlace(Section):
@@ -80,13 +80,13 @@ class Survey(Section):
     val: int
     unreadable: tuple[Fault, ...]
     mislabelled: tuple[Fault, ...]
-    """Labels that the network has no class for."""
+    """Labels that are not classes of the network."""
     leaked: tuple[Copies, ...]
-    """Training images that are validation images, too."""
+    """Training images that are also validation images."""
     contradictory: tuple[Copies, ...]
-    """One image with several answers."""
+    """Copies of an image with different labels."""
     repeated: tuple[Copies, ...]
-    """All other images that are there more than once; they count as often."""
+    """All other duplicates; each copy counts."""
     classes: tuple[ClassCount, ...]
     width: PixelRange | None
     height: PixelRange | None
@@ -94,19 +94,19 @@ class Survey(Section):
     enlarged: int
     """Images whose short side is less than data.image_size."""
     file_bytes: int
-    """Of all files that can be read."""
+    """Total size of the readable files."""
     notes: tuple[str, ...]
-    """What is no mistake, but should be known."""
+    """Observations that are not errors."""
     seconds: float
 
     @property
     def is_wrong(self) -> bool:
-        """Whether anything would stop a run or spoil its accuracy."""
+        """Whether anything would stop a run or invalidate its accuracy."""
         return bool(self.unreadable or self.mislabelled or self.leaked or self.contradictory)
 
 
 class Decoded(NamedTuple):
-    """One file."""
+    """What one file decodes to."""
 
     width: int
     height: int
@@ -116,14 +116,14 @@ class Decoded(NamedTuple):
 
 
 def open_all(config: DataConfig, task: Task) -> tuple[Examples, Examples]:
-    """Training and validation images; where none are kept for validation yet, all and none.
+    """Training and validation images; if none are held out yet, all of them and none.
 
     Raises UserError.
     """
     if not config.val_fraction:
         return open_split(config, task)
     spec = config.train or config.root
-    assert spec is not None  # `--data` is one
+    assert spec is not None  # given by --data
     train = open_examples(spec, config.root, Labelling.of(config, task), "train")
     return train, train.subset([])
 
@@ -135,7 +135,7 @@ def survey(
     num_classes: int | None = None,
     threads: int | None = None,
 ) -> Survey:
-    """Decodes all images, several at once, and compares them. Raises nothing for a bad file."""
+    """Decodes all images in threads and compares them. Bad files are reported, not raised."""
     began = time.monotonic()
     parts = {"train": train, "val": val}
     as_stored = [(split, i) for split, part in parts.items() for i in part.as_stored().tolist()]
@@ -151,7 +151,7 @@ def survey(
     leaked, unlike, repeated = _sorted_copies(parts, decoded)
     sides = np.array([(one.width, one.height) for one in decoded.values()], np.int64).reshape(-1, 2)
     short = sides.min(1, initial=np.iinfo(np.int64).max)
-    several = train.labels.ndim == 2  # both have the same then, as open_split makes them
+    several = train.labels.ndim == 2  # open_split gives both the same K
     classes = train.num_classes if several or num_classes is None else num_classes
     return Survey(
         train=len(train),
@@ -181,9 +181,9 @@ Item = tuple[str, int]
 def _decoded(
     parts: dict[str, Examples], keys: Sequence[Item], config: DataConfig, threads: int | None
 ) -> Iterator[Decoded | str]:
-    """Of each key, in order: what is in the file, or why it cannot be read.
+    """For each key, in order: what its file decodes to, or why it cannot be read.
 
-    Threads, not processes: the decoders release Python's lock, and a file costs milliseconds.
+    Threads, not processes: decoders release the GIL, and a file costs milliseconds.
     """
 
     def some(start: int) -> list[Decoded | str]:
@@ -221,9 +221,9 @@ def _position(found: tuple[Item, Decoded | str]) -> tuple[bool, int]:
 def _sorted_copies(
     parts: dict[str, Examples], decoded: dict[Item, Decoded]
 ) -> tuple[list[list[Item]], list[list[Item]], list[list[Item]]]:
-    """Groups of images with the same pixels: in both splits, with different answers, the rest.
+    """Groups of images with the same pixels: in both splits, with different labels, the rest.
 
-    A group may be of the first two kinds at once.
+    A group may be in the first two at once.
     """
     groups: dict[bytes, list[Item]] = {}
     for key, one in decoded.items():
@@ -288,7 +288,7 @@ def _dark(train: Examples, val: Examples, config: DataConfig) -> list[str]:
 
 
 def _notes(train: Examples, val: Examples, num_classes: int) -> list[str]:
-    """What is no mistake, of training and of validation images."""
+    """Observations on training and validation images."""
     if not len(val):
         held = "no validation images yet: copies may fall on both sides when some are held out"
         return [*train.notes, *class_notes(train, num_classes)[1], held]

@@ -1,4 +1,4 @@
-"""Processes that read batches, and what may go wrong with them.
+"""Loader processes: starting them, reading batches from them, and their failures.
 
 Workers ignore SIGINT and SIGTERM, because a run that is asked to stop needs them to finish its
 step. They end with the main process, even if it is killed.
@@ -30,10 +30,10 @@ from densekit.data.places import Places
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 IGNORED = (signal.SIGINT, signal.SIGTERM)
-PREFETCH = 2  # batches under way for each worker
-HELD = 3  # batches that the step before, this one and the next hold
-SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps batches on their way between processes
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PREFETCH = 2  # batches in flight per worker
+HELD = 3  # batches held by the previous, the current and the next step
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps batches passed between processes
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 _running: weakref.WeakSet[_MultiProcessingDataLoaderIter] = weakref.WeakSet()
 
@@ -77,7 +77,7 @@ def read_batches(
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
         raise UserError(
-            f"a loader process was killed ({error}); most often memory ran out: lower "
+            f"a loader process was killed ({error}), most likely out of memory: lower "
             f"data.workers={workers}, or set data.workers=0 to read in the main process"
         ) from error
     finally:
@@ -86,22 +86,22 @@ def read_batches(
 
 def start_worker(number: int) -> None:
     """Prepares a worker process; torch has already set it to one thread."""
-    gc.freeze()  # else a collection writes to every object that is shared with the main process
+    gc.freeze()  # a collection would write to, and so copy, all memory shared with the main process
     for ignored in IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
-    if sys.platform == "linux":  # else torch's own watchdog ends it some seconds after its parent
+    if sys.platform == "linux":  # elsewhere torch's watchdog ends it seconds after its parent
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _start(loader: DataLoader) -> _BaseDataLoaderIter:
-    """Starts the workers, with IGNORED blocked until they ignore them themselves."""
+    """Starts the workers, with the signals IGNORED blocked until they ignore them."""
     with signals_blocked():
         return _note(iter(loader))
 
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """IGNORED wait until the end, in a process that is started meanwhile until it says so."""
+    """Blocks the signals IGNORED, also in a process started meanwhile, until it unblocks them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -128,8 +128,8 @@ def _end_all() -> None:
         _end(batches)
 
 
-# multiprocessing sends SIGTERM to the workers that are left at exit, which they ignore, and then
-# waits for them. This is registered later than that, so it runs before it.
+# At exit multiprocessing sends the workers SIGTERM, which they ignore, and waits for them. This
+# handler is registered later, so it runs first.
 atexit.register(_end_all)
 
 
@@ -142,6 +142,6 @@ def _check_shared_memory(batch_bytes: int, workers: int) -> None:
     if free < needed:
         raise UserError(
             f"{SHARED_MEMORY} has {free >> 20} MiB free, but data.workers={workers} may have "
-            f"{needed >> 20} MiB of images under way; lower it, set data.workers=0, or give the "
+            f"{needed >> 20} MiB of images in flight; lower it, set data.workers=0, or give the "
             f"container more (docker run --shm-size={-(-needed >> 29)}g, or --ipc=host)"
         )

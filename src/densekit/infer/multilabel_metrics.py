@@ -1,6 +1,6 @@
 """How right a network is about classes that are there or not, in float64.
 
-n images, K classes, B batches; labels are int8 [n, K]: 1 there, 0 not there, -1 unknown and left
+n images, K classes, B batches; labels are int8 [n, K]: 1 present, 0 absent, -1 unknown and left
 out. A class that is there in all images or in none has no AUROC; means are over the classes that
 have a number.
 """

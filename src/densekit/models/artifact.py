@@ -178,7 +178,7 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Raises UserError where there is no artifact, a damaged or an edited one, or one of a newer
+    """Raises UserError where there is no artifact, a corrupt or an edited one, or one of a newer
     format."""
     file = folder / WEIGHTS
     if not file.is_file():
@@ -194,7 +194,7 @@ def read_artifact(folder: Path) -> Artifact:
         stored = metadata.get(CHECKSUM_KEY)
         if stored is not None and stored != checksum(text, state_dict):
             raise UserError(
-                f"{file}: damaged: its content is not what its checksum says was written; copy it "
+                f"{file}: corrupt: its content is not what its checksum says was written; copy it "
                 f"again from where it came, or make it again"
             )
         config = parse(text, file, ArtifactConfig)
@@ -211,7 +211,7 @@ def _content(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
             return weights.metadata() or {}, tensors
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged or cut short, so it cannot be read: {error}") from error
+        raise UserError(f"{file}: corrupt or truncated, so it cannot be read: {error}") from error
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -319,7 +319,7 @@ def commit() -> str | None:
 
 
 def is_replaceable(folder: Path) -> bool:
-    """Whether `folder` is empty, or an artifact, or what a first write that was cut short left."""
+    """Whether `folder` is empty, or an artifact, or what an interrupted first write left."""
     if not set(folder.iterdir()) - set(folder.glob(f".{WEIGHTS}.densekit-*.tmp")):
         return True
     return METADATA_KEY in _metadata(folder / WEIGHTS) or _is_config(folder / CONFIG)

@@ -26,7 +26,7 @@ class KeptAnswers:
     files: np.ndarray
     """Text [n], what tells images apart."""
     labels: np.ndarray
-    """int64 [n], or int8 [n, K]: 1 there, 0 not there, -1 unknown."""
+    """int64 [n], or int8 [n, K]: 1 present, 0 absent, -1 unknown."""
     logits: np.ndarray
     """[n, K]."""
     thresholds: np.ndarray

@@ -227,7 +227,7 @@ def _read(path: Path) -> Manifest:
             )
         return Manifest.model_validate(content)
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{file}: is damaged; give a new folder ({error})") from error
+        raise UserError(f"{file}: is corrupt; give a new folder ({error})") from error
 
 
 def _write(path: Path, manifest: Manifest) -> None:

@@ -173,9 +173,9 @@ class Form:
                 raise Refused(400, f"the form cannot be read: {error}") from error
 
     def close(self) -> list[Upload]:
-        """The files. Raises Refused for a form that is cut short."""
+        """The files. Raises Refused for a truncated form."""
         if not self._whole:
-            raise Refused(400, "the form is cut short: its last boundary is missing")
+            raise Refused(400, "the form is truncated: its last boundary is missing")
         return self._uploads
 
     def _begin(self) -> None:

@@ -142,7 +142,7 @@ def _behind(binary: bytes) -> list[bytes]:
         found.append(binary[at + 4 : at + 4 + length])
         at += 4 + length
     if at != len(binary):
-        raise Refused(400, "the bytes behind the JSON are cut short: an element is longer")
+        raise Refused(400, "the binary data behind the JSON is truncated: an element is longer")
     return found
 
 

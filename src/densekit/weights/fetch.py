@@ -194,14 +194,14 @@ def _copy(answer: Any, file: IO[bytes], done: int, total: int | None, url: str) 
             done += len(chunk)
             bar.update(task, completed=done)
     if total is not None and done != total:
-        raise _Cut(f"cut short at {done} of {total} bytes")
+        raise _Cut(f"truncated at {done} of {total} bytes")
 
 
 def _read(answer: Any, done: int, total: int | None) -> bytes:
     try:
         return answer.read(1 << 18)
     except (http.client.HTTPException, OSError) as error:
-        raise _Cut(f"cut short at {done} of {total or '?'} bytes") from error
+        raise _Cut(f"truncated at {done} of {total or '?'} bytes") from error
 
 
 def _bar() -> Progress:

@@ -44,8 +44,8 @@ def read_keras(file: Path | io.BytesIO) -> Entries:
             return entries
     except UserError:
         raise
-    except Exception as error:  # h5py raises many kinds for damaged files
-        raise UserError(f"damaged, or not a file of Keras' weights: {error}") from error
+    except Exception as error:  # h5py raises many kinds for corrupt files
+        raise UserError(f"corrupt, or not a file of Keras' weights: {error}") from error
 
 
 def read_archive(content: bytes) -> Entries:
@@ -59,7 +59,7 @@ def read_archive(content: bytes) -> Entries:
     except UserError:
         raise
     except (*BAD_ZIP, KeyError) as error:
-        raise UserError(f"damaged: {error}") from error
+        raise UserError(f"corrupt: {error}") from error
 
 
 def _named(found: dict[str, Any]) -> dict[str, Any]:

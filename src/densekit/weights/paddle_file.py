@@ -31,7 +31,7 @@ def read_paddle(tree: Any, size: int) -> Entries:
             array = _array(node)
             total += array.nbytes
             if total > size:  # the same bytes for many arrays, each of which takes memory
-                raise UserError("damaged: arrays larger than what is stored of them")
+                raise UserError("corrupt: arrays larger than what is stored of them")
             arrays[name] = torch.from_numpy(array)
         elif isinstance(node, Record) and node.name.startswith("torch."):
             raise UserError("torch's tensors in a plain pickle; save them with torch.save")
@@ -56,14 +56,14 @@ def _array(record: Record) -> np.ndarray:
         case "_frombuffer", (data, Record() as dtype, shape, ("C" | "F") as order), _:
             pass
         case _:
-            raise UserError("damaged, or holds something else than arrays")
+            raise UserError("corrupt, or holds something else than arrays")
     kind, data = _dtype(dtype), _content(data)
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise UserError("damaged: an array without its shape")
+        raise UserError("corrupt: an array without its shape")
     if len(shape) > 4:
         raise UserError(f"holds an array of {len(shape)} dimensions, where weights have 4 at most")
     if math.prod(shape) * kind.itemsize != len(data):
-        raise UserError("damaged: an array of another size than what is stored of it")
+        raise UserError("corrupt: an array of another size than what is stored of it")
     array = np.frombuffer(data, kind).reshape(shape, order=order)
     return array.astype(kind.newbyteorder("="), order="C")
 
@@ -84,4 +84,4 @@ def _content(data: Any) -> bytes | bytearray:
         case Record("_codecs.encode", (str(text), "latin1")):
             with contextlib.suppress(UnicodeEncodeError):
                 return text.encode("latin1")
-    raise UserError("damaged: an array without its values")
+    raise UserError("corrupt: an array without its values")

@@ -90,8 +90,8 @@ def load_pickle(file: io.BytesIO, stored: list[Persistent] | None = None) -> Any
     except UserError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise UserError(f"no pickle, or a damaged one: {error}") from error
-    raise UserError("a pickle that is cut short")
+        raise UserError(f"no pickle, or a corrupt one: {error}") from error
+    raise UserError("a truncated pickle")
 
 
 def leaves(tree: Any) -> Iterator[tuple[str, Any]]:

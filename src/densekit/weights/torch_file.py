@@ -26,7 +26,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 BAD_ZIP = (
     zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError, struct.error, zlib.error,
 )  # fmt: skip
-"""What zipfile raises for damaged archives."""
+"""What zipfile raises for corrupt archives."""
 TORCH_REBUILT = frozenset(
     ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 )
@@ -50,18 +50,18 @@ def read_zip(content: bytes) -> Entries:
         parts = {info.filename: info for info in archive.infolist()}
         folder = _folder(list(parts))
         if sum(info.file_size for info in parts.values()) > len(content):
-            raise UserError("damaged, or compressed: its parts claim more than the file has")
+            raise UserError("corrupt, or compressed: its parts claim more than the file has")
 
         def part(name: str) -> bytearray:
             info = parts.get(folder + name)
             if info is None:
-                raise UserError(f"damaged: it has no {name}")
+                raise UserError(f"corrupt: it has no {name}")
             if info.compress_type != zipfile.ZIP_STORED:
                 raise UserError(f"{name} is compressed, which torch.save does not do")
             try:
                 return bytearray(archive.read(info))
             except BAD_ZIP as error:
-                raise UserError(f"damaged: {name}: {error}") from error
+                raise UserError(f"corrupt: {name}: {error}") from error
 
         if folder + "byteorder" in parts and part("byteorder") != b"little":
             raise UserError("big-endian; save it again on a little-endian machine")
@@ -70,7 +70,7 @@ def read_zip(content: bytes) -> Entries:
     except UserError:
         raise
     except BAD_ZIP as error:
-        raise UserError(f"damaged: {error}") from error
+        raise UserError(f"corrupt: {error}") from error
 
 
 def _folder(names: list[str]) -> str:
@@ -99,16 +99,16 @@ def read_legacy(file: io.BytesIO) -> Entries:
     rest, found, at = file.read(), {}, 0
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in dtypes:
-            raise UserError("damaged: a storage that nothing refers to")
+            raise UserError("corrupt: a storage that nothing refers to")
         size = int.from_bytes(rest[at : at + 8], "little") * dtypes[key].itemsize
         if size > len(rest) - at - 8:
-            raise UserError(f"cut short: storage {key} has {len(rest) - at - 8} of {size} bytes")
+            raise UserError(f"truncated: storage {key} has {len(rest) - at - 8} of {size} bytes")
         found[key] = bytearray(rest[at + 8 : at + 8 + size])
         at += 8 + size
 
     def part(key: str) -> bytearray:
         if key not in found:
-            raise UserError(f"damaged: it has no storage {key}")
+            raise UserError(f"corrupt: it has no storage {key}")
         return found[key]
 
     return _entries(tree, _cached(part))
@@ -131,7 +131,7 @@ def _cached(content: Callable[[str], bytearray]) -> Storages:
             data = content(key)
             if len(data) != numel * dtype.itemsize:
                 raise UserError(
-                    f"damaged: storage {key} has {len(data)} bytes, and should have "
+                    f"corrupt: storage {key} has {len(data)} bytes, and should have "
                     f"{numel} x {dtype.itemsize}"
                 )
             read[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -145,7 +145,7 @@ def _reference(reference: Persistent) -> tuple[str, torch.dtype, int]:
     match reference.key:
         case ("storage", Name(kind), str(key), _, int(numel), *_) if kind in TORCH_DTYPES:
             return key, TORCH_DTYPES[kind], numel
-    raise UserError("damaged: a reference that is not to a tensor's storage")
+    raise UserError("corrupt: a reference that is not to a tensor's storage")
 
 
 # What is in a file --------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _tensor(record: Record, storage: Storages) -> Tensor:
     if record.name.rpartition(".")[2].startswith("_rebuild_parameter"):
         inner = record.args[0] if record.args else None
         if not _is_tensor(inner) or inner.name == record.name:
-            raise UserError("damaged: a parameter without a tensor")
+            raise UserError("corrupt: a parameter without a tensor")
         return _tensor(inner, storage)
     match [_sizes(value) for value in record.args[:4]]:
         case [Persistent() as reference, int(offset), tuple(size), tuple(stride)]:
@@ -179,10 +179,10 @@ def _tensor(record: Record, storage: Storages) -> Tensor:
             last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=False))
             fits = len(size) == len(stride) and min(offset, *size, *stride, 0) == 0
             if not fits or count > len(values) or (count and last >= len(values)):
-                raise UserError("damaged: a tensor larger than what is stored of it")
+                raise UserError("corrupt: a tensor larger than what is stored of it")
             stride = tuple(step if n > 1 else 1 for n, step in zip(size, stride, strict=True))
             return values.as_strided(size, stride, offset)
-    raise UserError("damaged: a tensor without its shape")
+    raise UserError("corrupt: a tensor without its shape")
 
 
 def _sizes(value: Any) -> Any:
@@ -190,5 +190,5 @@ def _sizes(value: Any) -> Any:
     if isinstance(value, Record) and value.name == "torch.Size" and len(value.args) == 1:
         value = value.args[0]
     if isinstance(value, tuple) and not all(type(size) is int for size in value):
-        raise UserError("damaged: a shape that is not of integers")
+        raise UserError("corrupt: a shape that is not of integers")
     return value

@@ -68,7 +68,7 @@ def at_eps(tensors: Mapping[str, Tensor], own: float, wanted: float) -> StateDic
 def read_weights(path: Path, key: str | None = None) -> Weights:
     """The network in a file, or the one of several that `key` names, see layouts.find.
 
-    Raises UserError for what cannot be read, is damaged, or could run code.
+    Raises UserError for what cannot be read, is corrupt, or could run code.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe has no end
@@ -81,7 +81,7 @@ def read_weights(path: Path, key: str | None = None) -> Weights:
                 raise UserError(f"holds {ours} twice")
             tensors[ours] = _tensor(name, held.tensors[name](), layout.keymap)
         if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
-            raise UserError("damaged: tensors larger than what is stored of them")
+            raise UserError("corrupt: tensors larger than what is stored of them")
         notes = tuple(layout.notes(str(path)))
         return Weights(tensors, layout.keymap, digest(path, "sha256"), notes)
     except FileNotFoundError as error:
@@ -122,7 +122,7 @@ def _safetensors(path: Path) -> Entries:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"damaged: {error}") from error
+        raise UserError(f"corrupt: {error}") from error
     return Entries.of(tensors)
 
 

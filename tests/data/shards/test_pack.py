@@ -75,7 +75,7 @@ def test_lists_of_one_class_and_of_several(write_image, pack_into, tmp_path: Pat
         assert [without.image(i).content for i in range(3)] == [
             shards.image(i).content for i in range(3)
         ]
-    with pytest.raises(UserError, match=r"says several an image, but model\.task=multiclass"):
+    with pytest.raises(UserError, match=r"has several per image, but model\.task=multiclass"):
         open_examples(str(tmp_path / "multilabel" / "val-index.npz"))
 
 
@@ -114,14 +114,14 @@ def test_what_is_there_already(write_folder, pack_into, tmp_path: Path) -> None:
     damaged = bytearray(before["train-000002.tar"])
     damaged[600] ^= 1
     (shards / "train-000002.tar").write_bytes(damaged)
-    with pytest.raises(UserError, match=r"train-000002\.tar: is damaged: its SHA-256"):
+    with pytest.raises(UserError, match=r"train-000002\.tar: is corrupt: its SHA-256"):
         pack_into(images, shards)
     (images / "a" / "000.png").unlink()
-    with pytest.raises(UserError, match="the images or labels are others"):
+    with pytest.raises(UserError, match="the images or labels differ"):
         pack_into(images, shards)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "train-7.tar").touch()
-    with pytest.raises(UserError, match=r"train-7\.tar: is there already, from elsewhere"):
+    with pytest.raises(UserError, match=r"train-7\.tar: exists already and was not packed here"):
         pack_into(images, tmp_path / "mine")
 
 

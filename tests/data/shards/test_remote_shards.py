@@ -112,7 +112,7 @@ def test_mistakes_are_named(store: Store, folder: Path, tmp_path: Path, workers:
     content = (folder / "train-000001.tar").read_bytes()
     for name, wrong, said in (
         ("short", content[:1000], "has 1,000 bytes, but its index says"),
-        ("other", content[:-1] + b"x", "is damaged: its SHA-256 is not the one in its index"),
+        ("other", content[:-1] + b"x", "is corrupt: its SHA-256 is not the one in its index"),
     ):
         root = upload(store, folder, f"{name}{workers}", **{"train-000001": wrong})
         said = f"{root}/train-000001.tar: {said}"

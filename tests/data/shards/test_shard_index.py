@@ -62,7 +62,7 @@ def test_a_byte_that_changed_is_found(data: st.DataObject) -> None:
 @given(st.data())
 def test_an_index_that_is_cut_off_is_found(data: st.DataObject) -> None:
     content = an_index().to_bytes()
-    with pytest.raises(UserError, match=r"some\.npz: is damaged"):
+    with pytest.raises(UserError, match=r"some\.npz: is corrupt"):
         index_from_bytes(content[: data.draw(st.integers(0, len(content) - 1))], "some.npz")
 
 
@@ -80,5 +80,5 @@ def test_some_of_the_shards() -> None:
     assert list(some.names) == ["é/1.jpg", "é/3.jpg"]
     assert some.labels.tolist() == [1, 3]
     assert some.columns["patient"].tolist() == ["", "p3"]
-    with pytest.raises(UserError, match=r"x: lists 2 shards and no train-7\.tar"):
+    with pytest.raises(UserError, match=r"x: lists 2 shards but not train-7\.tar"):
         an_index().of_shards(["train-7.tar"], "x")

@@ -69,11 +69,11 @@ def test_shards_by_name(places: tuple[Path, Path]) -> None:
     ("spec", "said"),
     [
         ("train-{0..99}.tar", "there is no file or folder"),
-        ("train-{000000..000008}.tar", r"lists 8 shards and no train-000008\.tar"),
+        ("train-{000000..000008}.tar", r"lists 8 shards but not train-000008\.tar"),
         ("train-{3..1}.tar", "are 0 shards"),
         ("train-{0..9999999}.tar", "are 10000000 shards"),
         ("train-{a,b}.tar", "expected a range of numbers"),
-        ("{0..1}/train-{0..1}.tar", "braces go into the name"),
+        ("{0..1}/train-{0..1}.tar", "braces belong in the file name"),
         ("val-index.npz", "there is no file or folder"),
     ],
 )
@@ -92,12 +92,12 @@ def test_what_is_damaged_is_named(places: tuple[Path, Path], tmp_path: Path) -> 
     content = bytearray(shard.read_bytes())
     content[int(shards.members["offset"][index]) + 60] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(UnreadableImage, match="its bytes are not those that were packed"):
+    with pytest.raises(UnreadableImage, match="its CRC-32 is not the one in the index"):
         shards.image(index)
-    with pytest.raises(UserError, match=f"{shard}: {name}: is damaged"):
+    with pytest.raises(UserError, match=f"{shard}: {name}: is corrupt"):
         batches(shards, 0, 1, 2)
     shard.write_bytes(content[: int(shards.members["offset"][index]) + 60])
-    with pytest.raises(UserError, match=f"{shard}: {name}: is cut off with its shard"):
+    with pytest.raises(UserError, match=f"{shard}: {name}: is truncated with its shard"):
         batches(shards, 0, 1, 0)
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard}: there is no such shard"):
@@ -117,7 +117,7 @@ def test_shards_without_an_index(places: tuple[Path, Path], tmp_path: Path) -> N
     assert rows[0] == rows[1]
     place = tmp_path / "train-000004.tar"
     place.write_bytes(place.read_bytes()[:1500])
-    with pytest.raises(UserError, match=r"train-000004\.tar: is cut off in 0000000"):
+    with pytest.raises(UserError, match=r"train-000004\.tar: is truncated in 0000000"):
         open_examples(str(tmp_path / "train-{000000..000007}.tar"), cache=cache)
     assert np.array_equal(np.bincount(without.labels), [17, 13])
 

@@ -1,1 +1,1 @@
-"""Images in tar files of a thousand or so: packed by `densekit data pack`, read as files are."""
+"""Images in tar files of about a thousand: packed by `densekit data pack`, read as files are."""

@@ -1,9 +1,8 @@
-"""Shards that come next are fetched while those that are there are read.
+"""Prefetches the next shards while the current ones are read.
 
-A process beside each rank's loader holds the shards that the rank is not done with, so that they
-do not make room for others; and that of a machine's first rank fetches what comes next. What it
-fails to fetch, the loader that needs it fetches, and says why it cannot. So this process decides
-nothing but how long one waits.
+A process beside each rank's loader pins the shards that the rank still needs in the cache; that of
+a machine's first rank also fetches the next ones. If it fails to fetch one, the loader fetches it
+when needed and reports the error. So this process affects waiting times only.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ if sys.platform != "win32":
     import resource
 
 SHARDS_AHEAD = 16  # shards
-SHARDS_AT_ONCE = 4  # that are fetched
-OTHER_FILES = 64  # that the process may have open
+SHARDS_AT_ONCE = 4  # fetched at the same time
+OTHER_FILES = 64  # files that the process may have open besides shards
 
 
 class ReadingPlan(NamedTuple):
-    """The steps that are read, counted from 0 over all epochs."""
+    """The steps to read, counted from 0 over all epochs."""
 
     order: Callable[[int], np.ndarray]
-    """From an epoch to positions in the Examples, int64 [n]."""
+    """Maps an epoch to positions in the Examples, int64 [n]."""
     batch_size: int
     steps_per_epoch: int
     start: int
@@ -48,16 +47,16 @@ class ReadingPlan(NamedTuple):
 
 
 class ShardUse(NamedTuple):
-    """A shard's in an epoch."""
+    """A shard's use in an epoch."""
 
     shard: int
     first: int
-    """Step in which it is read."""
+    """The first step that reads it."""
     last: int
 
 
 def shard_uses(plan: ReadingPlan, shard_of: np.ndarray) -> Iterator[ShardUse]:
-    """In the order in which they begin; `shard_of` [n] is each image's shard."""
+    """All uses, ordered by first step; `shard_of` [n] is each image's shard."""
     per_epoch, size = plan.steps_per_epoch, plan.batch_size
     for epoch in range(plan.start // per_epoch, -(-plan.steps // per_epoch)):
         begin = max(plan.start, epoch * per_epoch)
@@ -72,9 +71,9 @@ def shard_uses(plan: ReadingPlan, shard_of: np.ndarray) -> Iterator[ShardUse]:
 
 @contextlib.contextmanager
 def fetching_ahead(examples: Examples, plan: ReadingPlan) -> Iterator[Callable[[int], None]]:
-    """While the block lasts; it gets what is to be told every step once it has been read.
+    """Prefetches during the block, which receives a function to call with each step that was read.
 
-    Does nothing for what is on this machine already.
+    Does nothing for images that are on this machine already.
     """
     if not isinstance(examples, ShardedExamples) or not examples.place.is_remote:
         yield lambda step: None
@@ -91,19 +90,19 @@ def fetching_ahead(examples: Examples, plan: ReadingPlan) -> Iterator[Callable[[
         yield functools.partial(_tell, ours)
     finally:
         ours.close()
-        process.kill()  # which may be in the midst of a fetch
+        process.kill()  # it may be in the middle of a fetch
         process.join()
         examples.place.cache.sweep()
 
 
 def _tell(to: Connection, step: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it was killed, and shards come when they are read
+    with contextlib.suppress(BrokenPipeError):  # it was killed; the loader fetches
         to.send(step)
 
 
 def _keep(examples: ShardedExamples, plan: ReadingPlan, read: Connection) -> None:
     start_worker(0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # multiprocessing's at exit
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # sent by multiprocessing at exit
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
@@ -120,7 +119,7 @@ def _keep(examples: ShardedExamples, plan: ReadingPlan, read: Connection) -> Non
 
 
 class _Keeper:
-    """The shards that a rank is not done with, and will need next, as far as they find room."""
+    """Holds the shards that a rank still needs or will need next, as far as the cache has room."""
 
     def __init__(
         self, examples: ShardedExamples, plan: ReadingPlan, pool: ThreadPoolExecutor, fetches: bool
@@ -157,17 +156,17 @@ class _Keeper:
             self.coming[use] = self.pool.submit(self._fetched, use)
 
     def _fetched(self, use: ShardUse) -> BinaryIO | None:
-        """None where there is no room yet."""
+        """None if there is no room yet."""
         shard = self.shards[use.shard]
         name = self.place.name(shard)
         self.place.cache.fetched(name, shard)
         return self.place.cache.held(name, shard)
 
     def _let_go(self, step: int) -> None:
-        """Of what came by now and of what is held, all that is not wanted any more."""
+        """Takes in finished fetches, and releases shards that are no longer needed."""
         for use in [use for use, future in self.coming.items() if future.done()]:
             if self.coming[use].exception() and use in self.wanted:
-                continue  # not asked for again: whoever needs it says what is wrong
+                continue  # no retry: the loader that needs it reports the error
             future = self.coming.pop(use)
             file = None if future.exception() else future.result()
             if file is not None:
@@ -181,8 +180,8 @@ class _Keeper:
 @functools.cache
 def _say_full(cache: ShardCache) -> None:
     print(
-        f"{cache.folder}: is full of shards that are being read, also by other runs; images of "
-        f"others are asked for one by one, which is slow: raise data.cache_gib="
+        f"{cache.folder}: is full of shards in use, perhaps by other runs; images of other "
+        f"shards are requested one by one, which is slow: raise data.cache_gib="
         f"{cache.limit / 2**30:g}, or lower data.shuffle_window",
         file=sys.stderr,
         flush=True,

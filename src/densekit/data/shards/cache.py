@@ -1,9 +1,9 @@
-"""Shards from elsewhere in a folder of this machine, up to a size; shared by all processes.
+"""The cache of remote shards: a folder of limited size, shared by all processes of a machine.
 
-A shard is fetched whole, in parts at once, checked, and there when it is whole. The one that was
-used longest ago makes room, unless a process holds it. A file is held by a lock of the system on
-it, open, so what a killed process held or was writing is free at once. Who reads an open file may
-go on when it has gone.
+A shard is fetched as a whole, in parallel parts, verified, and renamed into place. The least
+recently used shard is evicted, unless a process holds it. Holding is a file lock on the open file,
+so whatever a killed process held or was writing is released at once. A process may go on reading
+an open file after its eviction.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from densekit.files import cache_folder, make_folder, replacing
 if sys.platform != "win32":
     import fcntl
 
-PART = 8 << 20  # bytes of a request
-AT_ONCE = 4  # requests for a shard
-LOCKS = 1024  # files; two shards seldom share one
+PART = 8 << 20  # bytes per request
+AT_ONCE = 4  # parallel requests for a shard
+LOCKS = 1024  # lock files; two shards rarely share one
 TRIES = 3
-UNDER_WAY = ".*.tar.*.tmp"  # names of files that are being written
+UNDER_WAY = ".*.tar.*.tmp"  # names of files being written
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Of all runs on a machine that name the same folder."""
+    """Shared by all runs on a machine that name the same folder."""
 
     folder: Path
     limit: int
-    """Bytes of all shards in it, those that are fetched included."""
+    """Bytes of all shards in it, including those being fetched."""
 
     @classmethod
     def of(cls, config: DataConfig) -> ShardCache:
@@ -51,10 +51,10 @@ class ShardCache:
         return cls(folder, int(config.cache_gib * 2**30))
 
     def fetched(self, url: str, shard: Shard) -> Path | None:
-        """The shard's file here, which is fetched if need be; it may go at any time.
+        """The shard's local file, fetched if need be; it may be evicted at any time.
 
-        None where shards that are held leave no room for it. Raises UserError for what is not
-        there, is not what the index says, or cannot be had.
+        None if held shards leave no room for it. Raises UserError if it is missing, differs from
+        the index, or cannot be fetched.
         """
         if shard.size > self.limit:
             raise UserError(
@@ -71,26 +71,26 @@ class ShardCache:
         return None
 
     def held(self, url: str, shard: Shard) -> BinaryIO | None:
-        """The shard's open file, which does not go before it is closed; None if it is not here."""
+        """The shard's open file, not evicted before it is closed; None if it is not cached."""
         with contextlib.suppress(FileNotFoundError):
             file = self._target(url, shard).open("rb")
             _hold(file)
             if os.fstat(file.fileno()).st_nlink:
                 return file
-            file.close()  # it went between the two
+            file.close()  # it was evicted in between
         return None
 
     def _target(self, url: str, shard: Shard) -> Path:
-        """Called by its content, or where nobody said what that is by its place and version."""
+        """Named by its SHA-256, or if that is unknown, by its URL and version."""
         named = f"{url} {shard.size} {shard.version}"
         return self.folder / f"{shard.sha256 or hashlib.sha256(named.encode()).hexdigest()}.tar"
 
     def has(self, url: str, shard: Shard) -> bool:
-        """Whether the shard is here already."""
+        """Whether the shard is cached."""
         return _touched(self._target(url, shard))
 
     def sweep(self) -> None:
-        """Removes what killed processes were writing."""
+        """Removes incomplete files of killed processes."""
         for file in self.folder.glob(UNDER_WAY):
             _removed(file)
 
@@ -104,7 +104,7 @@ class ShardCache:
                             return False
                         file = written.enter_context(replacing(target))
                         _hold(file)
-                        file.truncate(shard.size)  # which others count from now on
+                        file.truncate(shard.size)  # from now on other processes count it
                     _copy(url, shard, file)
                 break
             except _OtherBytesError:
@@ -113,7 +113,7 @@ class ShardCache:
         return True
 
     def _make_room(self, size: int) -> bool:
-        """Removes what was used longest ago until `size` more bytes fit; whether they do."""
+        """Evicts least recently used shards until `size` more bytes fit; whether they do."""
         self.sweep()
         free = self.limit
         files = []
@@ -139,7 +139,7 @@ class ShardCache:
 
 
 def _touched(file: Path) -> bool:
-    """Whether it is there; then it is noted as used now."""
+    """Marks it as used now; False if it does not exist."""
     try:
         os.utime(file)
     except FileNotFoundError:
@@ -148,13 +148,13 @@ def _touched(file: Path) -> bool:
 
 
 def _hold(file: BinaryIO) -> None:
-    """Until it is closed. (On Windows a file that is open cannot be removed anyway.)"""
+    """Until it is closed. (On Windows an open file cannot be removed anyway.)"""
     if sys.platform != "win32":
         fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def _removed(file: Path) -> bool:
-    """Whether it is gone now, since no process holds it."""
+    """Removes it unless a process holds it; whether it was removed."""
     try:
         with contextlib.ExitStack() as opened:
             if sys.platform != "win32":
@@ -168,15 +168,15 @@ def _removed(file: Path) -> bool:
 
 
 class _OtherBytesError(UserError):
-    """What came is not what the index says."""
+    """The fetched bytes differ from the index."""
 
 
 def _copy(url: str, shard: Shard, file: BinaryIO) -> None:
     size = remote.facts_of(url).size
     if size != shard.size:
         raise UserError(
-            f"{url}: has {size:,} bytes, but its index says {shard.size:,}: it is cut off, or is "
-            f"another; put an intact copy there, and its index beside it"
+            f"{url}: has {size:,} bytes, but its index says {shard.size:,}: it is truncated or a "
+            f"different file; upload an intact copy, with its index"
         )
     hashed = hashlib.sha256()
     starts = range(0, shard.size, PART)
@@ -187,6 +187,6 @@ def _copy(url: str, shard: Shard, file: BinaryIO) -> None:
             file.write(part)
     if shard.sha256 not in (None, hashed.hexdigest()):
         raise _OtherBytesError(
-            f"{url}: is damaged: its SHA-256 is not the one in its index, {TRIES} times; put an "
-            f"intact copy there"
+            f"{url}: is corrupt: its SHA-256 is not the one in its index, {TRIES} times; upload "
+            f"an intact copy"
         )

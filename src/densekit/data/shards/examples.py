@@ -1,4 +1,4 @@
-"""Images in shards as Examples: the order of epochs, ranks and resumes are those of files."""
+"""Images in shards as Examples: epochs, ranks and resumes behave as with files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class ShardedExamples(Examples):
-    """Images in shards; `paths` are their names in the list or folder that was packed."""
+    """Images in shards; `paths` are their names in the packed list or folder."""
 
     members: np.ndarray = field(kw_only=True)
     """MEMBER [n]."""
@@ -33,18 +33,18 @@ class ShardedExamples(Examples):
     has_checksums: bool = field(kw_only=True)
 
     def image(self, index: int, whole: bool = False) -> Content:
-        """Raises UnreadableImage for one that is damaged or cut off."""
+        """Raises UnreadableImage for a corrupt or truncated one."""
         offset, size, shard, crc32 = self.members[index].item()
         name = self.relative(index)
         content = self.place.read(self.shards[shard], offset, size, whole)
         if len(content) < size:
-            raise UnreadableImage(name, f"is cut off with its shard after {len(content)} bytes")
+            raise UnreadableImage(name, f"is truncated with its shard after {len(content)} bytes")
         if self.has_checksums and zlib.crc32(content) != crc32:
-            raise UnreadableImage(name, "is damaged: its bytes are not those that were packed")
+            raise UnreadableImage(name, "is corrupt: its CRC-32 is not the one in the index")
         return Content(name, content)
 
     def file_facts(self) -> Iterator[bytes]:
-        """Of the shards, and where in them each image is."""
+        """Those of the shards, and each image's position in them."""
         for shard in self.shards:
             yield repr(shard).encode()
             yield file_facts(self.place.name(shard))
@@ -65,16 +65,16 @@ class ShardedExamples(Examples):
 
 
 def read_together(parts: Sequence[Examples], work: Callable[[], T]) -> T:
-    """`work()`, which reads many images of `parts`: from a store in one process, not in one each.
+    """Runs `work()`, which reads many images of `parts`; remote ones are fetched by one process of
 
-    Raises what it raises.
+    the machine for all. Raises what `work` raises.
     """
     remote = any(isinstance(part, ShardedExamples) and part.place.is_remote for part in parts)
     return apart(work) if remote else work()
 
 
 def open_shards(spec: ShardSpec, cache: ShardCache) -> ShardedExamples:
-    """The images of `spec`, by the index beside the shards or else by the shards themselves.
+    """The images of `spec`, from the index beside the shards or else from the shards themselves.
 
     Raises UserError.
     """
@@ -86,7 +86,7 @@ def open_shards(spec: ShardSpec, cache: ShardCache) -> ShardedExamples:
     elif spec.names:
         index = scanned(spec, place)
     else:
-        raise UserError(f"there is no file {file}, or it may not be read")
+        raise UserError(f"there is no file {file}, or access is denied")
     if not len(index.labels):
         raise UserError(f"{spec.origin}: holds no images")
     return ShardedExamples(

@@ -1,6 +1,6 @@
-"""The index of a set of shards: where each image lies, 24 bytes each, and what it shows.
+"""The index of a set of shards: each image's position (24 bytes), name and labels.
 
-One file, numpy's .npz, beside the shards: whole or not there, with a checksum of each array.
+One .npz file of numpy beside the shards, written atomically, with a checksum of each array.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from densekit.data.paths import Paths
 INDEX_FORMAT = 1
 INDEX_SUFFIX = "-index.npz"
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8"), ("shard", "<u4"), ("crc32", "<u4")])
-COLUMN = "column:"  # before a column's head, in the names of arrays
+COLUMN = "column:"  # prefix of an array's name, before the column's
 
 
 class Shard(NamedTuple):
@@ -30,33 +30,33 @@ class Shard(NamedTuple):
     size: int
     """Bytes."""
     sha256: str | None = None
-    """None: nobody said."""
+    """None: unknown."""
     version: str | None = None
-    """Of one without: what changes when it does."""
+    """If sha256 is None: a tag that changes with the content."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """n images in some shards, in the order of the list or folder that was packed."""
+    """n images in shards, in the order of the packed list or folder."""
 
     shards: tuple[Shard, ...]
     members: np.ndarray
     """MEMBER [n]; `shard` is a position in shards."""
     labels: np.ndarray
-    """As the Examples have them."""
+    """As in Examples."""
     names: Paths
-    """What each image was called, from the list's or folder's root on."""
+    """Each image's original path below the root of the list or folder."""
     classes: Mapping[int, str]
     is_folder: bool = False
-    """Whether labels are the order of class folders."""
+    """Whether labels come from the order of class folders."""
     unlisted: int = 0
-    """As the Examples have it."""
+    """As in Examples."""
     has_checksums: bool = True
     """Whether `crc32` holds any."""
     packed: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked of `densekit data pack`."""
+    """The options of `densekit data pack`."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """As the Examples have them."""
+    """As in Examples."""
 
     def to_bytes(self) -> bytes:
         about = {
@@ -86,8 +86,8 @@ class ShardIndex:
         missing = next((name for name in chosen if name not in numbers), None)
         if missing is not None:
             raise UserError(
-                f"{origin}: lists {len(self.shards)} shards and no {missing}; name shards that it "
-                f"lists, or remove it to have the shards indexed anew"
+                f"{origin}: lists {len(self.shards)} shards but not {missing}; name shards that it "
+                f"lists, or remove it to index the shards again"
             )
         if len(set(chosen)) == len(self.shards):
             return self
@@ -100,11 +100,11 @@ class ShardIndex:
 
 
 def index_from_bytes(content: bytes, origin: str) -> ShardIndex:
-    """What `to_bytes` made; `origin` is its file. Raises UserError."""
+    """Parses what `to_bytes` made; `origin` is its file. Raises UserError."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as whole:
-            if damaged := whole.testzip():
-                raise ValueError(f"the checksum of {damaged} is another")
+            if broken := whole.testzip():
+                raise ValueError(f"the checksum of {broken} does not match")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             if about["format"] != INDEX_FORMAT:
@@ -129,17 +129,19 @@ def index_from_bytes(content: bytes, origin: str) -> ShardIndex:
             )
     except UserError:
         raise
-    except Exception as error:  # zipfile and numpy raise many kinds for damaged files
+    except Exception as error:  # zipfile and numpy raise many kinds for corrupt files
         raise UserError(
-            f"{origin}: is damaged ({error}); put an intact copy in its place"
+            f"{origin}: is corrupt ({error}); put an intact copy in its place"
         ) from error
     lengths = {len(index.members), len(index.labels), len(index.names)}
     if len(lengths) > 1 or index.members["shard"].max(initial=0) >= max(len(index.shards), 1):
-        raise UserError(f"{origin}: is damaged: its arrays do not fit; put an intact copy there")
+        raise UserError(
+            f"{origin}: is corrupt: its arrays do not match; put an intact copy in its place"
+        )
     return index
 
 
 def _names(text: np.ndarray, ends: np.ndarray) -> Paths:
-    """`text` has them without anything between; `ends` is where each ends."""
+    """`text` has the names without separators; `ends` is where each ends."""
     apart = np.insert(text, ends[:-1], 0) if len(ends) else text
     return Paths(apart.tobytes(), ends + np.arange(len(ends)))

@@ -1,6 +1,6 @@
-"""data.shuffle_window: an order of images in which few shards are read at a time.
+"""data.shuffle_window: shuffles so that few shards are read at a time.
 
-Like the order without it, that with it is a function of seed and epoch alone.
+The order stays a function of seed and epoch alone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ REMOTE_WINDOW = 16  # shards
 
 
 def resolve_window(asked: int | Literal["auto"], examples: Examples) -> int:
-    """The window in shards, 0 for none; auto: REMOTE_WINDOW of shards from elsewhere, else none.
+    """The window in shards, 0 for none; auto: REMOTE_WINDOW for remote shards, else none.
 
-    Raises UserError where it means nothing, and where the cache cannot hold it.
+    Raises UserError if the images are not shards, or if the cache cannot hold the window.
     """
     if not isinstance(examples, ShardedExamples):
         if asked in (0, "auto"):
@@ -42,7 +42,7 @@ def resolve_window(asked: int | Literal["auto"], examples: Examples) -> int:
 
 
 def reading_order(examples: Examples, config: DataConfig, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch by all options that decide on it, int64 [n]. Raises UserError."""
+    """An epoch's order by all options that affect it, int64 [n]. Raises UserError."""
     if config.balance:
         order = balanced_order(seed, epoch, examples.strata, config.balance)
     else:
@@ -56,11 +56,12 @@ def reading_order(examples: Examples, config: DataConfig, seed: int, epoch: int)
 def windowed(
     order: np.ndarray, shard_of: np.ndarray, window: int, seed: int, epoch: int
 ) -> np.ndarray:
-    """`order`, int64 [n], sorted anew so that an image is among those of `window` other shards.
+    """`order`, int64 [n], reordered so that each image is mixed with those of `window` other
 
-    `shard_of` [n] is each one's shard. Shards take turns, shuffled; an image of the shard whose
-    turn is s stands at random between s and s + window, so that no more than window + 1 shards
-    are begun and not yet done. In the first and last windows the order is that of `order`.
+    shards.
+    `shard_of` [n] is each image's shard. Shards are shuffled; the images of the s-th get random
+    places between s and s + window, so that at most window + 1 shards are open at a time. In the
+    first and last windows images keep the order of `order`.
     """
     _, own = np.unique(shard_of, return_inverse=True)
     shards = int(own.max(initial=-1)) + 1

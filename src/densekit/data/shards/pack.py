@@ -1,8 +1,8 @@
-"""`densekit data pack`: images and labels into shards of equal numbers, and the index of them.
+"""`densekit data pack`: packs images and labels into shards of equal size, with an index.
 
-A shard is whole or not there, so the same command goes on after a kill; every shard is read again
-for the index, what was there before included. Images of training are spread over the shards by a
-fixed permutation, since a window of shards is to hold all classes; the index keeps their order.
+Shards are written atomically, so the same command resumes after a kill; every shard, old or new, is
+read again for the index. Training images are spread over the shards by a fixed permutation, since
+a window of shards should hold all classes; the index keeps their order.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ from densekit.progress import bar
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What is asked; a command that goes on has to ask for the same."""
+    """The options of a pack, which a resuming command has to repeat."""
 
     shard_images: int = 1024
-    """In each shard but the last."""
+    """Images in each shard but the last."""
     resize: int | None = None
-    """Pixels of the short side that larger images are shrunk to; None: files stay as they are."""
+    """Short side in pixels that larger images are shrunk to; None: files are kept unchanged."""
     quality: int = 90
-    """Of JPEG, for images that are shrunk."""
+    """JPEG quality of shrunk images."""
     shuffle: bool = True
     """Whether images are spread over the shards; False: in the order of the list."""
 
 
 class Packed(NamedTuple):
-    """What is there at the end."""
+    """The result of a pack."""
 
     split: str
     images: int
     shards: int
     bytes: int
-    """Of the shards."""
+    """Total size of the shards."""
     written: int
-    """Shards that this command wrote; the others were there."""
+    """Shards that this command wrote; the others existed."""
     seconds: float
 
 
@@ -80,8 +80,8 @@ def pack_splits(
     options: PackOptions,
     threads: int | None = None,
 ) -> tuple[list[Packed], list[str]]:
-    """Packs `source` as `split`; None: both of a whole data set, else training. Training images
-    are spread over the shards, others are not. Also notes on how they were read. Raises UserError.
+    """Packs `source` as `split`; None: both splits of a data set, else training. Only training
+    images are spread over the shards. Also returns notes on how they were read. Raises UserError.
     """
     labels: Task | None = next((each for each in get_args(Task) if each == task), None)
     one: Side | None = next((each for each in get_args(Side) if each == split), None)
@@ -130,7 +130,7 @@ def _held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as busy:
-        raise UserError(f"{folder}: another command packs into this folder") from busy
+        raise UserError(f"{folder}: another command is packing into this folder") from busy
     try:
         yield
     finally:
@@ -155,18 +155,18 @@ class _Job:
         return {**asdict(self.options), "images": self.examples.digest()}
 
     def begin(self) -> None:
-        """Looks at what is there, and writes what is planned. Raises UserError for another's."""
+        """Checks the folder and writes the plan. Raises UserError if it holds anything else."""
         before = self._planned_before()
         if before is None:
             stranger = next(self.folder.glob(f"{self.split}-*{TAR_SUFFIX}"), None)
             if stranger is not None:
                 raise UserError(
-                    f"{stranger}: is there already, from elsewhere; pack into another folder"
+                    f"{stranger}: exists already and was not packed here; pack into another folder"
                 )
             write_atomically(self.plan_file, json.dumps(self.plan, indent=2).encode())
             return
         changed = [
-            "the images or labels are others"
+            "the images or labels differ"
             if key == "images"
             else f"{key} was {before.get(key)} and is now {value}"
             for key, value in self.plan.items()
@@ -174,7 +174,7 @@ class _Job:
         ]
         if changed:
             raise UserError(
-                f"{self.folder}: holds {self.split} shards that were packed otherwise: "
+                f"{self.folder}: holds {self.split} shards packed with other settings: "
                 f"{'; '.join(changed)}; pack into another folder, or remove them"
             )
         remove_left_over(self.folder)
@@ -189,7 +189,7 @@ class _Job:
         return json.loads(self.plan_file.read_text())
 
     def shard(self, number: int) -> tuple[Shard, np.ndarray, bool]:
-        """The shard, the places of its images, and whether it was written now. Raises UserError."""
+        """The shard, its images' positions, and whether it was written now. Raises UserError."""
         per = self.options.shard_images
         images = self.order[number * per : (number + 1) * per].tolist()
         file = self.folder / f"{self.split}-{number:06d}{TAR_SUFFIX}"
@@ -200,7 +200,7 @@ class _Job:
         shard, members = _places(file, number, [_key(index) for index in images])
         if not fresh and shard.sha256 != self.known.get(shard.name, shard.sha256):
             raise UserError(
-                f"{file}: is damaged: its SHA-256 is not the one in {self.index_file.name}; remove "
+                f"{file}: is corrupt: its SHA-256 is not the one in {self.index_file.name}; remove "
                 f"it and pack again"
             )
         return shard, members, fresh
@@ -218,7 +218,7 @@ class _Job:
         return _key(index), suffix, found.content, _labels_of(self.examples.labels[index])
 
     def index(self, shards: tuple[Shard, ...], in_shards: np.ndarray) -> ShardIndex:
-        """Of the members in the order of the shards."""
+        """The index, from the members in the order of the shards."""
         members = np.empty_like(in_shards)
         members[self.order] = in_shards
         examples = self.examples
@@ -247,14 +247,14 @@ def _labels_of(own: np.ndarray) -> ImageLabels:
 
 
 def _places(file: Path, number: int, keys: list[str]) -> tuple[Shard, np.ndarray]:
-    """What the index says of a shard that was written. Raises UserError where it holds others."""
+    """A written shard's entries for the index. Raises UserError if it holds other images."""
     with (
         file.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
         samples = list(read_samples(opened, str(file)))
         if [sample.key for sample in samples] != keys:
-            raise UserError(f"{file}: holds other images than it should; remove it and pack again")
+            raise UserError(f"{file}: holds other images than planned; remove it and pack again")
         members = np.empty(len(samples), MEMBER)
         for row, (_, _, offset, size, _) in zip(members, samples, strict=True):
             row["offset"], row["size"], row["shard"] = offset, size, number

@@ -1,4 +1,4 @@
-"""Where the bytes of shards come from: files of this machine, or a store by way of the cache."""
+"""Reads shards: local files, or object storage through the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from densekit.data.shards.index import Shard
 from densekit.data.shards.spec import in_folder
 from densekit.remote import NotThere, apart, facts_of, is_url, read_range, read_url
 
-ASKED_AT_ONCE = 32  # requests for the facts of shards
+ASKED_AT_ONCE = 32  # parallel requests for the sizes of shards
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ShardPlace:
         return in_folder(self.folder, shard.name)
 
     def read(self, shard: Shard, offset: int, size: int, whole: bool) -> bytes:
-        """`size` bytes of a shard, fewer at its end; `whole`: more of it will be asked for.
+        """`size` bytes of a shard, fewer at its end; `whole`: more of it will be read.
 
-        Raises UserError; UnreadableImage where it is this machine's.
+        Raises UserError, and UnreadableImage for a local shard.
         """
         name = self.name(shard)
         if not self.is_remote:
@@ -50,23 +50,23 @@ class ShardPlace:
         if not whole and not self.cache.has(name, shard):
             return apart(lambda: read_range(name, offset, size))
         while (file := self.cache.fetched(name, shard)) is not None:
-            with contextlib.suppress(FileNotFoundError):  # it made room for another
+            with contextlib.suppress(FileNotFoundError):  # it was evicted
                 return _read_part(file, offset, size)
         return apart(lambda: read_range(name, offset, size))
 
     def file(self, shard: Shard) -> Path:
-        """All of it, on this machine. Raises UserError."""
+        """The whole shard as a local file. Raises UserError."""
         name = self.name(shard)
         file = self.cache.fetched(name, shard) if self.is_remote else Path(name)
         if file is None:
             raise UserError(
-                f"{self.cache.folder}: is full of shards that other runs read; raise "
+                f"{self.cache.folder}: is full of shards that other runs use; raise "
                 f"data.cache_gib={self.cache.limit / 2**30:g}, or name another data.cache_dir"
             )
         return file
 
     def content(self, name: str) -> bytes | None:
-        """Another file of the folder; None if it is not there. Raises UserError."""
+        """The content of another file of the folder; None if it is missing. Raises UserError."""
         place = in_folder(self.folder, name)
         try:
             return apart(lambda: read_url(place)) if self.is_remote else Path(place).read_bytes()
@@ -76,7 +76,7 @@ class ShardPlace:
             raise UserError(f"{place}: cannot be read: {error.strerror}") from error
 
     def shards(self, names: tuple[str, ...]) -> tuple[Shard, ...]:
-        """What is known of shards without an index. Raises UserError."""
+        """Size and version of shards without an index. Raises UserError."""
         places = [in_folder(self.folder, name) for name in names]
         if self.is_remote:
             facts = apart(lambda: _facts(places))

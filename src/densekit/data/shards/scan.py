@@ -1,6 +1,6 @@
-"""The index of shards that have none, such as other programs' WebDataset: from their headers.
+"""Indexes shards that have no index, such as other programs' WebDataset, from their headers.
 
-It is made once, and kept in the cache's folder until a shard changes.
+The index is made once, and kept in the cache's folder until a shard changes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def scanned(spec: ShardSpec, place: ShardPlace) -> ShardIndex:
 
 
 def _label_array(samples: Sequence[TarSample], origin: str) -> np.ndarray:
-    """int64 [n], or int8 [n, K]. Raises UserError where only some have several classes."""
+    """int64 [n], or int8 [n, K]. Raises UserError if only some images have several classes."""
     single = [sample.labels for sample in samples if isinstance(sample.labels, int)]
     several = [sample.labels for sample in samples if not isinstance(sample.labels, int)]
     if single and several:

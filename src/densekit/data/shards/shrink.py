@@ -1,4 +1,4 @@
-"""Images as `densekit data pack` stores them: with a suffix, and if asked smaller."""
+"""Images as `densekit data pack` stores them: with a suffix, and optionally shrunk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def suffix_of(found: Content) -> str:
-    """The file's own in small letters, else that of its format. Raises UnreadableImage."""
+    """The file's suffix in lower case, else that of its format. Raises UnreadableImage."""
     own = os.path.splitext(found.name)[1].lower()  # noqa: PTH122 (a million of them)
     if own in image_suffixes():
         return own
@@ -28,9 +28,9 @@ def suffix_of(found: Content) -> str:
 
 
 def shrunk(found: Content, side: int, quality: int) -> bytes | None:
-    """The image as JPEG with a short side of `side` pixels; None where it is no larger.
+    """The image as JPEG with a short side of `side` pixels; None if it is no larger.
 
-    Upright, without its EXIF data. Raises UnreadableImage.
+    Rotated upright, without EXIF data. Raises UnreadableImage.
     """
     try:
         with Image.open(io.BytesIO(found.content)) as header:

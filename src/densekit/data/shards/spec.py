@@ -1,4 +1,4 @@
-"""What a user writes for shards: `s3://bucket/train-{000000..001023}.tar`, or their index."""
+"""Parses how users name shards: `s3://bucket/train-{000000..001023}.tar`, or their index."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ShardSpec:
     folder: str
     """A path, or a URL."""
     names: tuple[str, ...]
-    """Of the shards; empty for an index, which says them itself."""
+    """The shards' file names; empty if the index names them."""
     index_name: str
-    """Of the index, whether or not there is one."""
+    """The index's file name, whether or not it exists."""
 
     @property
     def origin(self) -> str:
@@ -35,7 +35,8 @@ class ShardSpec:
         return f"{first} ... {self.names[-1]}" if len(self.names) > 1 else first
 
     def exists(self) -> bool:
-        """Whether the first shard or the index is there; that of a URL is asked for later."""
+        """Whether the first shard or the index exists; always true for a URL, which is checked
+        later."""
         return is_url(self.folder) or Path(self.origin.partition(" ... ")[0]).is_file()
 
 
@@ -45,12 +46,10 @@ def is_shards(spec: str) -> bool:
 
 
 def parse_shards(spec: str) -> ShardSpec:
-    """`spec` with its braces taken apart. Raises UserError."""
+    """`spec` with its braces expanded. Raises UserError."""
     folder, name = os.path.split(spec.removeprefix(LOCAL))
     if "{" in folder:
-        raise UserError(
-            f"{spec}: braces go into the name of the file: train-{{000000..000012}}.tar"
-        )
+        raise UserError(f"{spec}: braces belong in the file name: train-{{000000..000012}}.tar")
     if name.endswith(INDEX_SUFFIX):
         return ShardSpec(folder, (), name)
     names = tuple(_expanded(name, spec))

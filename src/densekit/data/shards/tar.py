@@ -1,7 +1,8 @@
-"""The members of a shard: a tar file as WebDataset has them.
+"""Reads and writes shards: tar files in WebDataset's form.
 
-Consecutive members of one key are a sample: `cat/17.jpg` and `cat/17.cls` have the key `cat/17`,
-which ends at the first dot of the name. `.cls` holds a label in digits; `.json` one, or several.
+Consecutive members with the same key are a sample: `cat/17.jpg` and `cat/17.cls` have the key
+`cat/17`, which ends at the first dot of the name. `.cls` holds a label in digits; `.json` holds one
+or several.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from densekit.data.folders import image_suffixes
 from densekit.data.listing import is_label
 
 ImageLabels = int | tuple[frozenset[int], frozenset[int]]
-"""The class; or of several the classes that are there, and those of which it is unknown."""
+"""The class; for multilabel, the present and the unknown classes."""
 
 
 class TarSample(NamedTuple):
@@ -26,9 +27,9 @@ class TarSample(NamedTuple):
 
     key: str
     suffix: str
-    """Of the image, with its dot."""
+    """The image's suffix, with its dot."""
     offset: int
-    """Of its first byte in the shard."""
+    """Of the image's first byte in the shard."""
     size: int
     """Bytes."""
     labels: ImageLabels
@@ -42,7 +43,7 @@ class _Member(NamedTuple):
 
 
 def write_samples(file: BinaryIO, samples: Iterable[tuple[str, str, bytes, ImageLabels]]) -> None:
-    """Key, suffix, content and labels of each. The same samples give the same bytes."""
+    """Writes samples of (key, suffix, content, labels). Equal samples give equal bytes."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for key, suffix, content, labels in samples:
             _add(tar, f"{key}{suffix}", content)
@@ -63,9 +64,9 @@ def _label_member(key: str, labels: ImageLabels) -> tuple[str, bytes]:
 
 
 def read_samples(file: BinaryIO, name: str) -> Iterator[TarSample]:
-    """The samples of a shard, which errors call `name`, by its headers and labels alone.
+    """The samples of a shard, from its headers and labels alone; `name` is for messages.
 
-    Raises UserError, with shard and key, for what is damaged, cut off, or no sample.
+    Raises UserError, with shard and key, if it is corrupt, truncated, or not of this form.
     """
     for key, group in itertools.groupby(_members(file, name), lambda member: member.key):
         members = list(group)
@@ -88,7 +89,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[_Member]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 if member.offset_data + member.size > size:
-                    raise UserError(f"{name}: is cut off in {member.name}; {_REMEDY}")
+                    raise UserError(f"{name}: is truncated in {member.name}; {_REMEDY}")
                 last = member.name
                 folder, slash, base = last.rpartition("/")
                 stem, dot, suffix = base.partition(".")
@@ -96,11 +97,11 @@ def _members(file: BinaryIO, name: str) -> Iterator[_Member]:
             file.seek(tar.offset)
         end = file.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise UserError(f"{name}: is damaged after {last}: {error}; {_REMEDY}") from error
-    # tarfile takes a missing or damaged header for the end, which is a block of zeros
+        raise UserError(f"{name}: is corrupt after {last}: {error}; {_REMEDY}") from error
+    # tarfile takes a missing or corrupt header for the end of the archive, a block of zeros
     if any(end) or len(end) < tarfile.BLOCKSIZE:
         raise UserError(
-            f"{name}: is {'damaged' if any(end) else 'cut off'} after {last}; {_REMEDY}"
+            f"{name}: is {'corrupt' if any(end) else 'truncated'} after {last}; {_REMEDY}"
         )
 
 
