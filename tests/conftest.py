@@ -6,12 +6,18 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import torch
 
-from runs import Runs, write_digits
+if TYPE_CHECKING:  # pytest-xdist's main process runs no test: it need not import torch
+    from runs import Runs
+
+# OpenMP's threads that wait for one another spin, and so take the core that the awaited one needs
+# when more of them compute than there are cores: small networks took 20 times as long. Read when
+# torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # no timing assertions: a machine under load draws and runs examples slowly
 hypothesis.settings.register_profile(
@@ -42,6 +48,8 @@ def test_data() -> Path:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Starts real runs; what is still alive at the end is killed."""
+    from runs import Runs, write_digits
+
     made = Runs(write_digits(tmp_path_factory.mktemp("digits")), tmp_path_factory.mktemp("runs"))
     yield made
     made.close()
@@ -54,6 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Files that start runs come first: pytest-xdist deals files out in this order, and a long one at
     the end would leave the other processes idle.
     """
+    import torch
+
     can = {
         "gpu": torch.cuda.is_available(),
         "interpreted": os.environ.get("TRITON_INTERPRET") == "1",

@@ -1,4 +1,7 @@
-"""MLflow and Weights & Biases themselves, and runs that are killed: every step once, none lost."""
+"""MLflow and Weights & Biases themselves, and runs that are killed: every step once, none lost.
+
+Both are imported where they are used: each test process loads every file.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,19 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
 import pytest
 from test_tracking import rows, scalars
-from wandb.proto.wandb_internal_pb2 import Record
-from werkzeug.serving import make_server
 
 from densekit.training.recipe import load_recipe
 from densekit.training.run_folder import RunFolder
 from densekit.training.trackers import MLflow
 from runs import FORKS, STEPS, WAIT, Options, Runs, Started, free_port, lines, numbers
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from wandb.proto.wandb_internal_pb2 import Record
 
 slow = pytest.mark.slow
 Series = dict[str, list[tuple[int, float]]]
@@ -80,11 +84,17 @@ def finish(runs: Runs, folder: Path, options: Options) -> str:
 # MLflow -------------------------------------------------------------------------------------
 
 
+def client(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store; making it takes MLflow ten seconds."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    mlflow.MlflowClient(tracking_uri=uri).search_experiments()
+    client(uri).search_experiments()
     return uri
 
 
@@ -97,11 +107,11 @@ def store(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def in_mlflow(uri: str, folder: Path) -> Series:
     known = MLflow(folder, load_recipe("quickstart"))._known.read()
     assert known is not None
-    client = mlflow.MlflowClient(tracking_uri=uri)
+    told = client(uri)
     return {
-        name: sorted((each.step, each.value) for each in client.get_metric_history(run, name))
+        name: sorted((each.step, each.value) for each in told.get_metric_history(run, name))
         for run in [known["run"]]
-        for name in client.get_run(run).data.metrics
+        for name in told.get_run(run).data.metrics
         if name != "rows"
     }
 
@@ -127,6 +137,7 @@ def serve(uri: str, port: int) -> None:
     os.environ["_MLFLOW_SERVER_FILE_STORE"] = uri
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
     from mlflow.server import app
+    from werkzeug.serving import make_server
 
     make_server("127.0.0.1", port, app, threaded=True).serve_forever()
 
@@ -147,7 +158,7 @@ def test_mlflow_has_the_rows_the_recipe_and_the_state(store: str, tmp_path: Path
     again.send(log[200:])
     again.close(finished=True)
     assert in_mlflow(store, tmp_path) == {"train/loss": [(n, 1 / n) for n in range(1, 301)]}
-    run = mlflow.MlflowClient(tracking_uri=store).get_run(again._run)
+    run = client(store).get_run(again._run)
     assert run.info.status == "FINISHED"
     assert run.data.params["data.batch_size"] == str(recipe.data.batch_size)
     assert run.data.params["loop.epochs"] == str(recipe.loop.epochs)
@@ -224,6 +235,8 @@ def test_a_server_that_is_not_there_is_refused_before_the_first_step(
 
 def records(file: Path) -> Iterator[Record]:
     """Of W&B's own file: blocks of 32 KiB, in them pieces with checksum, length and kind."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     content, position, whole = file.read_bytes(), 7, b""
     while position + 7 <= len(content):
         left = 32768 - position % 32768

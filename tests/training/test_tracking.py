@@ -1,4 +1,7 @@
-"""loop.track: what follows the log is told each row once, whatever fails, and stops nothing."""
+"""loop.track: what follows the log is told each row once, whatever fails, and stops nothing.
+
+TensorBoard's reader is imported where it is used: each test process loads every file.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from densekit.config import ConfigSource, Tree, UserError, build
 from densekit.config.trees import replace_value
@@ -201,9 +204,16 @@ def test_a_missing_library_is_named_and_so_is_what_to_install(
 # TensorBoard --------------------------------------------------------------------------------
 
 
+def viewer_of(folder: Path) -> Any:
+    """TensorBoard's own reader of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+
+
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Of all event files of a run, as TensorBoard shows them."""
-    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    found = viewer_of(folder)
     return {
         tag: [(each.step, each.value) for each in found.Scalars(tag)]
         for tag in found.Tags()["scalars"]
@@ -228,7 +238,7 @@ def test_a_viewer_that_is_open_takes_back_what_it_had(tmp_path: Path) -> None:
     first = TensorBoard(tmp_path, recipe)
     first.open()
     first.send(log)
-    viewer = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    viewer = viewer_of(tmp_path)
     assert len(viewer.Scalars("train/loss")) == 9
     second = TensorBoard(tmp_path, recipe)
     second.open()
