@@ -43,7 +43,7 @@ from densekit.training.state import step_of
 TRAIN, VAL = 130, 43  # at batch 24 an epoch ends with a batch of 10
 STEPS_PER_EPOCH, EPOCHS = 6, 2
 STEPS = STEPS_PER_EPOCH * EPOCHS
-WAIT = 120.0  # seconds before a test gives up on a process
+WAIT = 400.0  # seconds before a test gives up on a process, on a machine that others load too
 Options = dict[str, Any]
 Streams = tuple[Path, Path]
 """The files that a process appends to what it writes to stdout and stderr."""

@@ -88,9 +88,10 @@ def test_kills_must_fall_into_writes_and_repeat_few_steps(soak: ModuleType) -> N
 
 
 @pytest.mark.slow
-def test_six_kills() -> None:
+def test_three_kills() -> None:
+    """Of one run; that its kills fall at random is what test_resume.py does at length."""
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--kills", "6"], capture_output=True, text=True, timeout=1200
+        [sys.executable, SCRIPT, "--kills", "3"], capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout

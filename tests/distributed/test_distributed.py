@@ -32,7 +32,7 @@ from densekit.precision import Precision
 from densekit.training.loss import make_loss
 from densekit.training.recipe import LoopConfig
 from densekit.training.step import SUMS, Learner, train_step
-from runs import Runs
+from runs import WAIT, Runs
 from runs import digits as all_digits
 
 slow = pytest.mark.slow
@@ -102,7 +102,7 @@ def train(digits: Path, case: Case, dtype: torch.dtype, steps: int) -> Found:
 
 def train_all(digits: Path, cases: list[Case], steps: int, results: Path) -> None:
     torch.set_num_threads(1)
-    distributed.start(CPU, timeout=60)
+    distributed.start(CPU, timeout=WAIT)
     found = {
         (case, dtype): train(digits, case, dtype, steps)
         for case in cases
@@ -271,7 +271,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def count_all(root: Path, workers: int, results: Path) -> None:
     torch.set_num_threads(1)
-    distributed.start(CPU, timeout=60)
+    distributed.start(CPU, timeout=WAIT)
     preprocessing = Preprocessing(channels=1, resize=None, crop=28, mean=(0.13,), std=(0.31,))
     model = make_learner(torch.float32).model
     examples = read_list(root / "list.txt", root)
@@ -314,7 +314,7 @@ def test_evaluation_counts_each_image_once(
 
 def talk(results: Path) -> None:
     """What the small collectives give."""
-    distributed.start(CPU, timeout=60)
+    distributed.start(CPU, timeout=WAIT)
     rank = distributed.rank()
 
     def fail_on(*bad: int) -> Callable[[], int]:
@@ -367,7 +367,7 @@ def test_small_collectives(runs: Runs, tmp_path: Path) -> None:
 def layout(results: Path) -> None:
     """Two equal backward passes straight after `wrap`."""
     torch.set_num_threads(1)
-    distributed.start(CPU, timeout=60)
+    distributed.start(CPU, timeout=WAIT)
     learner = make_learner(torch.float32)
     model = learner.model
     before = {name: value.clone() for name, value in model.state_dict().items()}

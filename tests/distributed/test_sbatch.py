@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from densekit.training.state import step_of
-from runs import Options, Runs, assert_same_run, free_port, last_step, states, wait_for
+from runs import WAIT, Options, Runs, assert_same_run, free_port, last_step, states, wait_for
 
 SBATCH = Path(__file__).parents[2] / "docs" / "slurm.sbatch"
 RANKS = 2
@@ -83,14 +83,14 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue(
     wait_for(lambda: last_step(tmp_path / "run") >= 3, first)
     for pid in Path(slurm["PIDS"]).read_text().split():
         os.kill(int(pid), signal.SIGTERM)  # --signal=TERM@300 reaches every task of a step
-    output, _ = first.communicate(timeout=90)
+    output, _ = first.communicate(timeout=WAIT)
     assert first.returncode == 75, output
     assert Path(slurm["ASKED"]).read_text() == f"requeue {slurm['SLURM_JOB_ID']}"
     assert step_of(states(tmp_path / "run")[-1]) == last_step(tmp_path / "run")
 
     Path(slurm["ASKED"]).unlink()
     second = job(runs, slurm, tmp_path / "run")
-    output, _ = second.communicate(timeout=90)
+    output, _ = second.communicate(timeout=WAIT)
     assert second.returncode == 0, output
     assert not Path(slurm["ASKED"]).exists(), "a finished run is not queued again"
     assert_same_run(tmp_path / "run", runs.whole(ranks=RANKS))
@@ -99,7 +99,7 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue(
 @pytest.mark.slow
 def test_a_mistake_ends_the_job(runs: Runs, slurm: dict[str, str], tmp_path: Path) -> None:
     wrong = job(runs, slurm, tmp_path / "run", {"data.root": tmp_path / "nowhere"})
-    output, _ = wrong.communicate(timeout=90)
+    output, _ = wrong.communicate(timeout=WAIT)
     assert wrong.returncode == 2, output
     assert not Path(slurm["ASKED"]).exists()
 

@@ -28,7 +28,7 @@ from densekit.models import artifact
 from densekit.models.artifact import ArtifactConfig, Described
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.precision import Precision, resolve
-from runs import Runs
+from runs import WAIT, Runs
 from runs import digits as all_digits
 
 N = 97
@@ -366,7 +366,7 @@ def evaluate_on_this_rank(best: Path, digits: Path) -> None:
     """Each rank leaves what it found."""
     torch.set_num_threads(1)
     precision = resolve("cpu", "fp32")
-    distributed.start(precision.device, timeout=60)
+    distributed.start(precision.device, timeout=WAIT)
     opened = open_path(str(best))
     found = [
         evaluate_source(opened, precision, batch_size=b, workers=0, **BY_GROUP)

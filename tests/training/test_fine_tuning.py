@@ -25,6 +25,7 @@ from densekit.training.recipe import load_recipe
 from densekit.training.step import create_learner, train_step
 from runs import Options, Runs, assert_same_run, last_step
 
+slow = pytest.mark.slow
 STAGES = ["stem", "block1", "transition1", "block2", "transition2", "block3", "norm5"]
 GRADUAL: Options = {"loop.epochs": 4, "optim.head_epochs": 1, "optim.unfreeze_epochs": 1}
 
@@ -153,16 +154,20 @@ def test_what_is_frozen_stands_still_and_then_moves(op: str) -> None:
     assert learner.model.frozen_to == "norm5"
 
 
-def test_a_killed_run_ends_as_it_would_have(runs: Runs, tmp_path: Path) -> None:
-    """Within each phase, and once more right after a part has joined."""
-    for step in (4, 7, 14, 20):
+@pytest.mark.parametrize("kills", [(7, 20), pytest.param((4, 7, 14, 20), marks=slow)])
+def test_a_killed_run_ends_as_it_would_have(
+    runs: Runs, tmp_path: Path, kills: tuple[int, ...]
+) -> None:
+    """Right after a part has joined and after all have; within each phase."""
+    for step in kills:
         runs.kill(tmp_path / "run", step, GRADUAL)
     runs.train(tmp_path / "run", GRADUAL)
     assert_same_run(tmp_path / "run", runs.whole(GRADUAL))
 
 
-def test_two_ranks_go_on_alike(runs: Runs, tmp_path: Path) -> None:
-    for step in (4, 9, 14):
+@pytest.mark.parametrize("kills", [(9,), pytest.param((4, 9, 14), marks=slow)])
+def test_two_ranks_go_on_alike(runs: Runs, tmp_path: Path, kills: tuple[int, ...]) -> None:
+    for step in kills:
         runs.kill(tmp_path / "run", step, GRADUAL, ranks=2)
     runs.train(tmp_path / "run", GRADUAL, ranks=2)
     assert_same_run(tmp_path / "run", runs.whole(GRADUAL, ranks=2))

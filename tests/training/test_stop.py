@@ -20,6 +20,7 @@ from densekit.stop import StopRequest
 from densekit.training.state import step_of
 from runs import (
     STEPS,
+    WAIT,
     Options,
     Runs,
     Started,
@@ -118,11 +119,11 @@ def test_the_command_as_a_user_starts_it(
     process = runs.command(tmp_path / "run", {"data.workers": 2})
     wait_for(lambda: last_step(tmp_path / "run") >= 3, process)
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 75, output
     assert "the same command goes on" in output
     process = runs.command(tmp_path / "run", {"data.workers": 2})
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=WAIT) == 0
     assert_same_run(tmp_path / "run", runs.whole())
 
 
@@ -146,12 +147,12 @@ def test_what_torchrun_makes_of_it(runs: Runs, tmp_path: Path) -> None:
     process = runs.command(tmp_path / "run", launcher=torchrun(2))
     wait_for(lambda: last_step(tmp_path / "run") >= 3, process)
     os.kill(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 1, output
     assert "stopped after step" in output
     assert step_of(states(tmp_path / "run")[-1]) == last_step(tmp_path / "run")
     process = runs.command(tmp_path / "run", launcher=torchrun(2))
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, output
     assert_same_run(tmp_path / "run", runs.whole(ranks=2))
 
@@ -163,7 +164,7 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed(runs: Runs, tmp_path: Pat
     ranks = children(process.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, output
     assert_same_run(tmp_path / "run", runs.whole(ranks=2))
 
@@ -171,8 +172,8 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed(runs: Runs, tmp_path: Pat
 # A rank that fails --------------------------------------------------------------------------
 
 
-def failed(process: subprocess.Popen[str], timeout: float) -> str:
-    output, _ = process.communicate(timeout=timeout)
+def failed(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 1, output
     return " ".join(output.split())
 
@@ -221,7 +222,7 @@ def test_torchrun_shows_the_error_of_the_rank_that_raised(
 ) -> None:
     root, name = spoilt
     options: Options = {"data.root": root, "data.check_files": 0, "data.cache": "off"}
-    said = failed(runs.command(tmp_path / "run", options, torchrun(2)), timeout=60)
+    said = failed(runs.command(tmp_path / "run", options, torchrun(2)))
     assert f"{name}: is not an image" in said
     assert "train_list.txt:130" in said
 
@@ -233,7 +234,7 @@ def test_a_first_rank_that_stands_still_is_named(runs: Runs, tmp_path: Path) -> 
     process = runs.command(tmp_path / "run", {"loop.rank_timeout": 5}, torchrun(2))
     wait_for(lambda: last_step(tmp_path / "run") >= 3, process)
     os.kill(children(process.pid)[0], signal.SIGSTOP)
-    said = failed(process, timeout=120)
+    said = failed(process)
     assert re.search("rank 1 stops: rank 0 (died, or stands still|is stuck)", said)
 
 
@@ -242,8 +243,8 @@ def test_a_rank_that_stands_still_is_named(runs: Runs, tmp_path: Path) -> None:
     started = runs.start(tmp_path / "run", {"loop.rank_timeout": 5}, ranks=3)
     assert started.until_step(3)
     started.send(signal.SIGSTOP, 1)
-    started.processes[0].join(60)
-    started.processes[2].join(60)
+    started.processes[0].join(WAIT)
+    started.processes[2].join(WAIT)
     assert started.processes[0].exitcode == started.processes[2].exitcode == 3
     said = " ".join(started.output.split())
     assert re.search("rank 0 stops: rank 1 (died, or stands still|is stuck)", said), said
