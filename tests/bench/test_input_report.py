@@ -18,6 +18,9 @@ from densekit.data.config import DataConfig
 from densekit.data.listing import Examples
 from densekit.data.splits import open_examples
 
+# torchvision.io is deprecated, and says so at every image; it stays what users read files with
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
