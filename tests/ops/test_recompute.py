@@ -168,9 +168,12 @@ def test_it_has_the_second_derivative() -> None:
     torch.testing.assert_close(*found)
 
 
-def test_torch_compile_cannot_trace_it() -> None:
-    """Its checkpoints close over their layer, and dynamo says so; lean and reference are traced."""
+def test_torch_compile_leaves_its_blocks_as_they_are() -> None:
+    """Nor are they in one graph, which torch says; lean and reference are."""
     torch.compiler.reset()
-    model = torch.compile(network("recompute"), backend="eager", fullgraph=True)
-    with pytest.raises(RuntimeError, match="checkpoint not implemented"):
-        model(images())
+    model = network("recompute")
+    found = torch.compile(model, backend="eager")(images())
+    torch.testing.assert_close(found, network("reference")(images()))
+    torch.compiler.reset()
+    with pytest.raises(RuntimeError, match=r"use model\.op=reference"):
+        torch.compile(model, backend="eager", fullgraph=True)(images())

@@ -381,19 +381,6 @@ def test_functional_call_takes_the_weights_that_it_is_given() -> None:
         assert torch.equal(a, b)
 
 
-def test_torch_func_needs_the_reference() -> None:
-    """torch says that itself; there is no remedy of ours in its message."""
-
-    def loss(model: DenseNet) -> Callable[[dict[str, Tensor]], Tensor]:
-        return lambda given: torch.func.functional_call(model, given, images()).square().sum()
-
-    lean, reference = network("lean"), network("reference").eval()
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.grad(loss(lean))(dict(lean.named_parameters()))
-    found = torch.func.grad(loss(reference))(dict(reference.named_parameters()))
-    assert all(grad.abs().sum() > 0 for grad in found.values())
-
-
 def test_checkpointing_a_whole_network_is_served() -> None:
     """Two forward passes: running statistics move twice, as with any module under a checkpoint."""
     own, checked = network("lean"), network("lean")

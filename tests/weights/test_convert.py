@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from networks import TINY, densenet121, tiny, write_keras_by_order, write_paddle
+from PIL import Image
 from torch import Tensor
 
 from densekit.cli import main as cli
@@ -20,7 +21,8 @@ from densekit.infer import model as source
 from densekit.infer.classifier import load
 from densekit.models import artifact
 from densekit.models.artifact import Preprocessing
-from densekit.models.variants import VARIANTS
+from densekit.models.densenet import DenseNet
+from densekit.models.variants import VARIANTS, ModelConfig, create
 from densekit.weights import published, weights_file
 from densekit.weights.convert import ConvertOptions, convert
 
@@ -226,23 +228,64 @@ def test_a_file_of_preprocessing(file: Path, known: ConvertOptions, tmp_path: Pa
         )
 
 
-def test_xrays_are_multilabel(tmp_path: Path) -> None:
-    grey = tiny(num_classes=18, in_channels=1)
+XRAYS = ConvertOptions(preprocessing="torchxrayvision", classes="torchxrayvision")
+
+
+@pytest.fixture
+def grey() -> DenseNet:
+    return tiny(num_classes=18, in_channels=1)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_xrays_are_multilabel(grey: DenseNet, tmp_path: Path, kind: type) -> None:
+    """What a file's bits can hold is -1024..1024, in torchxrayvision's own words."""
     torch.save(grey.state_dict(), tmp_path / "x.pth")
-    options = ConvertOptions(preprocessing="torchxrayvision", classes="torchxrayvision")
-    convert(str(tmp_path / "x.pth"), str(tmp_path / "x"), options)
-    classifier = load(tmp_path / "x", device="cpu")
+    convert(str(tmp_path / "x.pth"), str(tmp_path / "x"), XRAYS)
+    classifier, most = load(tmp_path / "x", device="cpu"), np.iinfo(kind).max
     assert classifier.task == "multilabel"
-    pixels = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
-    (row,) = classifier.predict([pixels], topk=18)
-    scaled = (2 * (torch.from_numpy(pixels) / 255) - 1) * 1024  # torchxrayvision's own words
+    pixels = np.random.default_rng(0).integers(0, most, (224, 224), kind, endpoint=True)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    (row,) = classifier.predict([tmp_path / "x.png"], topk=18)
+    scaled = (2 * (torch.from_numpy(pixels.astype(np.float32)) / most) - 1) * 1024
     with torch.inference_mode():
         wanted = grey(scaled[None, None]).sigmoid()[0]
     found = torch.zeros(18)
     for answer in row["topk"]:
         found[answer["class"]] = answer["prob"]
         assert answer["label"] == published.XRAY_CLASSES[answer["class"]]
+        assert "positive" not in answer
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_operating_points_are_the_thresholds(grey: DenseNet, tmp_path: Path) -> None:
+    """NaN: the finding was not trained, which is said."""
+    points = torch.linspace(0.01, 0.18, 18).double()
+    points[[3, 17]] = torch.nan
+    torch.save({**grey.state_dict(), "op_threshs": points}, tmp_path / "x.pth")
+    said = convert(str(tmp_path / "x.pth"), str(tmp_path / "x"), XRAYS)
+    assert "none for outputs 3, 17, on whose findings these weights were not trained" in said[-1]
+    thresholds = artifact.read_artifact(tmp_path / "x").config.thresholds
+    assert thresholds is not None
+    assert thresholds.rule == "TorchXRayVision's op_threshs"
+    wanted = [None if k in (3, 17) else float(points[k]) for k in range(18)]
+    assert list(thresholds.values) == wanted
+    torch.save({**grey.state_dict(), "op_threshs": points[:14]}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="op_threshs are 14 for 18 outputs"):
+        convert(str(tmp_path / "x.pth"), str(tmp_path / "y"), XRAYS)
+
+
+def test_a_published_xray_file_needs_no_options(tmp_path: Path) -> None:
+    """Its name alone says what it is: no checksum of it is published."""
+    row = published.find_published("torchxrayvision-rsna", "densenet121")
+    file = tmp_path / row.url.rpartition("/")[2]
+    config = ModelConfig(name="densenet121", num_classes=18, in_channels=1)
+    torch.save(create(config).state_dict(), file)
+    convert(str(file), str(tmp_path / "x"), ConvertOptions())
+    stored = artifact.read_artifact(tmp_path / "x").config
+    assert stored.thresholds is not None
+    named = zip(stored.classes, stored.thresholds.values, strict=True)
+    trained = {name: value for name, value in named if value is not None}
+    assert trained == {"Pneumonia": 0.13486601, "Lung Opacity": 0.13511065}
 
 
 def test_options_that_do_not_apply(file: Path, known: ConvertOptions, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from densekit.ops.choose import DENSE_BLOCKS, check_name, choose
 from densekit.ops.lean.norm_relu import norm_relu
 from densekit.ops.relu import ReLU
 from densekit.ops.sync_bn import SyncBatchNorm2d
+from densekit.ops.transforms import TRACERS, transform_of
 
 Norm = Callable[[int], nn.BatchNorm2d]
 """Makes the BatchNorm of that many channels."""
@@ -188,16 +190,21 @@ class Transition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, kept, H // 2, W // 2]."""
-        height, width = x.shape[-2:]
-        if min(height, width) < 2:
-            raise UserError(
-                f"the images are too small for this network: {height}x{width} pixels are left "
-                "where a transition halves the map; use larger images (data.image_size), fewer "
-                "blocks or stem: cifar"
-            )
+        if transform_of(x) not in TRACERS:  # to them a size is no number
+            _check_size(*x.shape[-2:])
         if choose(self.op, x, dict(self.named_children())) == "lean":
             return self.conv(norm_relu(x, self.norm, "average"))
         return self.pool(self.conv(self.relu(self.norm(x))))
+
+
+def _check_size(height: int, width: int) -> None:
+    """Of a map that a transition halves. Raises UserError."""
+    if min(height, width) < 2:
+        raise UserError(
+            f"the images are too small for this network: {height}x{width} pixels are left where a "
+            "transition halves the map; use larger images (data.image_size), fewer blocks or "
+            "stem: cifar"
+        )
 
 
 class Features(nn.Sequential):
@@ -318,6 +325,27 @@ class DenseNet(nn.Module):
             infos.append(FeatureInfo(name, width, stride))
             stride *= 2
         return infos
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in place of this: its graph, with the same parameters.
+
+        Raises UserError for a network with dropout, which the graph would have forever on or off.
+        """
+        if self.config.drop_rate > 0:
+            raise UserError(
+                "torch.jit.script cannot switch this network's dropout on and off; use "
+                "torch.jit.trace or torch.export"
+            )
+        own = self._op
+        self.set_op("reference")
+        try:
+            module = torch.fx.symbolic_trace(self)
+        finally:
+            self.set_op(own)
+        for node in module.graph.nodes:
+            node.type = None  # TorchScript knows no annotation of a name that is imported
+        module.recompile()
+        return module
 
     # Choices --------------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from densekit.ops.choose import in_one_call
 from densekit.ops.lean.inference import Network, NetworkParts
 from densekit.ops.lean.inference_gpu import GpuNetwork
 from densekit.ops.refusals import HOOKS
 from densekit.ops.sync_bn import SyncBatchNorm2d
+from densekit.ops.transforms import transform_of
 
 SLIDING = ("kernel_size", "stride", "padding")
 OneCall = Callable[[Tensor], Tensor]
@@ -39,7 +39,7 @@ def one_call(model: Any, x: Tensor, built: Callable[..., nn.Module]) -> OneCall 
 
     Nothing of it is in the model's state_dict, and no copy of the model has it.
     """
-    if type(x) is not Tensor or torch.is_grad_enabled() or model.training or _is_traced():
+    if type(x) is not Tensor or torch.is_grad_enabled() or model.training or _is_seen(x):
         return None
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
@@ -112,14 +112,12 @@ class _Form:
 _FORMS: weakref.WeakKeyDictionary[nn.Module, _Form] = weakref.WeakKeyDictionary()
 
 
-def _is_traced() -> bool:
-    """That someone else has to see torch's operations: a compiler, a counter, a transform."""
+def _is_seen(x: Tensor) -> bool:
+    """Whether someone else has to see torch's operations: a compiler, a counter, a transform."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or transform_of(x) is not None
     )
 
 

@@ -22,6 +22,7 @@ from densekit.ops.lean import forward as lean
 from densekit.ops.lean.kernels import TRITON_DTYPES, implementation, inference, native
 from densekit.ops.refusals import Parts, refusal
 from densekit.ops.sync_bn import SyncBatchNorm2d
+from densekit.ops.transforms import NOT_UNDER, transform_of
 from densekit.progress import say
 
 DENSE_BLOCKS: dict[str, Callable[[Tensor, list[nn.Module]], Tensor]] = {
@@ -43,9 +44,18 @@ def check_name(name: str) -> None:
 def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | None = None) -> str:
     """The op that computes `parts` of `x`: the layers of a block, or a norm with what follows it.
 
-    Raises UserError where lean is asked for by name and cannot.
+    Raises UserError where an op is asked for by name and cannot.
     """
-    if name in ("reference", "recompute"):
+    if name == "reference":
+        return name
+    transform = transform_of(x)
+    if transform in NOT_UNDER["lean" if name == "auto" else name]:
+        if name == "auto":
+            return "reference"
+        raise UserError(
+            f"model.op={name} cannot be taken under {transform}; use model.op=reference"
+        )
+    if name == "recompute":
         return name
     modules = [module for part in parts.values() for module in part.modules()]
     if x.numel() == 0 and not any(isinstance(m, SyncBatchNorm2d) for m in modules):

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+@torch.compiler.disable(  # it has no rule for what a checkpoint does to the norms
+    reason="model.op=recompute cannot be in a graph; for one graph use model.op=reference"
+)
 def dense_block(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
     """[N, C, H, W] -> [N, C + L*k, H, W]: the reference's bit for bit, and so its gradients."""
     features = [x]

@@ -19,6 +19,6 @@ class ReLU(nn.ReLU):
         super().__init__(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch.compile cannot trace _is_view, and has no need of in-place operations
-        inplace = self.inplace and not (torch.compiler.is_compiling() or x._is_view())
-        return F.relu(x, inplace)
+        # torch.compile and torch.fx cannot trace _is_view, and need no in-place operations
+        traced = torch.compiler.is_compiling() or not isinstance(x, Tensor)
+        return F.relu(x, self.inplace and not (traced or x._is_view()))

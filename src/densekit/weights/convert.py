@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,11 +14,11 @@ from densekit.config import UserError, build, nearest, read_yaml
 from densekit.data.classes import names_by_output
 from densekit.files import digest
 from densekit.models import artifact
-from densekit.models.artifact import ArtifactConfig, Described, Preprocessing, Task
+from densekit.models.artifact import ArtifactConfig, Described, Preprocessing, Task, Thresholds
 from densekit.models.densenet import DenseNet, DenseNetConfig
 from densekit.models.variants import variant
 from densekit.weights import pretrained, published, weights_file
-from densekit.weights.published import Published
+from densekit.weights.published import OPERATING_POINTS, Published
 
 CLASSES = ("imagenet", "torchxrayvision")
 
@@ -49,7 +50,9 @@ class Origin:
     known: ArtifactConfig | None = None
     """An artifact's."""
     row: Published | None = None
-    """The published row that has this file's checksum."""
+    """The published row that this file is, by its checksum, place or name."""
+    thresholds: tuple[float | None, ...] | None = None
+    """Of its outputs, by the file or the row."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was read."""
 
@@ -95,7 +98,7 @@ def convert(src: str, dst: str, options: ConvertOptions) -> list[str]:
         )
     if target.suffix:
         return [*said, *_to_file(target, model, options)]
-    return [*said, _to_artifact(target, model, origin, options, loaded.new_head)]
+    return [*said, *_to_artifact(target, model, origin, options, loaded.new_head)]
 
 
 def _check_free(src: str, target: Path, force: bool) -> None:
@@ -127,7 +130,7 @@ def _to_file(target: Path, model: DenseNet, options: ConvertOptions) -> list[str
 
 def _to_artifact(
     target: Path, model: DenseNet, origin: Origin, options: ConvertOptions, new_head: bool
-) -> str:
+) -> list[str]:
     preprocessing, task = _use(origin, options)
     known = origin.known
     kept: dict[str, Any] = {}
@@ -136,6 +139,10 @@ def _to_artifact(
         if (preprocessing, options.task or task) == (known.preprocessing, known.task):
             kept["metrics"] = known.metrics  # of the same answers to the same images
             kept["thresholds"] = known.thresholds
+    said: list[str] = []
+    if origin.thresholds and not new_head and (options.task or task) == "multilabel":
+        kept["thresholds"] = Thresholds(rule=OPERATING_POINTS, values=origin.thresholds)
+        said = _untrained(target, origin.thresholds)
     config = ArtifactConfig(
         task=cast(Task, options.task or task),
         model=Described(name=origin.name, architecture=model.config),
@@ -148,10 +155,20 @@ def _to_artifact(
     stored = artifact.read_artifact(target)
     same = all(torch.equal(stored.state_dict[n], t) for n, t in model.state_dict().items())
     assert same, f"{target} does not read back as what was written"
-    return (
+    return [
         f"{target}: an artifact, {config.task}, {len(config.classes)} classes, images to "
-        f"{config.preprocessing.crop} pixels; try: densekit predict {target} IMAGE"
-    )
+        f"{config.preprocessing.crop} pixels; try: densekit predict {target} IMAGE",
+        *said,
+    ]
+
+
+def _untrained(target: Path, thresholds: Sequence[float | None]) -> list[str]:
+    """What to say of outputs that have no operating point."""
+    places = [str(k) for k, threshold in enumerate(thresholds) if threshold is None]
+    return places and [
+        f"{target}: {OPERATING_POINTS} has none for outputs {', '.join(places)}, on whose findings "
+        f"these weights were not trained: their probabilities mean nothing"
+    ]
 
 
 # Where it comes from ------------------------------------------------------------------------
@@ -168,6 +185,15 @@ def _open(src: str, model: str | None) -> Origin:
     except UserError as error:
         raise UserError(f"{src}: {error}") from error
     row = published.of_digest(weights.sha256, digest(place.path, "md5"))
+    row = row or published.of_name(src, name, place.path.name)
+    if row is not None and row.num_classes != config.num_classes:
+        row = None  # somebody's own network under that name
+    points = weights.thresholds
+    if points is not None and len(points) != config.num_classes:
+        raise UserError(
+            f"{src}: {OPERATING_POINTS} are {len(points)} for {config.num_classes} outputs; save "
+            f"the network without them (model.op_threshs = None)"
+        )
     return Origin(
         name=name,
         config=config,
@@ -176,6 +202,7 @@ def _open(src: str, model: str | None) -> Origin:
         source={"file": src if "://" in src else place.path.name, "sha256": weights.sha256,
                 "names": weights.keymap.name},
         row=row,
+        thresholds=points or (row.thresholds if row else None),
         notes=weights.notes,
     )  # fmt: skip
 
@@ -232,8 +259,8 @@ def _classes(
         return tuple(map(str, range(count)))
     if given is None and origin.known:
         return origin.known.classes
-    if given is None and origin.row and origin.row.num_classes == 1000:
-        given = "imagenet"
+    if given is None and origin.row:
+        given = {1000: "imagenet", 18: "torchxrayvision"}.get(origin.row.num_classes)
     if given is None:
         raise UserError(
             f"{origin.source['file']}: a file of weights does not name its {count} classes; give "

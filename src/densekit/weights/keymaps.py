@@ -118,7 +118,8 @@ TORCHVISION_2017 = KeyMap(
         *OURS[4:],
     ),
 )
-TORCHXRAYVISION = KeyMap("torchxrayvision", _table(*OURS), dropped=("op_threshs",))
+OP_THRESHS = "op_threshs"  # a threshold for each output
+TORCHXRAYVISION = KeyMap("torchxrayvision", _table(*OURS), dropped=(OP_THRESHS,))
 MONAI = KeyMap(
     "monai",
     _table(

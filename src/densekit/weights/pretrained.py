@@ -95,9 +95,11 @@ def locate_weights(pretrained: str, config: DenseNetConfig | None = None) -> Pla
     Raises UserError.
     """
     if pretrained in published.SOURCES:
-        if config is None:
+        names = [row.model for row in published.PUBLISHED if row.source == pretrained]
+        if config is None and len(names) > 1:
             raise UserError(f"{pretrained}: has several DenseNets; give --model NAME")
-        row = published.find_published(pretrained, _variant_of(config, pretrained))
+        name = names[0] if config is None else _variant_of(config, pretrained)
+        row = published.find_published(pretrained, name)
         return Place(fetch(row.url, row.checksum))
     if not pretrained.startswith(("http://", "https://", "hf-hub:")):
         return split_key(pretrained)

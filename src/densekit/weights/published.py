@@ -24,11 +24,48 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
     "timm-288": Preprocessing(interpolation="bicubic", resize=303, crop=288),
     "paddleclas": Preprocessing(antialias=False, rounding="paddle"),
     "torchxrayvision": Preprocessing(
-        channels=1, resize=224, crop=224, mean=(0.5,), std=(1 / 2048,)
-    ),  # maps pixels 0..255 to -1024..1024
+        channels=1, intensity="full", resize=224, crop=224, mean=(0.5,), std=(1 / 2048,)
+    ),  # what the file's bits can hold as -1024..1024
 }
 """The publishers' evaluation preprocessing; `imagenet` is torchvision's."""
 MULTILABEL = ("torchxrayvision",)
+
+
+OPERATING_POINTS = "TorchXRayVision's op_threshs"
+"""The rule of an artifact's thresholds that come from there."""
+_NO = None
+XRAY_POINTS: dict[str, tuple[float | None, ...]] = {
+    "all": (
+        0.07422872, 0.038290843, 0.09814756, 0.0098118475, 0.023601074, 0.0022490358, 0.010060724,
+        0.103246614, 0.056810737, 0.026791653, 0.050318155, 0.023985857, 0.01939503, 0.042889766,
+        0.053369623, 0.035975814, 0.20204692, 0.05015312,
+    ),
+    "nih": (
+        0.039117552, 0.0034529066, 0.11396341, 0.0057298196, 0.00045666535, 0.0018880932,
+        0.012037827, 0.038744126, 0.0037213727, 0.014730946, 0.016149804, 0.054241467, 0.037198864,
+        0.0004403434, _NO, _NO, _NO, _NO,
+    ),
+    "pc": (
+        0.031012505, 0.013347598, 0.081435576, 0.001262615, 0.002587246, 0.0035944257, 0.0023071,
+        0.055412333, 0.044385884, 0.042766232, 0.043258056, 0.037629247, 0.005658899, 0.0091741895,
+        _NO, 0.026507627, _NO, _NO,
+    ),
+    "chex": (
+        0.1988969, 0.05710573, _NO, 0.0531293, 0.1435217, _NO, _NO, 0.27212676, 0.07749717, _NO,
+        0.19712369, _NO, _NO, _NO, 0.09932402, 0.09273402, 0.3270967, 0.10888247,
+    ),
+    "rsna": (*[_NO] * 8, 0.13486601, *[_NO] * 7, 0.13511065, _NO),
+    "mimic_nb": (
+        0.08558747, 0.011884617, _NO, 0.0040595434, 0.010733786, _NO, _NO, 0.118761964, 0.022924708,
+        _NO, 0.06358637, _NO, _NO, _NO, 0.022143636, 0.017476924, 0.1258702, 0.014020768,
+    ),
+    "mimic_ch": (
+        0.09121389, 0.010573786, _NO, 0.005023008, 0.003698257, _NO, _NO, 0.08001232, 0.037242252,
+        _NO, 0.05006329, _NO, _NO, _NO, 0.019866971, 0.03823637, 0.11303808, 0.0069147074,
+    ),
+}  # fmt: skip
+"""op_threshs of torchxrayvision/models.py 1.5.7: the probability from which on a finding of
+XRAY_CLASSES is taken for there; none where these weights were not trained on the finding."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +83,8 @@ class Published:
     top5: float | None = None
     preprocessing: str | None = None
     """The key in PREPROCESSINGS of what its publisher evaluates with."""
+    thresholds: tuple[float | None, ...] | None = None
+    """Of a multilabel network."""
 
 
 _TORCHVISION = "https://download.pytorch.org/models/{}.pth"
@@ -91,7 +130,7 @@ def _keras(model: str, md5: str, top1: float, top5: float) -> Published:
 def _xray(source: str, data: str) -> Published:
     return Published(
         f"torchxrayvision-{source}", "densenet121", _XRAY.format(data), num_classes=18,
-        preprocessing="torchxrayvision",
+        preprocessing="torchxrayvision", thresholds=XRAY_POINTS[source],
     )  # fmt: skip
 
 
@@ -129,6 +168,16 @@ def find_published(source: str, model: str) -> Published:
     if model not in own:
         raise UserError(f"{source} has no weights for {model}{nearest(model, own)}")
     return own[model]
+
+
+def of_name(source: str, model: str, file: str) -> Published | None:
+    """The row whose place `source` is; or whose file it is by name, where that is long enough to
+    be no chance: TorchXRayVision's, which have no checksum."""
+    for row in PUBLISHED:
+        long_name = row.preprocessing == "torchxrayvision" and row.url.endswith(f"/{file}")
+        if row.model == model and (source in (row.source, row.url) or long_name):
+            return row
+    return None
 
 
 def of_digest(sha256: str, md5: str) -> Published | None:

@@ -7,6 +7,7 @@ their shapes; a file's suffix decides nothing but what is written.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from densekit.models.densenet import DenseNetConfig
 from densekit.models.variants import VARIANTS, variant
 from densekit.weights import keras_file, keymaps, layouts, paddle_file, pickles, torch_file
 from densekit.weights.keymaps import KeyMap
-from densekit.weights.layouts import Entries
+from densekit.weights.layouts import Entries, Layout
 
 StateDict = dict[str, Tensor]
 
@@ -49,6 +50,8 @@ class Weights:
     """Of the file."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was read."""
+    thresholds: tuple[float | None, ...] | None = None
+    """TorchXRayVision's op_threshs, one an output; None where it is NaN."""
 
     def at_eps(self, bn_eps: float) -> StateDict:
         return at_eps(self.tensors, self.keymap.bn_eps, bn_eps)
@@ -83,7 +86,8 @@ def read_weights(path: Path, key: str | None = None) -> Weights:
         if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
             raise UserError("corrupt: tensors larger than what is stored of them")
         notes = tuple(layout.notes(str(path)))
-        return Weights(tensors, layout.keymap, digest(path, "sha256"), notes)
+        points = _operating_points(held, layout)
+        return Weights(tensors, layout.keymap, digest(path, "sha256"), notes, points)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file{nearest_sibling(path)}") from error
     except OSError as error:
@@ -137,6 +141,16 @@ def _tensor(name: str, tensor: Tensor, keymap: KeyMap) -> Tensor:
         )
     axes = {4: keymap.kernel_axes, 2: keymap.matrix_axes}.get(tensor.ndim)
     return tensor if axes is None else tensor.permute(axes).contiguous()
+
+
+def _operating_points(held: Entries, layout: Layout) -> tuple[float | None, ...] | None:
+    read = held.tensors.get(f"{layout.prefix}{keymaps.OP_THRESHS}")
+    if read is None or layout.keymap is not keymaps.TORCHXRAYVISION:
+        return None
+    values = read().flatten().tolist()
+    if any(value < 0 or value > 1 for value in values):
+        raise UserError(f"{keymaps.OP_THRESHS} holds something else than probabilities")
+    return tuple(None if math.isnan(value) else value for value in values)
 
 
 def nearest_sibling(path: Path) -> str:
