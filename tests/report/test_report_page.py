@@ -81,7 +81,11 @@ def test_scikit_learn_finds_the_same_from_the_saved_answers(tmp_path: Path, task
 
 
 def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    left = tmp_path / "new" / "report" / ".report.json.densekit-1.tmp"
+    left.parent.mkdir(parents=True)
+    left.touch()  # all that a killed process came to
     claim_report(tmp_path / "new" / "report")
+    assert not left.exists()
     claim_report(tmp_path / "new" / "report")  # an earlier report's
     own = tmp_path / "new" / "report" / "my.png"
     own.write_text("mine")

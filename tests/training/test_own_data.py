@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ def write(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / f"{name}-{i}.png")
             rows.append(f"{name}-{i}.png {label}\n")
         (folder / f"{name}_list.txt").write_text("".join(rows))
+
+
+@pytest.mark.slow
+def test_its_report_is_of_the_val_dataset(tmp_path: Path) -> None:
+    """Which no artifact knows where to find."""
+    run(tmp_path / "own", Digits(TRAIN), Digits(VAL), data__workers=1, loop__report="true")
+    found = json.loads((tmp_path / "own/report/report.json").read_text())
+    best = json.loads((tmp_path / "own/best/config.json").read_text())["metrics"]
+    assert {name: found[name] for name in ("count", "top1")} == {
+        name: best[name] for name in ("count", "top1")
+    }
+    assert found["images"] == "val (Digits)"
+    assert "val[" in (tmp_path / "own/report/index.html").read_text()
 
 
 def test_it_is_the_run_of_the_same_files_and_goes_on(tmp_path: Path) -> None:

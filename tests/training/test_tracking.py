@@ -66,7 +66,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def end(follower: Follower, finished: bool = True) -> None:
     follower.close(finished)
-    follower.wait(time.monotonic() + 20)
+    follower.wait(time.monotonic())
 
 
 FAILURES = st.lists(st.sampled_from(["open", "before", "after"]), max_size=6)
@@ -152,8 +152,25 @@ def test_a_tracker_that_hangs_holds_no_step_up(
     for row in rows(1000):
         follower.tell(row)
     follower.close(finished=True)
-    follower.wait(time.monotonic() + 0.05)
+    follower.wait(time.monotonic())
     assert "it may lack the last rows of log.jsonl (no end within 0 s)" in capfd.readouterr().err
+    release.set()
+
+
+def test_a_tracker_that_is_down_delays_no_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It has failed, and hangs when it is asked again: LAST_WAIT is for those that answer."""
+    monkeypatch.setattr(tracking, "DOWN_WAIT", 0.05)
+    release = threading.Event()
+    tracker = Unsteady(["open"])
+    follower = Follower("down", tracker)
+    assert follower.first_answer() is not None
+    monkeypatch.setattr(tracker, "open", lambda: release.wait(20))
+    follower.close(finished=True)
+    follower.wait(time.monotonic())
+    assert not release.is_set()
+    assert "it may lack the last rows of log.jsonl (no answer, open)" in capfd.readouterr().err
     release.set()
 
 

@@ -24,6 +24,8 @@ OWN: dict[ExplanationKind, re.Pattern[str]] = {
     "report": re.compile(rf"{PAGE_NAME}|{re.escape(PREDICTIONS)}|({'|'.join(FIGURES)})\.png"),
 }
 """What a folder of each kind consists of, beside its manifest and files being written."""
+LEFT_OVER = re.compile(r"\..*\.densekit-\d+\.tmp")
+"""The name of what a killed process was writing (files.temporary), its first file perhaps."""
 
 
 def claim(folder: Path, kind: ExplanationKind) -> None:
@@ -33,11 +35,11 @@ def claim(folder: Path, kind: ExplanationKind) -> None:
     """
     make_folder(folder)
     there = sorted(path for path in folder.rglob("*"))
-    own = f"{OWN[kind].pattern}|{_manifest(folder, kind).name}"
-    known = re.compile(rf"{own}|(.*/)?\..*\.densekit-\d+\.tmp")
-    strange = [path for path in there if not known.fullmatch(path.relative_to(folder).as_posix())]
-    if there and (strange or _kind_of(_manifest(folder, kind)) != kind):
-        name = (strange or there)[0].relative_to(folder)
+    kept = [path for path in there if not LEFT_OVER.fullmatch(path.name)]
+    known = re.compile(f"{OWN[kind].pattern}|{_manifest(folder, kind).name}")
+    strange = [path for path in kept if not known.fullmatch(path.relative_to(folder).as_posix())]
+    if kept and (strange or _kind_of(_manifest(folder, kind)) != kind):
+        name = (strange or kept)[0].relative_to(folder)
         raise UserError(
             f"{folder}: holds {name}, which is not of an earlier "
             f"{'report' if kind == 'report' else 'explanation of this kind'}; choose a new or "

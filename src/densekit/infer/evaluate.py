@@ -147,7 +147,7 @@ def report_of(
 def evaluate_source(
     opened: Opened,
     precision: Precision,
-    data: str | None = None,
+    data: str | Examples | None = None,
     batch_size: int | None = None,
     workers: int | str = "auto",
     max_pixels: int | None = None,
@@ -160,11 +160,12 @@ def evaluate_source(
 ) -> dict[str, Any]:
     """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
 
-    `data` is a list file, a folder or builtin:NAME, None for the validation images that the
-    network was trained with; `batch_size` is a rank's and `max_pixels` an image's limit,
-    None for the training's own. `tta` is one of VIEWS; `resampling` is how intervals are found,
-    of whole groups where `group`, or else the training's data.group, says which they are. `keep` is
-    handed every answer, on rank 0. Raises UserError, alike on all ranks.
+    `data` is a list file, a folder, builtin:NAME, or examples with the network's labels; None for
+    the validation images that the network was trained with. `batch_size` is a rank's and
+    `max_pixels` an image's limit, None for the training's own. `tta` is one of VIEWS; `resampling`
+    is how intervals are found, of whole groups where `group`, or else the training's data.group,
+    says which they are. `keep` is handed every answer, on rank 0. Raises UserError, alike on all
+    ranks.
     """
 
     def find() -> tuple[Examples, str | None, list[str]]:
@@ -261,14 +262,17 @@ def _stored_batch_size(data: Tree) -> int | None:
 
 
 def validation_examples(
-    opened: Opened, data: str | None, option: str = "--data"
+    opened: Opened, data: str | Examples | None, option: str = "--data"
 ) -> tuple[Examples, list[str]]:
     """The images to count, with the network's labels; and what a person should know of them.
 
-    `data` is what `option` names; None: the validation images of the training. Raises UserError.
+    `data` is what `option` names, or examples with them; None: the validation images of the
+    training. Raises UserError.
     """
     outputs = Numbering.of_network(opened.classes, opened.named)
-    if data is not None:
+    if isinstance(data, Examples):
+        examples = data
+    elif data is not None:
         labelling = Labelling(opened.task, classes=_positive(opened))
         examples = open_examples(data, labelling=labelling, numbering=outputs)
     elif opened.data:

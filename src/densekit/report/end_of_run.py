@@ -36,7 +36,9 @@ def report_run(outcome: Outcome) -> None:
         distributed.from_main(lambda: claim_report(folder))
         opened = distributed.on_every_rank(lambda: open_path(run))
         resampling = Resampling(RESAMPLES)
-        found = evaluate_source(opened, precision, resampling=resampling, keep=judged.append)
+        found = evaluate_source(
+            opened, precision, outcome.plan.val, resampling=resampling, keep=judged.append
+        )
         if judged:  # rank 0 has every answer
             write_report(folder, Judgement(opened, judged[0], found), precision,
                          ReportSource(run, None))  # fmt: skip

@@ -24,7 +24,8 @@ TRACKERS: dict[TrackerName, type[TensorBoard | MLflow | WandB]] = {
     "tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB
 }  # fmt: skip
 AGAIN_AFTER = 30.0  # seconds after a failure
-LAST_WAIT = 90.0  # seconds that the end of a run waits for its trackers
+LAST_WAIT = 90.0  # seconds that the end of a run waits for a tracker that answers
+DOWN_WAIT = 5.0  # seconds that it waits for one that does not
 ROWS_AT_ONCE = 1000  # rows
 LogLine = dict[str, Any]
 
@@ -76,9 +77,9 @@ class Tracking:
         """Waits until every tracker has the whole log; says which has not."""
         for each in self._followers:
             each.close(self._finished)
-        deadline = time.monotonic() + LAST_WAIT
+        since = time.monotonic()
         for each in self._followers:
-            each.wait(deadline)
+            each.wait(since)
 
     def _note_end(self, lines: Sequence[LogLine]) -> None:
         """Whether the last of them is the run's last."""
@@ -138,13 +139,18 @@ class Follower:
             self._closing = finished
             self._changed.notify()
 
-    def wait(self, deadline: float) -> None:
-        """Until the thread has ended, or time.monotonic() is `deadline`; says what is missing."""
+    def wait(self, since: float) -> None:
+        """Until the thread has ended, or LAST_WAIT from the time.monotonic() `since` on, of a
+        tracker that failed last DOWN_WAIT; says what is missing."""
         with waiting(f"{self.name} takes what is left"):
-            self._thread.join(max(0.0, deadline - time.monotonic()))
-        slow = self._thread.is_alive()
-        if slow or self._error is not None:
-            why = f"no end within {LAST_WAIT:.0f} s" if slow else first_line(self._error)
+            while self._thread.is_alive():
+                patience = LAST_WAIT if self._error is None else DOWN_WAIT
+                if time.monotonic() >= since + patience:
+                    break
+                self._thread.join(0.05)
+        error = self._error
+        if error is not None or self._thread.is_alive():
+            why = f"no end within {LAST_WAIT:.0f} s" if error is None else first_line(error)
             say(
                 f"loop.track={self.name}: it may lack the last rows of log.jsonl ({why}); the same "
                 f"command tells it what is missing"
