@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process for each core, a thread in each; a file's tests stay together, as they share runs.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all test-oldest fuzz check format bench gpu parity docs clean
+.PHONY: quickstart test test-all test-oldest fuzz check format bench gpu parity extras docs clean
 
 quickstart: .venv/quickstart  ## train on 5,000 real digits, evaluate, predict: 2 to 4 minutes on 2 cores
 	@$(BIN)/densekit train -c quickstart && $(BIN)/densekit evaluate runs/quickstart/best && $(BIN)/densekit predict runs/quickstart/best data/mnist5k/val/[0-4]/*00.png
@@ -35,6 +35,10 @@ gpu: .venv/test  ## what only a GPU can prove, in 8 minutes: tests, rows, a run
 
 parity: .venv/test  ## every converter against its library, from the registry: writes docs/weights.md
 	$(BIN)/python parity/run.py && $(BIN)/python parity/recipe.py && $(BIN)/python parity/medical.py
+
+extras:  ## whether all extras install together from wheels on PYTHON=python3.13: a dry run of pip, minutes
+	$(PYTHON) -m pip install --dry-run --ignore-installed --only-binary=:all: --no-binary=grad-cam \
+	  ".[$$(sed -n "/optional-dependencies/,/^test = /s/^\([a-z0-9]*\) = .*/\1/p" pyproject.toml | grep -vx test | paste -sd, -)]"
 
 docs: .venv/test  ## regenerates the reference of recipe options and the README's tables
 	$(BIN)/python docs/generate.py

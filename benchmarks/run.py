@@ -117,7 +117,7 @@ def commands(quick: bool, list_file: str | None, folder: str = "") -> dict[str, 
     paths = open_examples(list_file).paths
     if all(map(find_spec, ("onnxruntime", "openvino", "nncf"))):
         found |= start_sides.commands(work, paths[0], Path(folder))
-    return found | scoring_sides.commands(work, paths, TUNED[0])
+    return found | scoring_sides.commands(work, paths, TUNED[0], quick)
 
 
 def training(work: Workload) -> dict[str, Comparison]:

@@ -31,9 +31,10 @@ from startup import DENSEKIT, Commands
 BATCH_SIZE = file_steps.BATCH_SIZE
 IMAGES = 3 * BATCH_SIZE  # of a step
 WORKERS = 2
-PART, PARTS = 32, 16  # images in a part of a timed command, and its parts
+PART, PARTS = 32, 12  # images in a part of a timed command, and its parts
 FIRST_PARTS = 2 * WORKERS  # of a command: their time is its start's
-NO_IMAGES = 512 * PART
+NO_IMAGES = 64 * PART
+QUICK_PARTS = FIRST_PARTS + 2 * WORKERS
 
 
 def scoring(work: Workload, paths: Sequence[str], precisions: Sequence[Format]) -> dict[str, Sides]:
@@ -119,11 +120,14 @@ def _read(classifier: Classifier, paths: Sequence[str]) -> list[torch.Tensor]:
 # Commands -----------------------------------------------------------------------------------
 
 
-def commands(work: Workload, paths: Sequence[str], precision: Format) -> dict[str, Commands]:
+def commands(
+    work: Workload, paths: Sequence[str], precision: Format, quick: bool = False
+) -> dict[str, Commands]:
     """What processes and Ray's workers are worth; and what Ray costs, where the part function has
     no image to read and no network to compute."""
-    images = [*map(os.path.abspath, islice(cycle(paths), PARTS * PART))]
-    no_images = [f"/nowhere/{number}.jpg" for number in range(NO_IMAGES)]
+    counts = [QUICK_PARTS * PART] * 2 if quick else [PARTS * PART, NO_IMAGES]
+    images = [*map(os.path.abspath, islice(cycle(paths), counts[0]))]
+    no_images = [f"/nowhere/{number}.jpg" for number in range(counts[1])]
 
     def sides(names: Sequence[str], said: str, *options: tuple[str, ...]) -> Commands:
         return Commands(
