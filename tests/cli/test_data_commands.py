@@ -27,14 +27,14 @@ def test_check_says_what_is_there_and_exits_by_what_is_wrong(pets: Path) -> None
     good = densekit("data", "check", str(pets))
     assert good.returncode == 0
     assert "16 training and 0 validation images" in good.stdout
-    assert good.stdout.splitlines()[-1] == "nothing is wrong"
+    assert good.stdout.splitlines()[-1] == "no errors found"
     (pets / "dog/none.jpg").write_bytes(b"none")
     (pets / "dog/cat.jpg").write_bytes((pets / "cat/3.jpg").read_bytes())
     bad = densekit("data", "check", str(pets))
     assert bad.returncode == 1
     assert f"{pets}/dog/none.jpg (train, dog): is not an image that PIL can read" in bad.stdout
-    assert "1 images have different answers" in bad.stdout
-    assert "not fit" in bad.stdout
+    assert "1 images have different labels" in bad.stdout
+    assert "fix these before training" in bad.stdout
 
 
 def test_check_as_json_has_all(pets: Path) -> None:

@@ -55,7 +55,7 @@ def test_feature_reuse(place: Path) -> None:
     ("words", "sentence"),
     [
         (["best", "photos"], "say where to write: -o DIR"),
-        (["best", "-o", "x"], "say which images to explain"),
+        (["best", "-o", "x"], "name the images to explain"),
         (["best", "photos", "-o", "x", "--method", "gradcam"], 'did you mean "gradcam++"?'),
         (["best", "photos", "-o", "x", "--topk", "1", "--class", "a"], "choose one"),
         (["best", "photos", "-o", "x", "--class", "z"], "--class z: this network has no such"),

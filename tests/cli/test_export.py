@@ -56,7 +56,7 @@ def test_the_table_goes_to_stdout_and_the_folder_beside_the_artifact(
     done = densekit("export", "best", "--to", "torch-export", "--limit", 10, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "On 10 images" in done.stdout
-    for row in ("top1", "same answer", "largest difference of a logit", "ms a batch of 16"):
+    for row in ("top1", "same prediction", "largest difference of a logit", "ms per batch of 16"):
         assert row in done.stdout
     assert "100.00%" in done.stdout
     assert done.stdout.endswith(
@@ -69,7 +69,7 @@ def test_the_table_goes_to_stdout_and_the_folder_beside_the_artifact(
     ("options", "says"),
     [
         (["--to", "onnx-in8"], 'did you mean "onnx-int8"'),
-        (["--to", "onnx", "--max-drop", "1"], "--max-drop: is for int8; of --to onnx give"),
+        (["--to", "onnx", "--max-drop", "1"], "--max-drop: is for int8; for --to onnx use"),
         (["--to", "onnx-int8", "--max-difference", "1"], "--max-difference: is for float exports"),
         (["--to", "torch-export", "--force"], "--force: is for int8"),
         (["--to", "torch-export", "--max-difference", "0"], "Nothing was written"),
@@ -102,5 +102,5 @@ def test_the_extra_is_named(best: Path, tmp_path: Path, to: str, package: str) -
 def test_a_recipe_says_no_place(tmp_path: Path) -> None:
     done = densekit("export", "-c", "quickstart", cwd=tmp_path)
     assert done.returncode == 2
-    assert "say where the export goes: --out FOLDER" in done.stderr
+    assert "name the output folder: --out FOLDER" in done.stderr
     assert densekit("export", cwd=tmp_path).returncode == 2

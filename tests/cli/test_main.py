@@ -87,8 +87,8 @@ def test_python_m_densekit_is_the_command(tmp_path: Path) -> None:
         (["evaluate"], "give either SOURCE"),
         (["evaluate", "none"], "there is no such file or folder"),
         (["predict", "none", "x.png"], "there is no such file or folder"),
-        (["predict", "9" * 300, "x.png"], "a path that no disk takes"),
-        (["train", "-c", "9" * 300], "a path that no disk takes"),
+        (["predict", "9" * 300, "x.png"], "a path too long for any disk"),
+        (["train", "-c", "9" * 300], "a path too long for any disk"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_a_sentence_and_exit_2(

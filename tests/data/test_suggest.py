@@ -184,7 +184,9 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, write_folder) -> N
     (tmp_path / "imgs").mkdir()
     write_folder(tmp_path / "imgs", {"a": 1})
     (tmp_path / "windows.txt").write_text("imgs\\\\a\\\\000.png 0\nb.png 1\n")
-    with pytest.raises(UserError, match=r"windows\.txt:1: .* there is no such file, but there is"):
+    with pytest.raises(
+        UserError, match=r"windows\.txt:1: .* there is no such file, but .* exists: write"
+    ):
         suggest(tmp_path / "windows.txt")
 
 

@@ -260,7 +260,7 @@ def test_a_pipe_or_a_device_is_a_row_at_once(classifier: Classifier, tmp_path: P
     os.mkfifo(tmp_path / "x.jpg")
     rows = classifier.predict([str(tmp_path / "x.jpg"), "/dev/zero", "nul\0.jpg"])
     assert [row["error"] for row in rows] == [
-        "is no regular file", "is no regular file", "cannot be read: embedded null byte"
+        "is not a regular file", "is not a regular file", "cannot be read: embedded null byte"
     ]  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_the_command(tmp_path: Path) -> None:
     compared = densekit("compare", "report", "report", "--bootstrap", "5", cwd=tmp_path)
     assert "on the same 30 images, resampled by their 10 groups" in compared.stdout
     refused = densekit("compare", "report", "report", "--group", "a", cwd=tmp_path)
-    assert "--group=a: goes with --evaluate or --data" in refused.stderr
+    assert "--group=a: needs --evaluate or --data" in refused.stderr
     again = densekit(*words, cwd=tmp_path)
     assert r"95 % intervals by ^(\d) (10 groups): AUROC" in again.stdout
     (tmp_path / "report/mine.txt").write_text("mine")

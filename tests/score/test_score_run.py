@@ -79,7 +79,7 @@ def test_a_signal_stops_it_and_it_says_how_to_go_on(
     command = scene.command(tmp_path / "results")
     stopped = densekit(*command, prelude=partial(at_batch, 6, partial(signal_self, number)))
     assert stopped.returncode == 75, stopped
-    assert "stopped: asked to stop; the same command goes on from here" in stopped.stderr
+    assert "stopped: asked to stop; run the same command to resume" in stopped.stderr
     assert "32 of 176 images in 1 files" in stopped.stdout
     done = json.loads((tmp_path / "results" / "_manifest.json").read_text())["done"]
     assert done == {"parts": 1, "images": 32, "failed": 0}
@@ -108,8 +108,8 @@ def test_what_decides_the_rows_may_not_change(scene: Scene, whole: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--workers", "2"), "--workers: goes with --out FOLDER"),
-        (("--on", "ray"), "--on: goes with --out FOLDER"),
+        (("--workers", "2"), "--workers: needs --out FOLDER"),
+        (("--on", "ray"), "--on: needs --out FOLDER"),
         (("--out", "{tmp}/r", "--csv"), "--csv: goes to stdout"),
         (("--out", "{tmp}/r", "--on", "spark"), "--on spark: unknown"),
         (("--out", "{tmp}/r", "--precision", "fp7"), "--precision fp7: unknown"),

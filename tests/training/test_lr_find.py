@@ -42,7 +42,7 @@ def test_a_sweep_suggests_a_rate_and_leaves_a_picture_alone(runs: Runs, tmp_path
     assert found["losses"][0] == first["loss"]
     again = densekit(*sweep, "--plot", plot)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 def sweep_on_this_rank(options: list[str], folder: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_command_as_a_user_starts_it(
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 75, output
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     process = runs.command(tmp_path / "run", {"data.workers": 2})
     assert process.wait(timeout=WAIT) == 0
     assert_same_run(tmp_path / "run", runs.whole())

@@ -20,7 +20,7 @@ def bench(
     image_size: ImageSize = None,
     batch_size: ShortBatchSize = None,
     ops: Annotated[
-        str, typer.Option(metavar="OP,OP,...", help="Which to compare.")
+        str, typer.Option(metavar="OP,OP,...", help="Ops to compare.")
     ] = "reference,recompute,lean",
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Timed steps of each op.")] = 5,
     json: AsJson = False,
@@ -41,7 +41,7 @@ def bench(
 
 
 def print_bench(found: Report, as_json: bool) -> None:
-    """A row for each op, and what auto takes."""
+    """A row for each op, and auto's choice."""
     from densekit.bench.compare import ROOM
 
     if as_json:
@@ -49,7 +49,7 @@ def print_bench(found: Report, as_json: bool) -> None:
         return
     show(
         f"training {found.model}, {found.batch_size} images of {found.image_size} x "
-        f"{found.image_size} at once, {found.precision}, {found.device}"
+        f"{found.image_size} per batch, {found.precision}, {found.device}"
     )
     columns = ("Op", "img/s", "(range)", "Activations", "Largest batch")
     table = new_table(*columns, right=(columns[1], *columns[3:]))

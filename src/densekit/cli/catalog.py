@@ -1,4 +1,4 @@
-"""`densekit models` and `densekit recipes`: what there is."""
+"""`densekit models` and `densekit recipes`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def models(json: AsJson = False) -> None:
             f"{row.num_classes:,}",
         )
     show(table)
-    show("by the same pattern: densenet_L_k and densenet_bc_L_k, depth L, growth rate k")
+    show("also any densenet_L_k and densenet_bc_L_k: depth L, growth rate k")
 
 
 def recipes() -> None:
-    """List the recipes that come with the package, with what each is for."""
+    """List the recipes that come with the package, and what each trains."""
     from densekit.training.recipe import shipped
 
     table = new_table("Recipe", "What it trains")

@@ -31,7 +31,7 @@ def compare_runs(
     group: GroupBy = None,
     curves: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--curves", metavar="FILE.png", help="Draw their curves over one another."),
+        typer.Option("--curves", metavar="FILE.png", help="Draw their curves in one plot."),
     ] = None,
     bootstrap: Annotated[
         int,
@@ -47,12 +47,12 @@ def compare_runs(
     device: Device = "auto",
     json: AsJson = False,
 ) -> None:
-    """Compare runs: their metrics and recipes; and, of the same images, whether one is better.
+    """Compare runs: metrics, recipes, and whether one is better on the same images.
 
-    Each is compared with the first, on the same images: the difference with its
-    95 % interval (paired bootstrap) and McNemar's exact test. That takes every
-    answer: those of reports ([cyan]evaluate --report[/]), or
-    [cyan]--evaluate[/] or [cyan]--data[/], which compute them.
+    Each is compared with the first on the same images: the difference with its
+    95 % interval (paired bootstrap) and McNemar's exact test. This needs the
+    prediction for every image: from a report ([cyan]evaluate --report[/]), or
+    computed now with [cyan]--evaluate[/] or [cyan]--data[/].
 
     [bold]Examples[/]
 
@@ -70,7 +70,7 @@ def compare_runs(
 
     if len(runs) < 2:
         raise UserError("give at least two runs, such as runs/pets runs/pets-2")
-    if not is_printing():  # of several ranks one compares
+    if not is_printing():  # one rank compares
         return
     if evaluate or data is not None:
         keep_freed_memory()
@@ -80,7 +80,7 @@ def compare_runs(
         sides = [judge(run, formats, data, **how) for run in runs]
     elif group is not None:
         raise UserError(
-            f"--group={group}: goes with --evaluate or --data; reports know their images' groups "
+            f"--group={group}: needs --evaluate or --data; reports have their images' groups "
             f"from evaluate --report"
         )
     else:
@@ -126,15 +126,15 @@ def _print(sides: Sequence[Compared], found: dict[str, Any], explain: bool) -> N
     show(table)
     for recipe in found["recipes"]:
         if recipe["changes"]:
-            show(f"\n{recipe['run']} is, beside {sides[0].name}:")
+            show(f"\n{recipe['run']}, changed from {sides[0].name}:")
             for change in recipe["changes"]:
                 show(f"  {change}")
     for pair in found["pairs"]:
         _print_pair(pair, {key: name for name, key in named.items()})
     if explain:
         show(
-            "\nEach by the images that it was evaluated on. Whether a difference is more than "
-            "luck: --evaluate, or --data LIST|FOLDER, on the same images"
+            "\nEach on the images that it was evaluated on. To test whether a difference is more "
+            "than chance, evaluate on the same images: --evaluate, or --data LIST|FOLDER"
         )
 
 
@@ -152,13 +152,13 @@ def _print_pair(pair: dict[str, Any], names: dict[str, str]) -> None:
     show(table)
     tests = pair["mcnemar"]
     if len(tests) > TESTS_SHOWN:
-        show(f"McNemar's test of {len(tests)} classes: with --json")
+        show(f"McNemar's test for {len(tests)} classes: see --json")
         return
     for test in tests:
         of = "" if test["label"] is None else f" of {test['label']}"
         show(
-            f"Right{of}: {test['only_first']:,} the first alone, {test['only_second']:,} the "
-            f"second alone; p = {test['p']:.3g} (McNemar, exact)"
+            f"Correct{of}: {test['only_first']:,} only in the first, {test['only_second']:,} only "
+            f"in the second; p = {test['p']:.3g} (McNemar, exact)"
         )
     if len(tests) > 1:
-        show(f"p is of each class by itself, not corrected for there being {len(tests)}")
+        show(f"p is per class, not corrected for {len(tests)} comparisons")

@@ -1,4 +1,4 @@
-"""`densekit convert` and `densekit translate`: others' weights and files, in and out."""
+"""`densekit convert` and `densekit translate`: other libraries' weights and recipes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def translate(
     config: Annotated[str, typer.Argument(metavar="FILE", help="A PaddleClas YAML.")],
     option: Options = None,
 ) -> None:
-    """Print the recipe that a PaddleClas file means, with what is otherwise than there.
+    """Translate a PaddleClas file to a recipe, with comments on whatever behaves differently.
 
     [bold]Example[/]
 

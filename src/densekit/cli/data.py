@@ -1,4 +1,4 @@
-"""`densekit data`: what is wrong with a data set, and how fast it is read; what they print."""
+"""`densekit data check` and `data bench`, and what they print."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from densekit.data.malformed import MalformedLines
     from densekit.data.survey import Copies, Fault, PixelRange, Survey
 
-MISTAKES_LISTED = 5  # of each kind of mistake; --json has all
+MISTAKES_LISTED = 5  # per kind; --json has all
 CLASSES_LISTED = 20
 
 data_app = typer.Typer(
     name="data",
     cls=PlainGroup,
-    help="Check a data set before it is trained on, measure how fast it is read, pack it.",
+    help="Check a data set, measure how fast it is read, pack it into shards.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 OwnData = Annotated[
     str,
     typer.Argument(
-        metavar="PATH", help="What [cyan]densekit train --data[/] takes: a folder, a list, a CSV."
+        metavar="PATH", help="As for [cyan]densekit train --data[/]: a folder, a list, a CSV."
     ),
 ]
 
@@ -48,11 +48,11 @@ def data_check(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Decode every image, find copies within and between training and validation, count classes.
+    """Decode every image; find duplicates, also across training and validation; count classes.
 
-    Wrong are lines that say no image and label, files that cannot be read, labels
-    without a class, training images that are validated on, and one image with two
-    answers: the exit code is 1 then. Copies are found by their pixels.
+    Exits with 1 for malformed lines, unreadable files, labels out of range,
+    training images that are also validation images, and duplicates with different
+    labels. Duplicates are found by their pixels.
 
     [bold]Examples[/]
 
@@ -78,17 +78,17 @@ def data_check(
 
 
 def print_malformed(error: MalformedLines, as_json: bool) -> None:
-    """All that is known of a list that cannot be read."""
+    """The malformed lines of a list."""
     if as_json:
         show_json({"ok": False, "malformed": error.said})
         return
-    show(f"{len(error.said):,} lines of a list say no image and label:")
+    show(f"{len(error.said):,} lines of a list are malformed:")
     show(str(error))
-    show("this data set is not fit to train on")
+    show("fix these before training")
 
 
 def print_survey(found: Survey, as_json: bool) -> None:
-    """Tables of sizes and classes, then what is wrong, then what should be known."""
+    """Tables of sizes and classes, then notes, then errors."""
     if as_json:
         show_json({"ok": not found.is_wrong, "malformed": [], **found.model_dump(mode="json")})
         return
@@ -117,12 +117,12 @@ def print_survey(found: Survey, as_json: bool) -> None:
         show(f"{found.enlarged:,} images are smaller than the network's input and are enlarged")
     for note in found.notes:
         show(f"note: {note}")
-    _show_copies("copies, which count as often", found.repeated)
+    _show_copies("duplicates (each copy counts)", found.repeated)
     _show_faults("cannot be read", found.unreadable)
-    _show_faults("have a label that is no class", found.mislabelled)
-    _show_copies("training images are validation images, too", found.leaked)
-    _show_copies("images have different answers", found.contradictory)
-    show("this data set is not fit to train on" if found.is_wrong else "nothing is wrong")
+    _show_faults("have a label out of range", found.mislabelled)
+    _show_copies("training images are also validation images", found.leaked)
+    _show_copies("images have different labels", found.contradictory)
+    show("fix these before training" if found.is_wrong else "no errors found")
 
 
 def _pixels(of: PixelRange | None) -> tuple[str, ...]:
@@ -153,27 +153,25 @@ def data_bench(
     path: OwnData,
     config: Config = None,
     option: Options = None,
-    images: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Training images that are read.")
-    ] = 512,
+    images: Annotated[int, typer.Option(metavar="N", min=1, help="Training images to read.")] = 512,
     rounds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="In each, every reader has a turn.")
+        int, typer.Option(metavar="N", min=1, help="Rounds; in each, every reader runs once.")
     ] = 3,
     rate: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
             min=0.001,
             metavar="N",
-            help="Images a second that a GPU takes: how many cores must read for it.",
+            help="Images/s that a GPU consumes: prints how many cores can feed it.",
         ),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Measure how fast this machine reads your images, against torchvision on the same ones.
+    """Measure how fast this machine reads your images, compared with torchvision.
 
-    Stage by stage and as a whole, by one worker process and by one on every
-    core; torchvision's transforms v2 on what PIL and torchvision.io decode, in
-    turn with densekit. Leave the machine idle meanwhile.
+    Times each stage and the whole loader, with one worker process and with one
+    per core, in turns with torchvision's transforms v2 on images decoded by PIL
+    and torchvision.io. Keep the machine otherwise idle.
 
     [bold]Examples[/]
 
@@ -192,7 +190,7 @@ def data_bench(
 
 
 def print_reading(found: InputReport, as_json: bool) -> None:
-    """A row for each stage and each reader, and the cores that a rate needs."""
+    """A row for each stage and reader, and the cores that --rate needs."""
     if as_json:
         show_json(found.model_dump(mode="json"))
         return

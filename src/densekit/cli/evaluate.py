@@ -45,7 +45,7 @@ SEVERAL = {
     "ECE": "ece",
     "Loss": "loss",
 }
-"""Columns of the results line, and what stands in them: of one class an image, and of several."""
+"""Columns of the results line and their metrics: multiclass, and multilabel or binary."""
 
 
 def evaluate(
@@ -67,9 +67,7 @@ def evaluate(
     max_pixels: MaxPixels = None,
     specificity: Annotated[
         float,
-        typer.Option(
-            "--specificity", metavar="N", min=0, max=1, help="At which sensitivity is given."
-        ),
+        typer.Option("--specificity", metavar="N", min=0, max=1, help="Report sensitivity at it."),
     ] = 0.9,
     bootstrap: Annotated[
         int,
@@ -80,7 +78,7 @@ def evaluate(
     group: GroupBy = None,
     report: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--report", metavar="DIR", help="A page of it, figures and every answer."),
+        typer.Option("--report", metavar="DIR", help="Write a page, figures and all predictions."),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -131,7 +129,7 @@ def evaluate(
 
 
 def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
-    """The results line, and per class where the classes fit on a screen."""
+    """The results line, and a row per class if they fit on a screen."""
     if as_json:
         show_json(found)
         return
@@ -151,8 +149,8 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
         show(table_of_several(rows) if several else table_of_classes(rows))
     if several:
         show(
-            f"\nThere: images in which the class is; From: the threshold, at which F1, sensitivity "
-            f"and specificity are counted; Sens@: the highest sensitivity at a specificity of "
+            f"\nThere: images with the class; From: the threshold for F1, sensitivity and "
+            f"specificity; Sens@: the highest sensitivity at a specificity of "
             f"{found['specificity']:g}"
         )
     steps = found["preprocessing"]
@@ -167,12 +165,12 @@ def print_evaluation(found: dict[str, Any], as_json: bool) -> None:
 
 
 def by_group(found: dict[str, Any]) -> str:
-    """What was resampled, where it is not single images."""
+    """The unit of resampling, if it is not single images."""
     return "" if found["group"] is None else f" by {found['group']} ({found['groups']:,} groups)"
 
 
 def table_of_classes(rows: list[dict[str, Any]]) -> Table:
-    """Of one class an image."""
+    """Per class, for multiclass."""
     numbers = ("Images", "Precision", "Recall", "F1", "AUROC")
     table = new_table("Class", *numbers, right=numbers)
     for row in rows:
@@ -182,7 +180,7 @@ def table_of_classes(rows: list[dict[str, Any]]) -> Table:
 
 
 def table_of_several(rows: list[dict[str, Any]]) -> Table:
-    """Of classes that are there or not."""
+    """Per class, for multilabel and binary."""
     keys = ("average_precision", "f1", "sensitivity", "specificity", "threshold")
     numbers = ("There", "AUROC", "95 %", "AP", "F1", "Sens", "Spec", "From")
     table = new_table("Class", *numbers, right=numbers)
@@ -194,5 +192,5 @@ def table_of_several(rows: list[dict[str, Any]]) -> Table:
 
 
 def interval(ends: list[float] | None, digits: int = 3) -> str:
-    """`0.812-0.841`, or a dash; with two digits a table of them fits on 80 columns."""
+    """`0.812-0.841`, or a dash; two digits let a table fit in 80 columns."""
     return "-" if ends is None else f"{ends[0]:.{digits}f}-{ends[1]:.{digits}f}"

@@ -42,16 +42,16 @@ def explain(
     topk: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            "--topk", metavar="N", min=1, help="Maps of so many answers of an image; default 3."
+            "--topk", metavar="N", min=1, help="Maps of each image's top N classes; default 3."
         ),
     ] = None,
     wanted: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--class", metavar="NAME", help="Maps of this class instead; repeat it."),
+        typer.Option("--class", metavar="NAME", help="Maps of this class instead; repeatable."),
     ] = None,
     feature_reuse: Annotated[
         bool,
-        typer.Option("--feature-reuse", help="Draw which layers read which, by their weights."),
+        typer.Option("--feature-reuse", help="Draw how much each layer reads of earlier ones."),
     ] = False,
     model: ModelName = None,
     classes: Classes = None,
@@ -62,13 +62,13 @@ def explain(
     max_pixels: MaxPixels = None,
     json: AsJson = False,
 ) -> None:
-    """Show what answers rest on: maps over the images, as PNG and on one page.
+    """Show what predictions rest on: maps over the images, as PNG and on one page.
 
     Exits with 1 if some images are unreadable.
 
     [bold]cam[/] is exact for a DenseNet and takes no longer than predicting.
-    [bold]gradcam++[/] and [bold]occlusion[/] take densekit\\[explain];
-    occlusion takes about 170 answers an image.
+    [bold]gradcam++[/] and [bold]occlusion[/] need densekit\\[explain];
+    occlusion runs about 170 predictions per image.
 
     [bold]Examples[/]
 
@@ -84,7 +84,7 @@ def explain(
 
     if output is None:
         raise UserError("say where to write: -o DIR")
-    if not is_printing():  # of several ranks one explains
+    if not is_printing():  # one rank explains
         return
     if feature_reuse:
         of_images = {
@@ -94,14 +94,14 @@ def explain(
         }  # fmt: skip
         for option, given in of_images.items():
             if given:
-                raise UserError(f"{option}: --feature-reuse looks at weights alone; leave it out")
+                raise UserError(f"{option}: --feature-reuse uses the weights only; leave it out")
         opened = open_path(source, model, classes)
         show_notes(opened.notes)
         draw_reuse(opened, source, output, json)
         return
     if not files:
         raise UserError(
-            "say which images to explain: files, or folders of them; or --feature-reuse"
+            "name the images to explain: files, or folders of them; or use --feature-reuse"
         )
     if topk and wanted:
         raise UserError("--topk and --class: choose one")

@@ -30,7 +30,7 @@ def export(
     out: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--out", metavar="FOLDER", help="Where it goes; default SOURCE-FORMAT, beside SOURCE."
+            "--out", metavar="FOLDER", help="Output folder; default SOURCE-FORMAT, beside SOURCE."
         ),
     ] = None,
     with_preprocessing: Annotated[
@@ -47,7 +47,7 @@ def export(
         typer.Option(
             "--images",
             metavar="IMAGES",
-            help="What it is measured on, as evaluate --data; default the validation images.",
+            help="Images to measure it on, as evaluate --data; default the validation images.",
         ),
     ] = None,
     calibration: Annotated[
@@ -55,7 +55,7 @@ def export(
         typer.Option(
             "--calibration",
             metavar="IMAGES",
-            help="For int8: images that show its ranges; default the training images.",
+            help="For int8: images to calibrate on; default the training images.",
         ),
     ] = None,
     limit: Annotated[
@@ -64,7 +64,7 @@ def export(
             "--limit",
             metavar="N",
             min=1,
-            help="At most so many images; default 256, for int8 2000.",
+            help="Use at most N images; default 256, for int8 2000.",
         ),
     ] = None,
     max_difference: Annotated[
@@ -73,7 +73,7 @@ def export(
             "--max-difference",
             metavar="N",
             min=0.0,
-            help="Of float: in logits, as a share of the largest; default 1e-4.",
+            help="For float: error of logits, as a share of the largest; default 1e-4.",
         ),
     ] = None,
     max_drop: Annotated[
@@ -81,15 +81,13 @@ def export(
         typer.Option(
             "--max-drop",
             metavar="N",
-            help="Points of top-1 or AUROC that int8 may lose; default 0.5.",
+            help="For int8: points of top-1 or AUROC that it may lose; default 0.5.",
         ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep an int8 network that loses more.")
     ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace an export that is there.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing export.")] = False,
     model: ModelName = None,
     classes: Classes = None,
     config: Config = None,
@@ -98,9 +96,9 @@ def export(
 ) -> None:
     """Export a network for other engines, measured on real images before it is written.
 
-    The folder is taken by evaluate, predict and serve like an artifact, and its
-    file by ONNX Runtime or OpenVINO alone. An export that answers otherwise
-    than torch is refused.
+    evaluate, predict and serve take the folder like an artifact; ONNX Runtime or
+    OpenVINO take its file without densekit. An export whose outputs differ from
+    torch's is refused.
 
     [bold]Examples[/]
 
@@ -119,14 +117,14 @@ def export(
     from densekit.export.gate import MAX_DIFFERENCE, MAX_DROP, Bounds
     from densekit.precision import keep_freed_memory
 
-    if not is_printing():  # of several ranks one exports
+    if not is_printing():  # one rank exports
         return
     keep_freed_memory()
     distributed.set_threads()
     asked = ask(source, config, option or [], "export")
     place = out or asked.export_to or (f"{source.rstrip('/')}-{to}" if source else None)
     if place is None:
-        raise UserError("say where the export goes: --out FOLDER")
+        raise UserError("name the output folder: --out FOLDER")
     bounds = Bounds(
         MAX_DIFFERENCE if max_difference is None else max_difference,
         MAX_DROP if max_drop is None else max_drop,
@@ -135,9 +133,9 @@ def export(
         to, with_preprocessing, dynamic_size, images, calibration, limit, bounds, force, replace
     )
     if options.int8 and max_difference is not None:
-        raise UserError(f"--max-difference: is for float exports; of --to {to} give --max-drop")
+        raise UserError(f"--max-difference: is for float exports; for --to {to} use --max-drop")
     if not options.int8 and max_drop is not None:
-        raise UserError(f"--max-drop: is for int8; of --to {to} give --max-difference")
+        raise UserError(f"--max-drop: is for int8; for --to {to} use --max-difference")
     opened = asked.open(classes, model)
     show_notes([*asked.notes, *opened.notes])
     target = Path(place).expanduser()
@@ -156,16 +154,16 @@ def print_gate(found: dict[str, Any], folder: str) -> None:
     for name in ("top1", "top5", "auroc", "loss"):
         if found["torch"].get(name) is not None:
             table.add_row(name, number(found["torch"][name]), number(found["exported"][name]))
-    table.add_row("same answer", "", f"{difference['agreement']:.2%}")
+    table.add_row("same prediction", "", f"{difference['agreement']:.2%}")
     table.add_row("largest difference of a logit", "", f"{difference['max']:.2g}")
     table.add_row("mean difference", "", f"{difference['mean']:.2g}")
     table.add_row("norm of the difference", "", f"{difference['relative_norm']:.2%}")
     for row in found["latency"]:
-        label = f"ms a batch of {row['batch']}"
+        label = f"ms per batch of {row['batch']}"
         table.add_row(label, f"{row['torch_ms']:.2f}", f"{row['exported_ms']:.2f}")
     show(table)
     if found["float_layers"]:
-        show(f"in float, since int8 hurts them: {', '.join(found['float_layers'])}")
+        show(f"kept in float, since int8 loses too much: {', '.join(found['float_layers'])}")
     for fault in found["faults"]:
         show(f"kept by --force, though {fault}")
     show(f"{folder}: written; try: densekit evaluate {folder}")

@@ -1,4 +1,4 @@
-"""The network that a command is asked for: by SOURCE, or by -c and -o."""
+"""The network that a command opens: named by SOURCE, or by -c and -o."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from densekit.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Asked:
-    """SOURCE, or else what -c and -o say."""
+    """SOURCE, or what -c and -o say."""
 
     source: str | None
     recipe: Recipe | None = None
     notes: Sequence[str] = ()
-    """What a person should know of it."""
+    """What the user should know about it."""
     infer: Infer = field(default_factory=Infer)
-    """What a PaddleClas file asks of predict."""
+    """A PaddleClas file's settings for predict."""
     paddleclas: bool = False
     export_to: str | None = None
-    """The folder that a PaddleClas file asks of export."""
+    """A PaddleClas file's folder for export."""
 
     def device(self, chosen: str) -> str:
-        """`chosen`; where that is auto the recipe's own, or the one that SOURCE needs."""
+        """`chosen`; if that is auto, the recipe's device, or the one that SOURCE needs."""
         if self.source is not None:
             return device_of(self.source, chosen)
         return chosen if chosen != "auto" or self.recipe is None else self.recipe.loop.device
 
     def open(self, classes: str | None, model: str | None) -> Opened:
-        """The network, with the weights that are named. Raises UserError."""
+        """The network with its weights. Raises UserError."""
         if self.recipe is None:
             assert self.source is not None
             return open_path(self.source, model, classes)
@@ -49,7 +49,7 @@ class Asked:
 
 
 def ask(source: str | None, config: str | None, options: Sequence[str], use: Use) -> Asked:
-    """Of a command that takes either. Raises UserError."""
+    """From the arguments of a command that takes either. Raises UserError."""
     if (source is None) == (config is None):
         raise UserError("give either SOURCE, such as runs/quickstart/best, or -c RECIPE")
     if config is not None:

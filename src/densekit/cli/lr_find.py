@@ -21,17 +21,17 @@ def lr_find(
     steps: Annotated[
         int, typer.Option("--steps", metavar="N", min=2, help="Optimizer steps at most.")
     ] = 100,
-    plot: Annotated[Path, typer.Option("--plot", metavar="FILE.png", help="The picture.")] = Path(
+    plot: Annotated[Path, typer.Option("--plot", metavar="FILE.png", help="The plot.")] = Path(
         "lr-find.png"
     ),
     json: AsJson = False,
 ) -> None:
     """Suggest a learning rate: a short sweep from low to high.
 
-    Takes what `densekit train` takes, trains the same network on the same
-    batches at rates that rise from step to step until the loss grows, and keeps
-    nothing but a picture of it. The suggestion is a tenth of the rate at which
-    the smoothed loss is lowest.
+    Takes the options of `densekit train`, trains the same network on the same
+    batches at a rate that rises from step to step until the loss grows, and keeps
+    only a plot. The suggestion is a tenth of the rate at which the smoothed loss
+    is lowest.
 
     [bold]Examples[/]
 
@@ -44,7 +44,7 @@ def lr_find(
     from densekit.training import lr_find as find
 
     if plot.exists():
-        raise UserError(f"--plot {plot}: is there already; name another, or remove it")
+        raise UserError(f"--plot {plot}: exists already; name another, or remove it")
     options = [*(option or []), *([f"model.name={model}"] if model else [])]
     with distributed.session():
         opened = open_recipe(config, options, folder=data)
@@ -67,4 +67,4 @@ def lr_find(
         return
     show_notes(found.notes)
     show(f"-o optim.lr={found.lr:.2g}")
-    show(f"{find.RULE}, of {len(found.rates)} steps; {plot} shows them")
+    show(f"{find.RULE}, in {len(found.rates)} steps; plotted in {plot}")

@@ -62,8 +62,8 @@ app.command("compare", cls=PlainCommand)(compare.compare_runs)
 app.add_typer(data.data_app)
 
 
-class Unwritable(Exception):  # noqa: N818 (what is raised is what is wrong)
-    """stdout does not take the result: a full disk, a reader that has gone."""
+class Unwritable(Exception):  # noqa: N818 (named for what is wrong)
+    """stdout cannot be written: a full disk, or a closed pipe."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"stdout cannot be written: {error.strerror}")
@@ -71,9 +71,9 @@ class Unwritable(Exception):  # noqa: N818 (what is raised is what is wrong)
 
 
 class Stdout(io.TextIOWrapper):
-    """stdout whose errors cannot be mistaken for another file's.
+    """stdout whose write errors are told from those of other files.
 
-    What the encoding lacks is escaped.
+    Characters that its encoding lacks are escaped.
     """
 
     def write(self, text: str) -> int:
@@ -90,7 +90,7 @@ class Stdout(io.TextIOWrapper):
 
 
 def main() -> None:
-    """The entry point: runs a command and turns what it raises into an exit code."""
+    """The entry point: runs a command and turns exceptions into exit codes."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
@@ -118,7 +118,7 @@ def told(error: Exception) -> int:
         return 2
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = os.fsdecode(error.filename or "")[:40]
-        typer.secho(f"densekit: {name}...: a path that no disk takes", err=True, fg="red")
+        typer.secho(f"densekit: {name}...: a path too long for any disk", err=True, fg="red")
         return 2
     if isinstance(error, PeerFailed):
         typer.secho(f"densekit: {error}", err=True, fg="red")

@@ -1,4 +1,4 @@
-"""The commands' options: those that several share, and longer ones of one command."""
+"""Options that several commands share, and long ones of single commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Options = Annotated[
         "-o",
         "--option",
         metavar="KEY=VALUE",
-        help="Overrides one key of the recipe, such as [cyan]-o optim.lr=0.05[/]; repeat it.",
+        help="Overrides one key of the recipe, such as [cyan]-o optim.lr=0.05[/]; repeatable.",
     ),
 ]
 Source = Annotated[
@@ -30,7 +30,7 @@ Source = Annotated[
 ]
 ModelName = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--model", metavar="NAME", help="What a .pth or .safetensors file is of."),
+    typer.Option("--model", metavar="NAME", help="The model of a .pth or .safetensors file."),
 ]
 Classes = Annotated[
     Optional[str],  # noqa: UP045
@@ -59,7 +59,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="auto|never|PATH",
-        help="Go on from the folder's newest state (auto), or from another run's.",
+        help="Resume from the folder's newest state (auto), or from another run's.",
     ),
 ]
 DryRun = Annotated[
@@ -68,7 +68,7 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 BatchSize = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--batch-size", metavar="N", min=1, help="Images at once, of each rank."),
+    typer.Option("--batch-size", metavar="N", min=1, help="Images per batch, on each rank."),
 ]
 MaxPixels = Annotated[
     Optional[int],  # noqa: UP045
@@ -81,7 +81,7 @@ OwnFolder = Annotated[
     typer.Option(
         "--data",
         metavar="FOLDER",
-        help="Your own folder of images, one subfolder a class; defaults are picked for it.",
+        help="Your own images, one subfolder per class; defaults are picked for them.",
     ),
 ]
 ShortModel = Annotated[
@@ -109,7 +109,7 @@ GroupBy = Annotated[
     typer.Option(
         "--group",
         metavar="COLUMN|REGEX",
-        help="Draws intervals by patient: what data.group takes; as in training, by default.",
+        help="Resample by patient, as data.group; by default as in training.",
     ),
 ]
 NewHead = Annotated[
@@ -118,9 +118,9 @@ NewHead = Annotated[
 ]
 PreprocessingOf = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--preprocessing", metavar="NAME|FILE", help="What its images go through."),
+    typer.Option("--preprocessing", metavar="NAME|FILE", help="Preprocessing of its images."),
 ]
 TaskOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--task", metavar="multiclass|multilabel", help="What the outputs answer."),
+    typer.Option("--task", metavar="multiclass|multilabel", help="How outputs are read."),
 ]

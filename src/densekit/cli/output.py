@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, as tables or as JSON; all else on stderr."""
+"""Printing: results on stdout, as tables or JSON; everything else on stderr."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.table import Table
 
 
 def is_printing() -> bool:
-    """Whether this process is the one of its ranks that prints (without importing torch)."""
+    """Whether this process is the rank that prints (without importing torch)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """A table with these columns; those in `right` are aligned there."""
+    """A table with these columns; those in `right` are right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left")
@@ -38,7 +38,7 @@ def show_json(value: Any) -> None:
 
 
 def show_notes(notes: Sequence[str]) -> None:
-    """What a person should know, on stderr."""
+    """Prints notes on stderr."""
     if is_printing():
         console = Console(stderr=True, highlight=False)
         for note in notes:
@@ -46,5 +46,5 @@ def show_notes(notes: Sequence[str]) -> None:
 
 
 def number(value: float | None) -> str:
-    """Four digits, or a dash for a number that does not exist."""
+    """Four decimals, or a dash for None."""
     return "-" if value is None else f"{value:.4f}"

@@ -21,14 +21,15 @@ def data_pack(
     split: Annotated[
         Optional[str],  # noqa: UP045 (typer on Python 3.10 reads it at run time)
         typer.Option(
-            "--split", metavar="train|val", help="What SRC is; without it, all that SRC holds."
+            "--split", metavar="train|val", help="Which split SRC is; default: all splits in SRC."
         ),
     ] = None,
     task: Annotated[
-        str, typer.Option("--task", metavar="multiclass|multilabel|binary", help="Of its labels.")
+        str,
+        typer.Option("--task", metavar="multiclass|multilabel|binary", help="How labels are read."),
     ] = "multiclass",
     shard_images: Annotated[
-        int, typer.Option("--shard-images", metavar="N", min=1, help="Images in a shard.")
+        int, typer.Option("--shard-images", metavar="N", min=1, help="Images per shard.")
     ] = 1024,
     resize: Annotated[
         Optional[int],  # noqa: UP045
@@ -37,7 +38,8 @@ def data_pack(
         ),
     ] = None,
     quality: Annotated[
-        int, typer.Option("--quality", metavar="N", min=1, max=100, help="Of that JPEG.")
+        int,
+        typer.Option("--quality", metavar="N", min=1, max=100, help="JPEG quality of --resize."),
     ] = 90,
     threads: Annotated[
         Optional[int],  # noqa: UP045
@@ -49,8 +51,8 @@ def data_pack(
 ) -> None:
     """Pack images and labels into shards: WebDataset's tar files, and an index.
 
-    For object storage, or a disk that is slow with small files. The same
-    command goes on after a kill. Files stay as they are, unless --resize
+    For object storage, or a disk that is slow with small files. If killed, run
+    the same command to resume. Files are stored unchanged unless --resize
     shrinks them.
 
     [bold]Examples[/]

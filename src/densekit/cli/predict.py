@@ -37,7 +37,7 @@ def predict(
             "--topk",
             metavar="N",
             min=1,
-            help="Answers per image; default 5, of several classes all.",
+            help="Classes per image; default 5, multilabel all.",
         ),
     ] = None,
     model: ModelName = None,
@@ -63,9 +63,8 @@ def predict(
     s3://bucket/prefix. With -c every argument names images. Exits with 1 if
     some are unreadable.
 
-    With --out the rows go to Parquet files, for millions of images: the same
-    command goes on where it was stopped or killed, and exits 75 if it was asked
-    to stop.
+    With --out, rows go to Parquet files, for millions of images. After a stop
+    (exit code 75) or a kill, the same command resumes.
 
     [bold]Examples[/]
 
@@ -89,8 +88,8 @@ def predict(
         raise UserError("--json and --csv: choose one")
     given = {"--workers": workers, "--on": on, "--part-size": part_size}
     if out is None and (alone := next((name for name, value in given.items() if value), None)):
-        raise UserError(f"{alone}: goes with --out FOLDER")
-    if not is_printing():  # of several ranks one answers, each image once
+        raise UserError(f"{alone}: needs --out FOLDER")
+    if not is_printing():  # one rank predicts, each image once
         return
     keep_freed_memory()
     if config is not None:
@@ -98,7 +97,7 @@ def predict(
     asked = ask(source, config, option or [], "predict")
     inputs = files or asked.infer.files
     if not inputs:
-        raise UserError("say which images to predict: files, folders, lists or s3://bucket/prefix")
+        raise UserError("name the images to predict: files, folders, lists or s3://bucket/prefix")
     opened = asked.open(classes, model)
     show_notes([*asked.notes, *opened.notes])
     if tta in VIEWS and tta != "none":

@@ -18,22 +18,20 @@ def push(
     ] = False,
     revision: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(
-            "--revision", metavar="BRANCH", help="Made where it is missing; default main."
-        ),
+        typer.Option("--revision", metavar="BRANCH", help="Created if missing; default main."),
     ] = None,
     licence: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--licence", metavar="NAME", help="As the hub names it: apache-2.0, mit."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace what densekit did not write, too.")
+        bool, typer.Option("--force", help="Also replace files that densekit did not write.")
     ] = False,
     json: AsJson = False,
 ) -> None:
     """Push an artifact to Hugging Face's hub, with a model card made from it.
 
-    The token is that of [cyan]hf auth login[/], or $HF_TOKEN. Takes
+    Uses the token of [cyan]hf auth login[/], or $HF_TOKEN. Needs
     densekit\\[hub].
 
     [bold]Examples[/]

@@ -37,7 +37,7 @@ PartSize = Annotated[
 def score_to(
     out: str, opened: Opened, inputs: Sequence[str], options: ScoreOptions, json: bool
 ) -> int:
-    """Scores, prints what was done, returns the exit code. Raises UserError."""
+    """Scores, prints a summary, returns the exit code. Raises UserError."""
     from densekit.score.run import score_all
 
     outcome = score_all(opened, inputs, Path(out).expanduser(), options)
@@ -47,7 +47,7 @@ def score_to(
         show(_sentence(out, outcome))
     if outcome.stopped is None:
         return 1 if outcome.done.failed else 0
-    show_notes([f"stopped: {outcome.stopped}; the same command goes on from here"])
+    show_notes([f"stopped: {outcome.stopped}; run the same command to resume"])
     return 75
 
 

@@ -24,7 +24,7 @@ def serve(
         typer.Option(
             "--host",
             metavar="ADDRESS",
-            help="Where to listen; other than loopback with --token only.",
+            help="Address to listen on; anything but loopback needs --token.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -57,7 +57,8 @@ def serve(
         ),
     ] = 0.0,
     max_queue: Annotated[
-        int, typer.Option("--max-queue", metavar="N", min=1, help="Images under way; past it 503.")
+        int,
+        typer.Option("--max-queue", metavar="N", min=1, help="Images in progress; more get 503."),
     ] = 256,
     max_images: Annotated[
         int, typer.Option("--max-images", metavar="N", min=1, help="Images of one request.")
@@ -68,9 +69,7 @@ def serve(
     max_pixels: MaxPixels = None,
     deadline: Annotated[
         float,
-        typer.Option(
-            "--deadline", metavar="N", min=0.001, help="Seconds for an answer; past it 504."
-        ),
+        typer.Option("--deadline", metavar="N", min=0.001, help="Seconds per request; then 504."),
     ] = 30.0,
     body_seconds: Annotated[
         float,
@@ -90,8 +89,7 @@ def serve(
 ) -> None:
     """Serve a network over HTTP, with a page at /: predictions, maps, metrics, KServe's protocol.
 
-    Stop it with Ctrl-C, or with SIGTERM, upon which requests under way are
-    answered first.
+    Stop it with Ctrl-C or SIGTERM; requests in progress are answered first.
 
     [bold]Examples[/]
 

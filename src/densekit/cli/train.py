@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from densekit.training.loop import Outcome
     from densekit.training.recipe import Recipe
 
-STOPPED = 75  # EX_TEMPFAIL: try again and the run goes on
+STOPPED = 75  # EX_TEMPFAIL: run it again to resume
 
 
 def train(
@@ -56,18 +56,18 @@ def train(
 
 
 def conclude(outcome: Outcome, as_json: bool) -> None:
-    """What follows a run whose state is saved: its report, if asked for, and its results."""
+    """After a run whose state is saved: its report, if asked for, and its results."""
     if not outcome.stopped:
         from densekit.report.end_of_run import report_run
 
-        report_run(outcome)  # may take minutes, in which SIGTERM still ends the process
-    # nothing is left to lose; launchers and schedulers repeat the signal that stopped the run
+        report_run(outcome)  # may take minutes, during which SIGTERM ends the process
+    # everything is saved; launchers and schedulers repeat the signal that stopped the run
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print_outcome(outcome, as_json)
 
 
 def print_outcome(outcome: Outcome, as_json: bool) -> None:
-    """The results line of a model card, and where the run is."""
+    """The results table, and the run's folder."""
     from densekit import distributed, precision
     from densekit.models import variants
 
@@ -90,7 +90,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     if outcome.stopped:
         show(
             f"stopped after step {progress.step} of {plan.steps}; the state is saved: the same "
-            f"command goes on"
+            f"command resumes"
         )
         return
     if outcome.already_finished:
@@ -111,7 +111,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
 
 
 def print_rehearsal(asked: Recipe, as_json: bool) -> None:
-    """What --dry-run says: the recipe, the data, the model, the schedule, the time."""
+    """The output of --dry-run: recipe, data, model, schedule, time."""
     from densekit.config import to_yaml
     from densekit.data.groups import group_counts
     from densekit.models import variants
@@ -160,6 +160,6 @@ def print_rehearsal(asked: Recipe, as_json: bool) -> None:
     )
     show(
         f"time      about {duration(found.seconds)} h of training steps, by one step of "
-        f"{found.images} images per rank; reading images and evaluation come on top"
+        f"{found.images} images per rank, without reading images and evaluation"
     )
     show("nothing was trained: --dry-run")

@@ -17,7 +17,7 @@ def expand_home(text: str) -> str:
         raise ValueError(f"a path cannot hold a NUL character, got {text!r}")
     content = os.fsencode(text)
     if len(content) > LONGEST or ("://" not in text and _longest_name(content) > LONGEST_NAME):
-        raise ValueError(f"a path that no disk takes, {len(content)} bytes: {text[:40]!r}...")
+        raise ValueError(f"a path too long for any disk, {len(content)} bytes: {text[:40]!r}...")
     if not text.startswith("~"):
         return text
     try:
