@@ -26,6 +26,20 @@ def test_the_bar_waits(
     assert ("reading" in terminal.getvalue()) == shown
 
 
+def test_a_bar_joins_those_on_the_terminal(
+    terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two displays at a time would write over one another."""
+    monkeypatch.setattr(display, "BAR_AFTER", 0.0)
+    outer = display.Progress(console=display.Console(stderr=True))
+    monkeypatch.setattr(display, "LIVE", [outer])
+    with outer:
+        outer.add_task("epoch")
+        for _ in display.bar(range(3), 3, "evaluating"):
+            assert [task.description for task in outer.tasks] == ["epoch", "evaluating"]
+        assert [task.description for task in outer.tasks] == ["epoch"]
+
+
 def test_other_ranks_show_nothing(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "BAR_AFTER", 0.0)
     monkeypatch.setenv("RANK", "1")

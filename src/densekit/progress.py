@@ -16,6 +16,7 @@ from densekit import distributed
 T = TypeVar("T")
 BAR_AFTER = 2.0  # seconds before a bar appears
 LINE_EVERY = 60.0  # seconds between lines in a file
+LIVE: list[Progress] = []  # long-lived bars on the terminal, which a further bar joins
 
 
 def say(text: str) -> None:
@@ -33,16 +34,20 @@ def bar(items: Iterable[T], total: int, what: str, lines: bool = False) -> Itera
     if not distributed.is_main() or not console.is_terminal:
         yield from _told(items, total, what) if lines else items
         return
-    progress, began = Progress(console=console, transient=True), time.monotonic()
-    task = progress.add_task(what, total=total)
+    progress = LIVE[-1] if LIVE else Progress(console=console, transient=True)
+    began = time.monotonic()
+    task = progress.add_task(what, total=total, visible=not LIVE, text="")
     try:
         for item in items:
             yield item
             progress.advance(task)
             if time.monotonic() - began > BAR_AFTER:
+                progress.update(task, visible=True)
                 progress.start()
     finally:
-        progress.stop()
+        progress.remove_task(task)
+        if progress not in LIVE:
+            progress.stop()
 
 
 def _told(items: Iterable[T], total: int, what: str) -> Iterator[T]:

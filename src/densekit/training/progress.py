@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from densekit import distributed
+from densekit.progress import LIVE
 
 
 class EpochBars:
@@ -29,9 +30,11 @@ class EpochBars:
 
     def __enter__(self) -> EpochBars:
         self._progress.start()
+        LIVE.append(self._progress)
         return self
 
     def __exit__(self, *error: object) -> None:
+        LIVE.remove(self._progress)
         self._progress.stop()
 
     def start(self, epoch: int, step: int) -> None:
