@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from densekit import distributed
 from densekit.config import UserError
 from densekit.data import workers as worker_processes
+from densekit.data.augment_config import AugmentConfig
 from densekit.data.config import DataConfig, EvaluateConfig
 from densekit.data.decode import UnreadableImage, decode
 from densekit.data.folders import read_folder
@@ -27,6 +28,7 @@ from densekit.data.loader import (
     TrainStream,
     eval_batches,
     micro_batches,
+    resolve_reading,
     resolve_workers,
     steps_per_epoch,
 )
@@ -247,6 +249,28 @@ def test_auto_workers_are_a_table(
     monkeypatch.setattr(distributed, "cores", lambda: cores)
     assert resolve_workers("auto", device, local_world) == workers
     assert resolve_workers(5, device, local_world) == 5
+    copying = 0 if device == "cpu" else workers
+    assert resolve_workers("auto", device, local_world, copies=True) == copying
+    assert resolve_workers(5, device, local_world, copies=True) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "workers"),
+    [
+        ({}, 0), ({"cache": "off"}, 1), ({"workers": 2}, 2),
+        ({"evaluate": EvaluateConfig(resize=14)}, 1),
+        ({"augment": AugmentConfig(crop="pad", rand_augment=2)}, 1),
+    ],
+)  # fmt: skip
+def test_images_that_are_only_copied_need_no_workers(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any], workers: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(distributed, "cores", lambda: 2)
+    small = {"cache": "disk", "cache_dir": str(tmp_path), "workers": "auto"}
+    crops = {"augment": AugmentConfig(crop="pad"), "evaluate": EvaluateConfig(resize=None)}
+    data = DATA.model_copy(update={**small, **crops, **change})
+    assert resolve_reading(data, examples, examples, "cpu", 2)[0].workers == workers
 
 
 @pytest.mark.parametrize("workers", [-1, "many", 1.5])
