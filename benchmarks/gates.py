@@ -7,7 +7,9 @@
 Each trains its network in the folder `--work`, where it has not yet, exports it to every target or
 to those of `--to`, and evaluates it and the export on images that neither training nor int8 has
 seen, where there are such. NAME-TARGET.json is the export's gate.json with the commands that made
-it. Paths start in the work folder. The machine should be idle while it exports.
+it; `--missing` makes those that are not there yet. Paths start in the work folder. The machine
+should be idle while it exports. Most of the time goes into int8: where it loses too much, layers
+are ranked one by one, and the network is calibrated anew up to six times.
 """
 
 from __future__ import annotations
@@ -213,21 +215,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--to", action="append", choices=TARGETS, help="a target; all of them")
     parser.add_argument("--work", type=Path, default=rows.ROOT / "runs" / "gates")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files go")
+    parser.add_argument("--missing", action="store_true", help="only what --results lacks")
     parser.add_argument("--train", action="store_true", help="no more than the training")
     return parser.parse_args()
 
 
 def main(arguments: argparse.Namespace) -> None:
     name, network = arguments.name, NETWORKS[arguments.name]
+    files = {to: arguments.results / f"{name}-{to}.json" for to in arguments.to or TARGETS}
+    if arguments.missing:
+        files = {to: file for to, file in files.items() if not file.exists()}
     train = trained(name, network, arguments.work)
     if arguments.train:
         return
     images = network.held_out
     tested = held_out(f"{name}/best", images, arguments.work) if images else None
-    for to in arguments.to or TARGETS:
+    for to, file in files.items():
         kept = gate(name, network, to, arguments.work, train, tested)
         arguments.results.mkdir(parents=True, exist_ok=True)
-        file = arguments.results / f"{kept['name']}.json"
         file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         print(file)
 
