@@ -124,15 +124,13 @@ def test_a_device_is_described_for_a_results_line(
     assert describe_device(torch.device("cpu"), 3) == f"3 x {text}"
 
 
-def test_autocast_scaler_and_formats_go_together() -> None:
+def test_autocast_and_formats_go_together() -> None:
     full, half = Precision(torch.device("cpu")), Precision(torch.device("cpu"), "bf16")
     linear, x = nn.Linear(2, 2), torch.ones(1, 2)
     with full.autocast():
         assert linear(x).dtype == torch.float32
     with half.autocast():
         assert linear(x).dtype == torch.bfloat16
-    assert not full.scaler().is_enabled()
-    assert not half.scaler().is_enabled()
     conv = half.place(nn.Conv2d(3, 4, 3))
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert conv.weight.dtype == torch.float32

@@ -21,10 +21,10 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,6 @@ MemoryFormatName = Literal["auto", "contiguous", "channels_last"]
 
 FLAG = "--{} {}"  # how a command's own options are typed
 TRIMMED_EVERY = 50  # batches
-KnownName = TypeVar("KnownName", bound=str)
 AnyBatch = TypeVar("AnyBatch")
 _looped = itertools.count(1)  # batches of this process
 Format = Literal["fp32", "bf16", "fp16"]
@@ -73,10 +72,6 @@ class Precision:
         """Mixed precision for a forward pass; does nothing in fp32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.name != "fp32")
 
-    def scaler(self) -> torch.amp.GradScaler:
-        """The loss scaler that fp16 gradients need; disabled in fp32 and bf16."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
-
     def send(self, images: Tensor) -> Tensor:
         """Images on the device; from pinned memory a GPU copies them by a stream of its own, beside
         what it still computes."""
@@ -111,11 +106,19 @@ def resolve(
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         # A run that goes on is the run that it would have been.
         torch.backends.cudnn.deterministic = True
-    name = (
-        _best_precision(where)
-        if precision == "auto"
-        else _known("precision", precision, DTYPES, typed)
-    )
+    options = ("precision", precision, PrecisionName), (
+        "memory_format", memory_format, MemoryFormatName
+    )  # fmt: skip
+    for option, value, known in options:
+        if value not in get_args(known):
+            names = ", ".join(get_args(known))
+            raise UserError(f"{typed.format(option, value)}: unknown; known: {names}")
+    name = precision
+    if precision == "auto" and where.type == "cuda":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif precision == "auto":
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        name = "bf16" if where.type == "cpu" and has_bf16 else "fp32"
     if name == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported():
         asked = typed.format("precision", precision)
         raise UserError(f"{asked}: this GPU has no bf16; use fp16 or fp32")
@@ -123,14 +126,7 @@ def resolve(
         asked = typed.format("precision", precision)
         raise UserError(f"{asked}: fp16 is for GPUs; on a CPU use bf16 or fp32")
     layout = "channels_last" if memory_format == "auto" else memory_format
-    return Precision(where, name, _known("memory_format", layout, MEMORY_FORMATS, typed))
-
-
-def _known(option: str, name: str, table: Mapping[KnownName, object], typed: str) -> KnownName:
-    for known in table:
-        if known == name:
-            return known
-    raise UserError(f"{typed.format(option, name)}: unknown; known: {', '.join(('auto', *table))}")
+    return Precision(where, cast("Format", name), cast("MemoryLayout", layout))
 
 
 def resolve_device(device: str, local_rank: int = 0, typed: str = "loop.{}={}") -> torch.device:
@@ -167,16 +163,6 @@ def describe_device(device: torch.device, processes: int = 1) -> str:
         cpu = f"CPU ({threads} thread{'s' if threads > 1 else ''})"
         name = cpu if device.type == "cpu" else "Apple GPU"
     return name if processes == 1 else f"{processes} x {name}"
-
-
-def _best_precision(device: torch.device) -> Format:
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if native else "fp16"
-    if device.type == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if native else "fp32"
-    return "fp32"
 
 
 @functools.cache

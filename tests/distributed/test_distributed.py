@@ -69,7 +69,7 @@ def make_learner(dtype: torch.dtype) -> Learner:
         model=model,
         forward=distributed.wrap(model, prepare(torch.zeros(1, 1, 24, 24, dtype=torch.uint8))),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9),
-        scaler=precision.scaler(),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
         ema=None,
         precision=precision,
         prepare=prepare,
@@ -82,7 +82,7 @@ def train(digits: Path, case: Case, dtype: torch.dtype, steps: int) -> Found:
     """`steps` steps of this rank: each one's sums and first gradients, weights and statistics."""
     images, labels = torch.load(digits)
     batch_size, accumulation = case
-    config, learner = LoopConfig(accumulation=accumulation), make_learner(dtype)
+    learner = make_learner(dtype)
     found: Found = {}
     starts = range(0, IMAGES, batch_size)
     for step in range(steps):
@@ -92,7 +92,7 @@ def train(digits: Path, case: Case, dtype: torch.dtype, steps: int) -> Found:
             count, batch_size, accumulation, distributed.rank(), distributed.world_size()
         )
         shares = [(images[start:][part], labels[start:][part]) for part in parts]
-        found[f"sums {step}"] = train_step(learner, config, shares, count, step)
+        found[f"sums {step}"] = train_step(learner, shares, count, step)
         if step < len(starts):
             for name, parameter in learner.model.named_parameters():
                 assert parameter.grad is not None
@@ -101,8 +101,7 @@ def train(digits: Path, case: Case, dtype: torch.dtype, steps: int) -> Found:
 
 
 def train_all(digits: Path, cases: list[Case], steps: int, results: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.start(CPU, timeout=WAIT)
+    distributed.start(CPU, timeout=WAIT, threads=1)
     found = {
         (case, dtype): train(digits, case, dtype, steps)
         for case in cases
@@ -238,9 +237,8 @@ def test_one_ranks_gradient_is_the_mean_losss(digits: Path) -> None:
         count = batch - 1  # the last micro-batch is one short
         learner, plain = make_learner(torch.float64), make_learner(torch.float64)
         parts = micro_batches(count, batch, accumulation)
-        config = LoopConfig(accumulation=accumulation)
         shares = [(images[p], labels[p]) for p in parts]
-        sums = train_step(learner, config, shares, count, 0)
+        sums = train_step(learner, shares, count, 0)
         logits = torch.cat([plain.model(plain.prepare(images[p])) for p in parts])
         loss = F.cross_entropy(logits, labels[:count])
         loss.backward()
@@ -270,8 +268,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count_all(root: Path, workers: int, results: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.start(CPU, timeout=WAIT)
+    distributed.start(CPU, timeout=WAIT, threads=1)
     preprocessing = Preprocessing(channels=1, resize=None, crop=28, mean=(0.13,), std=(0.31,))
     model = make_learner(torch.float32).model
     examples = read_list(root / "list.txt", root)
@@ -314,7 +311,7 @@ def test_evaluation_counts_each_image_once(
 
 def talk(results: Path) -> None:
     """What the small collectives give."""
-    distributed.start(CPU, timeout=WAIT)
+    distributed.start(CPU, timeout=WAIT, threads=1)
     rank = distributed.rank()
 
     def fail_on(*bad: int) -> Callable[[], int]:
@@ -366,8 +363,7 @@ def test_small_collectives(runs: Runs, tmp_path: Path) -> None:
 
 def layout(results: Path) -> None:
     """Two equal backward passes straight after `wrap`."""
-    torch.set_num_threads(1)
-    distributed.start(CPU, timeout=WAIT)
+    distributed.start(CPU, timeout=WAIT, threads=1)
     learner = make_learner(torch.float32)
     model = learner.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -442,7 +438,7 @@ def test_more_threads_than_a_machine_could_use_are_refused(monkeypatch: pytest.M
 def test_one_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    distributed.start(CPU)
+    assert distributed.start(CPU, threads=torch.get_num_threads()) == torch.get_num_threads()
     assert not distributed.active()
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.gather_objects("a") == ["a"]

@@ -86,7 +86,7 @@ def described(read: Callable[[], Recipe]) -> Recipe | UserError:
     began = time.monotonic()
     try:
         recipe = read()
-        check(recipe, 1)
+        check(recipe)
         return recipe
     except UserError as refusal:
         return refusal

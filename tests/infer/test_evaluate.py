@@ -364,9 +364,8 @@ def test_what_a_person_should_know_is_said(
 
 def evaluate_on_this_rank(best: Path, digits: Path) -> None:
     """Each rank leaves what it found."""
-    torch.set_num_threads(1)
     precision = resolve("cpu", "fp32")
-    distributed.start(precision.device, timeout=WAIT)
+    distributed.start(precision.device, timeout=WAIT, threads=1)
     opened = open_path(str(best))
     found = [
         evaluate_source(opened, precision, batch_size=b, workers=0, **BY_GROUP)

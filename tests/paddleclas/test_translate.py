@@ -25,7 +25,7 @@ EPOCH = 5005  # steps: 1,281,167 images in batches of 256
 def rates(recipe: Recipe, processes: int = 4, per_epoch: int = EPOCH) -> list[float]:
     """The rate at the first step of each epoch."""
     config, epochs = recipe.optim, recipe.loop.epochs
-    peak = config.lr * optim.scale(config, recipe.data.batch_size)
+    peak, _ = optim.peak_rates(config, recipe.data.batch_size)
     return [
         peak * optim.lr_factor(config, epoch * per_epoch, per_epoch, epochs * per_epoch)
         for epoch in range(epochs)

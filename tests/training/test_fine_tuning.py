@@ -146,7 +146,7 @@ def test_what_is_frozen_stands_still_and_then_moves(op: str) -> None:
     for epoch, moving in parts.items():
         thaw(learner, recipe, epoch)
         before = {k: v.clone() for k, v in learner.model.state_dict().items()}
-        train_step(learner, recipe.loop, [share], 6, step=epoch)
+        train_step(learner, [share], 6, step=epoch)
         for name, value in learner.model.state_dict().items():
             assert torch.equal(value, before[name]) != name.startswith(moving), (epoch, name)
     thaw(learner, recipe, 0)  # as a rollback does
@@ -224,7 +224,7 @@ def test_frozen_norms_keep_their_statistics_and_train_their_scales(op: str) -> N
         peer.load_state_dict(learner.model.state_dict())
         peer.zero_grad()
         torch.nn.functional.cross_entropy(peer(learner.prepare(images)), labels).backward()
-        train_step(learner, recipe.loop, [(images, labels)], 6, step=epoch)
+        train_step(learner, [(images, labels)], 6, step=epoch)
         for (name, own), theirs in zip(
             learner.model.named_parameters(), peer.parameters(), strict=True
         ):

@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from densekit.models import artifact
@@ -81,22 +80,3 @@ def test_lines_as_paddleclas_writes_them(runs: Runs, tmp_path: Path) -> None:
         assert float(cost) == pytest.approx(OPTIONS["data.batch_size"] / line["ips"], abs=1e-5)
         waited = OPTIONS["data.batch_size"] / line["ips"] * line["data_wait"]
         assert float(reader) == pytest.approx(waited, abs=1e-5)
-
-
-def test_mixing_is_a_function_of_the_position(runs: Runs) -> None:
-    """Another seed mixes otherwise; the same one alike, whatever was drawn before."""
-    from densekit.training.step import _draws_seed
-
-    seeds = {
-        _draws_seed(seed, step, micro, rank)
-        for seed in range(3)
-        for step in range(5)
-        for micro in range(3)
-        for rank in range(4)
-    }
-    assert len(seeds) == 3 * 5 * 3 * 4
-    torch.manual_seed(_draws_seed(0, 1, 0, 2))
-    first = torch.rand(3)
-    torch.rand(7)
-    torch.manual_seed(_draws_seed(0, 1, 0, 2))
-    assert torch.equal(first, torch.rand(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,11 @@ Share = tuple[Tensor, Tensor]
 
 
 def learner(
-    drop_rate: float = 0.0, ema: float = 0.0, lr: float = 0.1, loop: LoopConfig | None = None
+    drop_rate: float = 0.0,
+    ema: float = 0.0,
+    lr: float = 0.1,
+    loop: LoopConfig | None = None,
+    **how: Any,
 ) -> Learner:
     torch.manual_seed(0)
     config = DenseNetConfig(
@@ -37,12 +42,13 @@ def learner(
         model=model,
         forward=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
-        scaler=precision.scaler(),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
         ema=average,
         precision=precision,
         prepare=lambda images: images / 255,
         mix=lambda images, labels: (images, labels),
         loss=make_loss(loop or LoopConfig(), "multiclass", CPU),
+        **how,
     )
 
 
@@ -52,9 +58,9 @@ def share(n: int = N, seed: int = 0) -> Share:
     return images, torch.randint(0, K, (n,), generator=generator)
 
 
-def step(own: Learner, shares: list[Share], config: LoopConfig | None = None, at: int = 0, **how):
+def step(own: Learner, shares: list[Share], at: int = 0, **how):
     count = max(1, sum(len(labels) for _, labels in shares))
-    sums = train_step(own, config or LoopConfig(), shares, count, at, **how)
+    sums = train_step(own, shares, count, at, **how)
     return dict(zip(SUMS, sums.tolist(), strict=True))
 
 
@@ -110,7 +116,7 @@ def test_label_smoothing_is_torchs() -> None:
     config = LoopConfig(label_smoothing=0.2)
     own, (images, labels) = learner(loop=config), share()
     logits = copy.deepcopy(own.model)(images / 255).detach()
-    found = step(own, [(images, labels)], config)
+    found = step(own, [(images, labels)])
     truth = F.cross_entropy(logits, labels, label_smoothing=0.2, reduction="sum")
     assert found["loss"] == pytest.approx(truth.item(), rel=1e-6)
 
@@ -132,10 +138,9 @@ def test_a_step_is_sgd_on_the_mean_loss() -> None:
 
 
 def test_clipping_bounds_the_norm_of_all_gradients() -> None:
-    free, tight, loose = learner(), learner(), learner()
-    step(free, [share()])
-    step(tight, [share()], clip_norm=1e-3)
-    step(loose, [share()], clip_norm=1e9)
+    free, tight, loose = learner(), learner(clip_norm=1e-3), learner(clip_norm=1e9)
+    for own in (free, tight, loose):
+        step(own, [share()])
 
     def norm(own: Learner) -> float:
         return float(nn.utils.get_total_norm([p.grad for p in own.model.parameters()]))
@@ -164,12 +169,34 @@ def test_dropout_is_a_function_of_the_position() -> None:
     """Whatever torch's generator has been used for before."""
 
     def loss(at: int = 3, noise: int = 0, seed: int = 0) -> float:
-        own = learner(drop_rate=0.5)
+        own = learner(drop_rate=0.5, seed=seed)
         torch.manual_seed(noise)
-        return step(own, [share()], LoopConfig(seed=seed), at=at)["loss"]
+        return step(own, [share()], at=at)["loss"]
 
     assert loss() == loss(noise=1)
     assert len({loss(), loss(at=4), loss(seed=1)}) == 3
+
+
+def test_what_is_drawn_is_a_function_of_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed, step, micro-step and rank each draw otherwise; alike, whatever was drawn before."""
+    seen: list[int] = []
+
+    def mix(images: Tensor, labels: Tensor) -> Share:
+        seen.append(torch.initial_seed())
+        return images, labels
+
+    own = learner(lr=0)
+    own.mix = mix
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        for own.seed in range(3):
+            for at in range(3):
+                step(own, [share(2), share(2)], at=at)
+    assert len(set(seen)) == len(seen) == 3 * 3 * 3 * 2
+    again = seen[-2:]
+    torch.manual_seed(7)
+    step(own, [share(2), share(2)], at=2)
+    assert seen[-2:] == again
 
 
 def test_micro_batches_draw_their_own_dropout() -> None:
@@ -206,7 +233,7 @@ def spoilt(own: Learner) -> Learner:
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_bad_step_says_so(clip_norm: float | None) -> None:
-    assert step(spoilt(learner()), [share()], clip_norm=clip_norm)["bad"] == 1
+    assert step(spoilt(learner(clip_norm=clip_norm)), [share()])["bad"] == 1
 
 
 def test_a_bad_gradient_of_a_good_loss_says_so() -> None:
@@ -220,17 +247,16 @@ def test_a_bad_gradient_of_a_good_loss_says_so() -> None:
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_skip_leaves_no_trace(clip_norm: float | None) -> None:
     """Weights, running statistics, momentum and the moving average are as before."""
-    own = learner(ema=0.9)
+    own = learner(ema=0.9, clip_norm=clip_norm, skips=True)
     step(own, [share()])
     before, prepare = snapshot(own), own.prepare
     average = copy.deepcopy(own.ema.state_dict())
-    skip = LoopConfig(on_nonfinite="skip")
-    assert step(spoilt(own), [share()], skip, at=1, clip_norm=clip_norm)["bad"] == 1
+    assert step(spoilt(own), [share()], at=1)["bad"] == 1
     assert same(before, snapshot(own))
     assert same(average, own.ema.state_dict())
     own.prepare = prepare
-    assert step(own, [share()], skip, at=2)["bad"] == 0
-    other = learner(ema=0.9)
+    assert step(own, [share()], at=2)["bad"] == 0
+    other = learner(ema=0.9, clip_norm=clip_norm)
     step(other, [share()])
     step(other, [share()], at=2)
     assert same(snapshot(own), snapshot(other))
@@ -255,41 +281,40 @@ def scaled(own: Learner) -> Learner:
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_with_a_scaler_skip_leaves_no_trace_but_a_lower_scale(clip_norm: float | None) -> None:
     """And the step after it is like any other: gradients are unscaled once for each step."""
-    skip = LoopConfig(on_nonfinite="skip")
-    own = scaled(learner(ema=0.9))
-    step(own, [share()], skip, clip_norm=clip_norm)
+    own = scaled(learner(ema=0.9, clip_norm=clip_norm, skips=True))
+    step(own, [share()])
     before, prepare = snapshot(own), own.prepare
-    bad = step(spoilt(own), [share()], skip, at=1, clip_norm=clip_norm)
+    bad = step(spoilt(own), [share()], at=1)
     assert bad["bad"] == 1
     assert same(before, snapshot(own))
     assert own.scaler.get_scale() == 2.0**11
     own.prepare = prepare
-    assert step(own, [share()], skip, at=2, clip_norm=clip_norm)["bad"] == 0
-    other = learner(ema=0.9)
+    assert step(own, [share()], at=2)["bad"] == 0
+    other = learner(ema=0.9, clip_norm=clip_norm)
     for at in (0, 2):
-        step(other, [share()], at=at, clip_norm=clip_norm)
+        step(other, [share()], at=at)
     assert same(snapshot(own), snapshot(other)), "a scale that is a power of two costs no bit"
     assert own.ema is not None
     assert other.ema is not None
     assert int(own.ema.n_averaged) == int(other.ema.n_averaged) == 2
 
 
-@pytest.mark.parametrize("how", ["stop", "skip", "rollback"])
+@pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_an_overflowing_gradient_is_the_scalers_own_affair(
-    how: str, clip_norm: float | None
+    skips: bool, clip_norm: float | None
 ) -> None:
     """Its loss is finite: the scaler leaves the update out, and the step is not a bad one."""
-    own, config = scaled(learner()), LoopConfig(on_nonfinite=how)
-    step(own, [share()], config, clip_norm=clip_norm)
+    own = scaled(learner(clip_norm=clip_norm, skips=skips))
+    step(own, [share()])
     before = [parameter.clone() for parameter in own.model.parameters()]
     hook = own.model.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
-    assert step(own, [share()], config, at=1, clip_norm=clip_norm)["bad"] == 0
+    assert step(own, [share()], at=1)["bad"] == 0
     after = own.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert own.scaler.get_scale() == 2.0**11
     hook.remove()
-    assert step(own, [share()], config, at=2, clip_norm=clip_norm)["bad"] == 0
+    assert step(own, [share()], at=2)["bad"] == 0
     after = own.model.parameters()
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(value.isfinite().all() for value in snapshot(own).values())

@@ -195,7 +195,7 @@ def measure(recipe: Recipe, ops: Sequence[str], rounds: int) -> Report:
 
 
 def _check(recipe: Recipe) -> None:
-    check(recipe, world_size=1)
+    check(recipe)
     pixels = variants.last_map(variants.architecture(recipe.model), recipe.data.train_side)
     if recipe.micro_batch_size == 1 and pixels == 1:
         raise UserError(
@@ -212,17 +212,13 @@ class TrainingStep:
     """A step of `densekit train`, from uint8 images to updated weights and the step's sums."""
 
     learner: Learner
-    recipe: Recipe
     images: Tensor
     labels: Tensor
     steps: int = 0
 
     def __call__(self) -> list[float]:
-        shares, clip_norm = [(self.images, self.labels)], self.recipe.optim.clip_norm
-        sums = train_step(
-            self.learner, self.recipe.loop, shares, len(self.images), self.steps,
-            clip_norm=clip_norm,
-        )  # fmt: skip
+        shares = [(self.images, self.labels)]
+        sums = train_step(self.learner, shares, len(self.images), self.steps)
         self.steps += 1
         return sums.tolist()
 
@@ -261,7 +257,7 @@ def training_step(recipe: Recipe) -> TrainingStep:
         labels = F.one_hot(labels, num_classes).to(torch.int8)
     if formats.device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()  # as the loader's are
-    return TrainingStep(learner, recipe, images, labels)
+    return TrainingStep(learner, images, labels)
 
 
 def random_batch(count: int, channels: int, side: int, classes: int) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,6 @@ def evaluate(
         rank = distributed.local_rank()
         formats = resolve(asked.device(device), precision, local_rank=rank, typed=FLAG)
         distributed.start(formats.device)
-        distributed.set_threads()
         opened = distributed.on_every_rank(lambda: asked.open(classes, model))
         show_notes([*asked.notes, *opened.notes])
         loaders = "auto" if workers is None else workers

@@ -124,23 +124,34 @@ class Preprocessing(Section):
         memory_format: torch.memory_format = torch.preserve_format,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Squares [N, C, H, W] -> float32 (x - mean) / std on the same device, where uint8 is
-        first divided by 255. Written to `out` if given, which excludes `memory_format`."""
-        mean, std = _on_device(self.mean, batch.device), _on_device(self.std, batch.device)
-        asked = memory_format != torch.preserve_format
-        if asked and batch.is_cuda and batch.dtype == torch.uint8 and has_triton():
-            from densekit.data import on_gpu  # imports triton
+        """Squares [N, C, H, W], see `standardize`."""
+        return standardize(batch, self.mean, self.std, memory_format, out)
 
-            return on_gpu.normalize(batch, mean, std, memory_format)
-        if batch.is_cpu:
-            found = on_cpu.normalize_batch(batch, mean, std, memory_format, out)
-            if found is not None:
-                return found
-        if asked:
-            batch = batch.contiguous(memory_format=memory_format)
-        if batch.is_floating_point():
-            return torch.sub(batch, mean, out=out).div_(std)
-        return torch.div(batch, 255, out=out).sub_(mean).div_(std)
+
+def standardize(
+    batch: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    memory_format: torch.memory_format = torch.preserve_format,
+    out: Tensor | None = None,
+) -> Tensor:
+    """[N, C, H, W] -> float32 (x - mean) / std on the same device, where uint8 is first divided by
+    255. Written to `out` if given, which excludes `memory_format`."""
+    means, stds = _on_device(mean, batch.device), _on_device(std, batch.device)
+    asked = memory_format != torch.preserve_format
+    if asked and batch.is_cuda and batch.dtype == torch.uint8 and has_triton():
+        from densekit.data import on_gpu  # imports triton
+
+        return on_gpu.normalize(batch, means, stds, memory_format)
+    if batch.is_cpu:
+        found = on_cpu.normalize_batch(batch, means, stds, memory_format, out)
+        if found is not None:
+            return found
+    if asked:
+        batch = batch.contiguous(memory_format=memory_format)
+    if batch.is_floating_point():
+        return torch.sub(batch, means, out=out).div_(stds)
+    return torch.div(batch, 255, out=out).sub_(means).div_(stds)
 
 
 @functools.cache

@@ -72,15 +72,20 @@ def free_memory() -> int | None:
     return free
 
 
-def start(device: torch.device, timeout: float = 600.0) -> None:
-    """Joins the process group that torchrun describes; nothing to do for a single process.
+def start(device: torch.device, timeout: float = 600.0, threads: int | None = None) -> int:
+    """Joins the process group that torchrun describes, if there are several processes, and takes
+    this one's threads, see `set_threads`; returns their number.
 
     A collective that waits longer than `timeout` seconds for a rank fails, and with it the run.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world_size() == 1 or active():
-        return
+    if world_size() > 1 and not active():
+        _join(device, timeout)
+    return set_threads(threads)
+
+
+def _join(device: torch.device, timeout: float) -> None:
     global _peers
     wait = timedelta(seconds=timeout)
     try:

@@ -100,8 +100,9 @@ def features_and_logits(
     precision = classifier.precision
     if next(network.parameters()).device.type != precision.device.type:  # the engine has a copy
         precision.place(network)
+    prepare = preparing(classifier.preprocess.mean, classifier.preprocess.std, precision)
     with torch.inference_mode(), precision.autocast():
-        features = network.forward_features(preparing(classifier.preprocess, precision)(squares))
+        features = network.forward_features(prepare(squares))
         return features, network.forward_head(features).float().cpu()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from densekit.config import UserError, nearest, needs_extra
+from densekit.data.transforms import standardize
 from densekit.infer.exported import INPUT, LOGITS, Exported, Target
 from densekit.infer.model import Opened
 from densekit.models.artifact import Preprocessing
@@ -88,9 +89,12 @@ def check_formats(exported: Exported, precision: Precision, engine: str) -> None
 # torch --------------------------------------------------------------------------------------
 
 
-def preparing(preprocessing: Preprocessing, precision: Precision) -> Callable[[Tensor], Tensor]:
-    """uint8 images [n, C, H, W] -> normalised floats on the device, in the memory format."""
-    return lambda images: preprocessing.normalize(precision.send(images), precision.memory_format)
+def preparing(
+    mean: tuple[float, ...], std: tuple[float, ...], precision: Precision
+) -> Callable[[Tensor], Tensor]:
+    """uint8 images [n, C, H, W] -> normalised floats on the device, in the memory format; `mean`
+    and `std` are those of `Preprocessing`."""
+    return lambda images: standardize(precision.send(images), mean, std, precision.memory_format)
 
 
 def logits_of(
@@ -106,7 +110,8 @@ def logits_of(
         model = copy.deepcopy(model).eval()
     if isinstance(model, DenseNet) and other:
         model.set_op(op)
-    model, prepare = precision.place(model), preparing(preprocessing, precision)
+    prepare = preparing(preprocessing.mean, preprocessing.std, precision)
+    model = precision.place(model)
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode(), precision.autocast():

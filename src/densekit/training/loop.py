@@ -8,32 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from densekit import distributed
 from densekit.data.decoded import decoded_images
 from densekit.data.holdout import Sides
-from densekit.data.listing import Examples
-from densekit.data.loader import eval_batches, resolve_reading
+from densekit.data.loader import eval_batches
 from densekit.data.run_images import OwnImages, open_checked
 from densekit.data.transforms import Preprocessing
 from densekit.infer.evaluate import evaluate, logits_of
 from densekit.models import artifact
-from densekit.ops.choose import op_of_run
-from densekit.precision import Precision, keep_freed_memory, resolve
+from densekit.precision import resolve
 from densekit.stop import StopRequest
 from densekit.training import curves, nonfinite
+from densekit.training.autos import resolve_recipe
 from densekit.training.fine_tuning import thaw
-from densekit.training.graph import resolve_graph
 from densekit.training.log import read_later
-from densekit.training.monitor import epoch_report, evaluated, for_images, score
+from densekit.training.monitor import epoch_report, evaluated, score
 from densekit.training.nonfinite import NonFinite
-from densekit.training.notes import recipe_notes
 from densekit.training.plan import Plan
 from densekit.training.recipe import Recipe
-from densekit.training.recipe_checks import check, check_batches
-from densekit.training.run import Run, begin, roll_back, save
-from densekit.training.run_folder import RunFolder
+from densekit.training.recipe_checks import check
+from densekit.training.run import Run, begin, rolling_back, save
 from densekit.training.state import Progress
 from densekit.training.step import Learner, create_learner, train_step
 
@@ -63,30 +57,22 @@ def train(recipe: Recipe, images: OwnImages | None = None) -> Outcome:
     `images` opens those of a program, in place of the recipe's. Raises UserError for a recipe,
     data or folder that does not fit, and for numbers that are not finite.
     """
-    keep_freed_memory()
     with StopRequest() as stop:
-        # Set-up: the recipe against machine and data, the network, the folder, the state --------
+        # Set-up: the recipe against machine and data, the network, the run's folder and state ----
         plan = make_plan(recipe, images=images)
-        learner = create_learner(plan.recipe, plan.precision)
-        with RunFolder.opened(plan.recipe, plan.digest) as folder:
-            state, known = folder.starting_point(plan.recipe, plan.digest)
-            if known is not None:  # loop.accept_data_change: the images are others now
-                plan = make_plan(recipe, known, images)
-            run = Run(plan, learner, folder, stop)
-            begin(run, state)
+        run = Run(plan, create_learner(plan.recipe, plan.precision), stop)
+        with begin(run, replan=lambda known: make_plan(recipe, known, images)):
             if run.over:
-                return Outcome(folder.path, plan, run.progress, already_finished=True)
+                return Outcome(run.folder.path, run.plan, run.progress, already_finished=True)
 
             # Epochs -----------------------------------------------------------------------------
             with run.log.bars:
                 while not run.over:
-                    try:
+                    with rolling_back(run):
                         if not train_epoch(run):
-                            return Outcome(folder.path, plan, run.progress, stopped=True)
+                            return Outcome(run.folder.path, run.plan, run.progress, stopped=True)
                         finish_epoch(run)
-                    except NonFinite as event:
-                        roll_back(run, event.reading)
-            return Outcome(folder.path, plan, run.progress)
+            return Outcome(run.folder.path, run.plan, run.progress)
 
 
 def make_plan(recipe: Recipe, known: Sides | None = None, images: OwnImages | None = None) -> Plan:
@@ -95,16 +81,15 @@ def make_plan(recipe: Recipe, known: Sides | None = None, images: OwnImages | No
 
     `images` opens those of a program, in place of the recipe's.
     """
-    check(recipe, distributed.world_size())
+    check(recipe)
     model, loop = recipe.model, recipe.loop
     rank = distributed.local_rank()
     formats = resolve(loop.device, loop.precision, loop.memory_format, local_rank=rank)
-    distributed.start(formats.device, loop.rank_timeout)
-    threads = distributed.set_threads(loop.threads)
+    threads = distributed.start(formats.device, loop.rank_timeout, loop.threads)
     train, val, counts, notes = open_checked(
         recipe.data, model.task, model.num_classes, known, images
     )
-    recipe, of_recipe = _resolve_recipe(recipe, formats, train, val, counts)
+    recipe, of_recipe = resolve_recipe(recipe, formats, train, val, counts)
     return Plan(
         recipe=recipe,
         train=train,
@@ -117,54 +102,17 @@ def make_plan(recipe: Recipe, known: Sides | None = None, images: OwnImages | No
     )
 
 
-def _resolve_recipe(
-    recipe: Recipe, formats: Precision, train: Examples, val: Examples, counts: np.ndarray
-) -> tuple[Recipe, list[str]]:
-    """`recipe` with every `auto` and every null that the data or the machine decides filled in;
-    and what a person should know of it."""
-    model, data, loop = recipe.model, recipe.data, recipe.loop
-    device = formats.device
-    op, no_lean = distributed.from_main(lambda: op_of_run(model.op, device, formats.dtype))
-    graph, no_graph = resolve_graph(recipe, device)
-    reading, of_cache = resolve_reading(data, train, val, device.type, loop.epochs)
-    of_loop = {
-        "device": device.type,
-        "precision": formats.name,
-        "memory_format": formats.memory_format_name,
-        "cuda_graph": graph,
-        **for_images(loop, model.task, train, counts),
-    }
-    resolved = recipe.model_copy(
-        update={
-            "model": model.model_copy(update={"num_classes": len(counts), "op": op}),
-            "data": reading,
-            "loop": loop.model_copy(update=of_loop),
-        }
-    )
-    check_batches(resolved, len(train), distributed.world_size())
-    return resolved, [*no_lean, *no_graph, *of_cache, *recipe_notes(resolved, train, val)]
-
-
 def train_epoch(run: Run) -> bool:
     """The steps that the epoch still has. Returns whether all are done: no rank asked to stop."""
-    plan, progress, recipe, learner = run.plan, run.progress, run.plan.recipe, run.learner
+    recipe, learner, progress = run.plan.recipe, run.learner, run.progress
     thaw(learner, recipe, progress.epochs)
     run.log.start_epoch()
-    for step in range(progress.step, (progress.epochs + 1) * plan.steps_per_epoch):
-        distributed.at_step(step)
-        began = time.perf_counter()
-        batches, count = next(run.steps)
-        waited = time.perf_counter() - began
-        rate = plan.schedule.set(learner.optimizer, step)
-        sums = train_step(
-            learner,
-            recipe.loop,
-            [(b.images, b.labels) for b in batches] if step not in progress.skipped else [],
-            count,
-            step,
-            clip_norm=recipe.optim.clip_norm,
-            asks=run.asks,
-        )
+    for step in range(progress.step, (progress.epochs + 1) * run.schedule.steps_per_epoch):
+        (batches, count), waited = next(run.steps)
+        rate = run.schedule.set(learner.optimizer, step)
+        shares = [(batch.images, batch.labels) for batch in batches]
+        left_out = step in progress.skipped
+        sums = train_step(learner, [] if left_out else shares, count, step, run.asks)
         asked = note(run)  # of the step before: this one runs meanwhile
         run.pending, progress.step = read_later(step, sums, rate, waited, batches), step + 1
         if asked or progress.step % recipe.loop.save_steps == 0:
@@ -201,7 +149,7 @@ def finish_epoch(run: Run) -> None:
         save(run)  # an evaluation may take long, and the epoch's steps are done
         metrics = evaluate_epoch(plan, run.learner)
         progress.last = {"epoch": progress.epochs + 1, **metrics}
-        rate = plan.schedule.rate(run.learner.optimizer, progress.step - 1)
+        rate = run.schedule.rate(run.learner.optimizer, progress.step - 1)
         run.log.evaluation(progress.last, rate)
         progress.stale += 1
         if math.isfinite(metrics["loss"]) and score(metrics, loop) > score(progress.best, loop):

@@ -22,7 +22,7 @@ from densekit.files import write_atomically
 from densekit.progress import bar
 from densekit.training.fine_tuning import thaw
 from densekit.training.loop import make_plan
-from densekit.training.optim import scale, set_lr
+from densekit.training.optim import set_lr, unscaled
 from densekit.training.recipe import Recipe
 from densekit.training.step import create_learner, train_step
 
@@ -75,9 +75,7 @@ def sweep_rates(recipe: Recipe, lowest: float, highest: float, steps: int) -> Sw
         rate = lowest * (highest / lowest) ** (step / max(1, steps - 1))
         set_lr(learner.optimizer, rate / peak)
         shares = [(batch.images, batch.labels) for batch in batches]
-        sums = train_step(
-            learner, recipe.loop, shares, count, step, clip_norm=recipe.optim.clip_norm
-        )
+        sums = train_step(learner, shares, count, step)
         loss = float(sums[0] / sums[3])
         if not math.isfinite(loss):
             break
@@ -86,7 +84,7 @@ def sweep_rates(recipe: Recipe, lowest: float, highest: float, steps: int) -> Sw
         smoothed.append(_smoothed(losses))
         if smoothed[-1] > DIVERGED * min(smoothed):
             break
-    rate = suggested(rates, smoothed) / scale(recipe.optim, data.batch_size)
+    rate = unscaled(recipe.optim, suggested(rates, smoothed), data.batch_size)
     return Sweep(rates, losses, smoothed, rate, [*plan.warnings, *learner.notes])
 
 

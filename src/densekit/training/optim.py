@@ -119,24 +119,26 @@ class OptimConfig(Section):
         return self
 
 
-def scale(config: OptimConfig, batch_size: int) -> float:
-    """By what the recipe's rates are multiplied at this global batch."""
-    return batch_size / config.reference_batch if config.scale_lr else 1.0
-
-
 def peak_rates(config: OptimConfig, batch_size: int) -> tuple[float, float]:
-    """Of the last block and of the classifier."""
+    """Of the last block and of the classifier, at this global batch."""
+    scale = batch_size / config.reference_batch if config.scale_lr else 1.0
     head_lr = config.lr if config.head_lr is None else config.head_lr
-    return config.lr * scale(config, batch_size), head_lr * scale(config, batch_size)
+    return config.lr * scale, head_lr * scale
+
+
+def unscaled(config: OptimConfig, rate: float, batch_size: int) -> float:
+    """The optim.lr that scale_lr scales to `rate`."""
+    return rate * config.reference_batch / batch_size if config.scale_lr else rate
 
 
 def scaling_notes(config: OptimConfig, batch_size: int) -> list[str]:
     """What a person should know of the scaled rate; nothing where it is not scaled."""
-    if scale(config, batch_size) == 1:
+    peak, _ = peak_rates(config, batch_size)
+    if peak == config.lr:
         return []
     return [
         f"optim.lr={config.lr:g} is for a batch of {config.reference_batch}; for "
-        f"data.batch_size={batch_size} it is scaled to {config.lr * scale(config, batch_size):g} "
+        f"data.batch_size={batch_size} it is scaled to {peak:g} "
         f"(optim.scale_lr=false leaves it)"
     ]
 
@@ -185,7 +187,7 @@ class Schedule:
 
     def by_epoch(self) -> list[tuple[int, float]]:
         """(epoch from 1, the rate at its first step) wherever that changes; of many changes 6."""
-        peak = self.config.lr * scale(self.config, self.batch_size)
+        peak, _ = peak_rates(self.config, self.batch_size)
 
         def rate(epoch: int) -> float:
             return peak * self.factor(epoch * self.steps_per_epoch)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from densekit import distributed
 from densekit.config import UserError
 from densekit.data.loader import micro_batches, steps_per_epoch
 from densekit.models.variants import architecture, last_map
 from densekit.training.recipe import Recipe
 
 
-def check(recipe: Recipe, world_size: int) -> None:
-    """The checks that span sections. Raises UserError."""
+def check(recipe: Recipe) -> None:
+    """The checks that span sections, and of the batch for so many ranks. Raises UserError."""
     model, data, loop = recipe.model, recipe.data, recipe.loop
+    world_size = distributed.world_size()
     if model.task != "multiclass" and loop.monitor == "top1":
         raise UserError(
             f"loop.monitor=top1 is for one class an image, and model.task={model.task}; choose "
@@ -40,7 +42,7 @@ def check(recipe: Recipe, world_size: int) -> None:
         )
 
 
-def check_batches(recipe: Recipe, images: int, world: int) -> None:
+def check_batches(recipe: Recipe, images: int) -> None:
     """Raises UserError where data.drop_last leaves no batch, and where a rank trains one image
     whose last map is one pixel: BatchNorm has no variance there.
     """
@@ -50,7 +52,7 @@ def check_batches(recipe: Recipe, images: int, world: int) -> None:
     counts = {min(images, data.batch_size)}
     if images % data.batch_size and not data.drop_last:
         counts.add(images % data.batch_size)
-    parts = range(1 if recipe.model.sync_bn else world)
+    parts = range(1 if recipe.model.sync_bn else distributed.world_size())
     alone = any(
         share.stop - share.start == 1
         for count in counts

@@ -49,7 +49,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
         for step in range(2):  # of which the first one pays for what happens once
             began = time.perf_counter()
             total = count * distributed.world_size()
-            train_step(learner, recipe.loop, shares, total, step).tolist()
+            train_step(learner, shares, total, step).tolist()
             seconds = time.perf_counter() - began
     of_run = len(plan.train) / distributed.world_size() * recipe.loop.epochs
     notes = [*plan.warnings, *learner.notes, *folder_notes]

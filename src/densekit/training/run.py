@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from densekit import distributed
+from densekit.data.holdout import Sides
 from densekit.data.loader import Step, TrainStream
+from densekit.precision import keep_freed_memory
 from densekit.stop import StopRequest
 from densekit.training import nonfinite
 from densekit.training.log import Reading, RunLog, Window
+from densekit.training.nonfinite import NonFinite
+from densekit.training.optim import Schedule
 from densekit.training.plan import Plan
 from densekit.training.progress import EpochBars
 from densekit.training.run_folder import RunFolder
@@ -25,12 +30,13 @@ class Run:
 
     plan: Plan
     learner: Learner
-    folder: RunFolder
     stop: StopRequest
+    folder: RunFolder = field(init=False)
+    schedule: Schedule = field(init=False)
     log: RunLog = field(init=False)
     progress: Progress = field(init=False)
-    steps: Iterator[Step] = field(init=False)
-    """This rank's share of every step that is left."""
+    steps: Iterator[tuple[Step, float]] = field(init=False)
+    """This rank's share of every step that is left, and the seconds that it was waited for."""
     pending: Reading | None = None
     """The last step's sums, which are read while the next step runs."""
     saved_at: float = -math.inf
@@ -53,9 +59,29 @@ class Run:
         return self.stop.asked, distributed.is_main() and due
 
 
-def begin(run: Run, state: State | None) -> None:
+@contextmanager
+def begin(run: Run, replan: Callable[[Sides], Plan]) -> Iterator[None]:
+    """Takes the run's folder, which is held until the `with` ends, and sets the run to before its
+    first step or to the folder's newest state.
+
+    Under loop.accept_data_change the images may be others than the state's: `replan` then makes
+    the plan anew, with what was held out on its side. Raises UserError.
+    """
+    keep_freed_memory()
+    recipe, digest = run.plan.recipe, run.plan.digest
+    with RunFolder.opened(recipe, digest) as run.folder:
+        state, known = run.folder.starting_point(recipe, digest)
+        if known is not None:
+            run.plan = replan(known)
+        set_out(run, state)
+        del state  # a run need not hold its first weights
+        yield
+
+
+def set_out(run: Run, state: State | None) -> None:
     """Before the first step, or where `state` has the run; says what a person should know of it."""
     plan, folder = run.plan, run.folder
+    run.schedule = plan.schedule
     folder.keep_split(plan.train, plan.val, plan.recipe.data)
     bars = EpochBars(plan.recipe.loop.epochs, plan.steps_per_epoch)
     notes = [
@@ -99,7 +125,17 @@ def resume(run: Run, state: State | None, bars: EpochBars) -> None:
         bad=progress.bad_images,
         on_bad=run.log.bad_images,
     )
-    run.steps, run.saved_at = stream.from_step(progress.step), time.monotonic()
+    run.steps, run.saved_at = read_steps(stream, progress.step), time.monotonic()
+
+
+def read_steps(stream: TrainStream, start: int) -> Iterator[tuple[Step, float]]:
+    """The steps from `start` on, and the seconds that each was waited for."""
+    steps = stream.from_step(start)
+    for number in range(start, stream.steps):
+        distributed.at_step(number)
+        began = time.perf_counter()
+        step = next(steps)
+        yield step, time.perf_counter() - began
 
 
 def save(run: Run) -> None:
@@ -125,16 +161,21 @@ def save(run: Run) -> None:
         )
 
 
-def roll_back(run: Run, reading: Reading) -> None:
-    """To the newest state; the replay leaves the step's batch out, and the state says so."""
-    run.folder.states.wait()
-    event = nonfinite.leave_out(reading, run.log, "left out of the replay")
-    skipped = run.progress.skipped
-    state = distributed.from_main(run.folder.states.newest)
-    resume(run, state, run.log.bars)
-    run.progress.skipped = sorted({*skipped, *run.progress.skipped})
-    run.log.write({**event, "step": run.progress.step})
-    save(run)
+@contextmanager
+def rolling_back(run: Run) -> Iterator[None]:
+    """NonFinite sets the run to its newest state: the replay leaves the step's batch out, and the
+    state says so."""
+    try:
+        yield
+    except NonFinite as event:
+        run.folder.states.wait()
+        line = nonfinite.leave_out(event.reading, run.log, "left out of the replay")
+        skipped = run.progress.skipped
+        state = distributed.from_main(run.folder.states.newest)
+        resume(run, state, run.log.bars)
+        run.progress.skipped = sorted({*skipped, *run.progress.skipped})
+        run.log.write({**line, "step": run.progress.step})
+        save(run)
 
 
 def learner_state(learner: Learner) -> State:

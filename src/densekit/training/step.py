@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from densekit import distributed
 from densekit.data.mix import mixing
-from densekit.data.transforms import Preprocessing
 from densekit.infer.engines import preparing
 from densekit.infer.metrics import correct
 from densekit.models.densenet import DenseNet
@@ -22,7 +21,7 @@ from densekit.training.ema import MovingAverage
 from densekit.training.graph import forward_of
 from densekit.training.loss import Loss, make_loss
 from densekit.training.optim import create_optimizer
-from densekit.training.recipe import LoopConfig, Recipe
+from densekit.training.recipe import Recipe
 from densekit.weights.pretrained import create_network
 
 SUMS = ("loss", "top1", "top5", "count", "stop", "save", "bad")
@@ -39,6 +38,7 @@ class Learner:
     """The same, or DistributedDataParallel or a CUDA graph around it."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    """Of the loss, which fp16's gradients need; does nothing in fp32 and bf16."""
     ema: AveragedModel | None
     precision: Precision
     prepare: Callable[[Tensor], Tensor]
@@ -46,6 +46,12 @@ class Learner:
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     """Such images and labels -> the same and their targets, or mixed ones."""
     loss: Loss
+    seed: int = 0
+    """Of what mixing and dropout draw."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together."""
+    skips: bool = False
+    """Whether a step whose loss or gradient is not finite makes no update."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the weights that it begins with."""
 
@@ -63,33 +69,34 @@ def create_learner(recipe: Recipe, precision: Precision) -> Learner:
     `recipe.model.num_classes` is a number here. Raises UserError for weights and stages that do
     not fit the network.
     """
-    torch.manual_seed(recipe.loop.seed)
+    loop = recipe.loop
+    torch.manual_seed(loop.seed)
     model, notes = create_network(recipe.model)
     model.freeze(recipe.optim.freeze, recipe.optim.freeze_norm)
     precision.place(model)
-    prepare = preparing(Preprocessing.from_config(recipe.data), precision)
+    prepare = preparing(recipe.data.mean, recipe.data.std, precision)
     return Learner(
         model=model,
         forward=forward_of(model, prepare, recipe, precision),
         optimizer=create_optimizer(model, recipe.optim, recipe.data.batch_size),
-        scaler=precision.scaler(),
-        ema=MovingAverage(model, recipe.loop.ema) if recipe.loop.ema else None,
+        scaler=torch.amp.GradScaler(precision.device.type, enabled=precision.name == "fp16"),
+        ema=MovingAverage(model, loop.ema) if loop.ema else None,
         precision=precision,
         prepare=prepare,
         mix=mixing(recipe.data, model.config.num_classes),
-        loss=make_loss(recipe.loop, recipe.model.task, precision.device),
+        loss=make_loss(loop, recipe.model.task, precision.device),
+        seed=loop.seed,
+        clip_norm=recipe.optim.clip_norm,
+        skips=loop.on_nonfinite == "skip",
         notes=notes,
     )
 
 
 def train_step(
     learner: Learner,
-    config: LoopConfig,
     shares: Sequence[tuple[Tensor, Tensor]],
     count: int,
     step: int,
-    *,
-    clip_norm: float | None = None,
     asks: tuple[bool, bool] = (False, False),
 ) -> Tensor:
     """One update from this rank's share, (uint8 images, labels), of each micro-batch of a step.
@@ -98,13 +105,15 @@ def train_step(
     gradients are summed over ranks, so neither depends on who has how many. `asks` is whether
     this rank wants to stop, and to save. Returns SUMS, [7], over all ranks, still on the device.
     """
-    device, may_skip = learner.precision.device, config.on_nonfinite == "skip"
-    before = [buffer.clone() for buffer in learner.model.buffers()] if may_skip else []
+    device = learner.precision.device
+    before = [buffer.clone() for buffer in learner.model.buffers()] if learner.skips else []
     dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
     sums = torch.zeros(len(SUMS), dtype=dtype, device=device)
     learner.optimizer.zero_grad(set_to_none=True)
     for micro, (images, labels) in enumerate(shares):
-        torch.manual_seed(_draws_seed(config.seed, step, micro, distributed.rank()))
+        # of mixing and dropout: hashed, so that neighbours share nothing
+        draws = np.random.SeedSequence((learner.seed, step, micro, distributed.rank()))
+        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]) >> 1)
         labels = labels.to(device, non_blocking=True)
         inputs, targets = learner.mix(learner.prepare(images), labels)
         if isinstance(learner.forward, DistributedDataParallel):  # ranks sum the last gradients
@@ -121,11 +130,11 @@ def train_step(
     for place, asked in enumerate(asks, start=4):  # numbers, not a tensor: a copy would wait
         sums[place] += asked
     distributed.reduce_sum(sums)
-    finite = sums[0].isfinite() & _gradients_finite(learner, clip_norm)
+    finite = sums[0].isfinite() & _gradients_finite(learner)
     sums[6] = ~finite
     if not shares:
         return sums
-    if may_skip and not finite:  # the forward pass has spoilt the running statistics
+    if learner.skips and not finite:  # the forward pass has spoilt the running statistics
         for buffer, value in zip(learner.model.buffers(), before, strict=True):
             buffer.copy_(value)
     else:
@@ -136,7 +145,7 @@ def train_step(
     return sums
 
 
-def _gradients_finite(learner: Learner, clip_norm: float | None) -> Tensor:
+def _gradients_finite(learner: Learner) -> Tensor:
     """Unscales, clips, and says whether the gradients' norm is finite.
 
     fp16's scaler sees to gradients that are not: it skips the update and lowers the scale.
@@ -146,11 +155,6 @@ def _gradients_finite(learner: Learner, clip_norm: float | None) -> Tensor:
     if gradients:
         learner.scaler.unscale_(learner.optimizer)
     norm = nn.utils.get_total_norm(gradients).to(learner.precision.device)
-    if clip_norm is not None and gradients:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    if learner.clip_norm is not None and gradients:
+        nn.utils.clip_grads_with_norm_(parameters, learner.clip_norm, norm)
     return norm.isfinite() | learner.scaler.is_enabled()
-
-
-def _draws_seed(*position: int) -> int:
-    """Of mixing and dropout: f(seed, step, micro-step, rank), so that neighbours share nothing."""
-    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]) >> 1

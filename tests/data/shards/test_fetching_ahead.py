@@ -111,7 +111,7 @@ def stream_of(url: str, cache: Path, limit: int, workers: int, **how: int) -> Tr
 def read_all(url: str, cache: Path, limit: int, out: Path) -> None:
     """A rank reads as in training, where no rank is more than a step ahead of another."""
     with distributed.session():
-        distributed.start(torch.device("cpu"))
+        distributed.start(torch.device("cpu"), threads=1)
         ranks = {"rank": distributed.rank(), "world": distributed.world_size()}
         seen: list[list[int]] = []
         for step in stream_of(url, cache, limit, 2, **ranks):
