@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -21,17 +23,19 @@ from densekit.training.recipe import (
 )
 from densekit.training.recipe_checks import check
 
+
+def check_for(recipe: Recipe, ranks: int) -> None:
+    with mock.patch.dict(os.environ, WORLD_SIZE=str(ranks)):
+        check(recipe)
+
+
 # Found --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
-def test_every_shipped_recipe_loads_and_passes_its_checks(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = load_recipe(name)
-    for ranks in ("1", "4"):
-        monkeypatch.setenv("WORLD_SIZE", ranks)
-        check(loaded)
+def test_every_shipped_recipe_loads_and_passes_its_checks(name: str) -> None:
+    for ranks in (1, 4):
+        check_for(load_recipe(name), ranks)
     first = shipped()[name].read_text().partition("\n")[0]
     assert first.startswith("# "), "a recipe begins with what it is for"
 
@@ -74,19 +78,19 @@ def test_the_batch_divides_or_the_nearest_sizes_are_named(
 ) -> None:
     parts = accumulation * ranks
     if batch % parts == 0:
-        check(sized(batch, accumulation), ranks)
+        check_for(sized(batch, accumulation), ranks)
         return
     with pytest.raises(UserError) as caught:
-        check(sized(batch, accumulation), ranks)
+        check_for(sized(batch, accumulation), ranks)
     named = str(caught.value).partition("nearest: ")[2].split(" or ")
     for size in map(int, named):
         assert abs(size - batch) < parts
-        check(sized(size, accumulation), ranks)
+        check_for(sized(size, accumulation), ranks)
 
 
 def test_channels_must_agree() -> None:
     with pytest.raises(UserError, match=r"model\.in_channels=3 but data\.channels=1"):
-        check(load_recipe(None, ["data.channels=1", "data.mean=[0.5]", "data.std=[0.5]"]), 1)
+        check(load_recipe(None, ["data.channels=1", "data.mean=[0.5]", "data.std=[0.5]"]))
 
 
 @pytest.mark.parametrize(
