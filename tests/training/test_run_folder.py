@@ -80,7 +80,7 @@ def test_a_start_that_did_no_step_is_simply_corrected(tmp_path: Path) -> None:
     folder = opened(tmp_path / "run", changed)
     assert build(Recipe, read_yaml(tmp_path / "run" / "recipe.yaml")) == changed
     assert not folder.states.files()
-    assert not list(folder.lines())
+    assert not list(folder.log_file.lines())
 
 
 def test_without_output_dir_another_recipe_has_the_next_folder(
@@ -161,15 +161,3 @@ def test_the_folder_is_held_by_each_rank_until_its_process_ends(
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     opened(path, Recipe())
-
-
-def test_the_log_is_cut_back_and_a_torn_line_dropped(tmp_path: Path) -> None:
-    folder = opened(tmp_path / "run", Recipe())
-    for step in (1, 2, 3):
-        folder.log({"kind": "train", "step": step})
-    folder.log_file.write_text(folder.log_file.read_text() + '{"kind": "tra')
-    folder.cut_log(2)
-    assert [line["step"] for line in folder.lines()] == [1, 2]
-    assert folder.log_file.read_text().endswith("\n")
-    folder.log({"kind": "train", "step": 3})
-    assert [line["step"] for line in folder.lines()] == [1, 2, 3]

@@ -27,7 +27,7 @@ from densekit.report.mistakes import find_mistakes, most_confident, show_mistake
 from densekit.report.predictions import pack_answers
 from densekit.report.theme import as_png, as_svg, styled
 from densekit.training.curves import figure_of
-from densekit.training.run_folder import RunFolder
+from densekit.training.log_file import LogFile
 
 PAIRS = 8  # of classes that are taken for each other
 TILES_OF_ONE = {
@@ -106,8 +106,9 @@ def claim_report(folder: Path) -> None:
 def run_lines(source: str) -> list[dict[str, Any]]:
     """The log of the run that `source` is of, its folder or an artifact in it; [] without one."""
     place = locate_artifact(Path(source).expanduser())
-    folder = RunFolder(place.parent, keep=1)
-    return list(folder.lines()) if place.name in ("best", "last") else []
+    if place.name not in ("best", "last"):
+        return []
+    return list(LogFile(place.parent / "log.jsonl").lines())
 
 
 def _drawn(answered: Judgement, source: ReportSource) -> dict[str, Figure]:

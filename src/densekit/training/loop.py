@@ -169,7 +169,7 @@ def finish_epoch(run: Run) -> None:
         )
     if distributed.is_main() and (run.over or time.monotonic() - run.drawn_at > CURVES_EVERY):
         title = f"{plan.recipe.name}: {plan.recipe.model.name}"
-        curves.draw(run.folder.lines(), title, run.folder.path / "curves.png")
+        curves.draw(run.folder.log_file.lines(), title, run.folder.path / "curves.png")
         run.drawn_at = time.monotonic()
 
 

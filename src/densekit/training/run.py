@@ -146,7 +146,7 @@ def save(run: Run) -> None:
     assert run.pending is None
     run.saved_at = time.monotonic()
     if distributed.is_main():
-        run.folder.sync_log()
+        run.folder.log_file.sync()
         run.progress.window = dict(run.log.window.sums)
         run.folder.states.save(
             run.progress.step,

@@ -3,14 +3,10 @@ run."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count, islice
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
 
 import filelock
 
@@ -20,12 +16,12 @@ from densekit.data.config import DataConfig
 from densekit.data.holdout import SPLIT_FILE, Sides, read_sides, split_text
 from densekit.data.listing import Examples
 from densekit.files import make_folder, remove_left_over, write_atomically
+from densekit.training.log_file import Line, LogFile
 from densekit.training.recipe import Recipe, differences, stored_recipe
 from densekit.training.state import STATE_FORMAT, State, StateFolder, read_state, step_of
 from densekit.training.trackers import KNOWN_TO_MLFLOW, KNOWN_TO_WANDB
 from densekit.training.tracking import Tracking, require
 
-Line = dict[str, Any]
 LOCK_PATIENCE = 5.0  # seconds: the kernel may still be freeing a killed run's lock
 
 
@@ -37,9 +33,8 @@ class RunFolder:
         self.notes: list[str] = []
         """What a person should know of how it was opened."""
         self.states = StateFolder(path / "state", keep)
-        self.log_file = path / "log.jsonl"
+        self.log_file = LogFile(path / "log.jsonl")
         self.tracking = Tracking()
-        self._log: TextIO | None = None
         self._lock: filelock.BaseFileLock | None = None
 
     @property
@@ -101,7 +96,7 @@ class RunFolder:
             if self._started():
                 self._refuse_other(recipe, theirs)
             else:
-                stale = [*self.states.files(), self.log_file]
+                stale = [*self.states.files(), self.log_file.path]
                 if _other(theirs, recipe):  # another run, also to the trackers
                     stale += [self.path / KNOWN_TO_MLFLOW, self.path / KNOWN_TO_WANDB]
                 for file in stale:
@@ -150,7 +145,7 @@ class RunFolder:
             self.states.wait()
         finally:
             self.tracking.close()
-            self._close_log()
+            self.log_file.close()
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
@@ -262,51 +257,14 @@ class RunFolder:
     # log.jsonl ------------------------------------------------------------------------------
 
     def log(self, line: Line) -> None:
-        """Appends one line, hands it to the kernel, and tells the trackers."""
-        if self._log is None:
-            self._log = self.log_file.open("a", encoding="utf-8")
-        self._log.write(_strict(line) + "\n")
-        self._log.flush()
+        """Appends one line, and tells the trackers."""
+        self.log_file.append(line)
         self.tracking.tell(line)
 
-    def _close_log(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-    def sync_log(self) -> None:
-        """Lines so far are on the disk: call before the state that covers them is published."""
-        if self._log is not None:
-            os.fsync(self._log.fileno())
-
-    def lines(self) -> Iterator[Line]:
-        """The lines of log.jsonl, without those that are no JSON, as a crash may leave them."""
-        if not self.log_file.exists():
-            return
-        with self.log_file.open("rb") as file:
-            for text in file:
-                with suppress(json.JSONDecodeError, UnicodeDecodeError):
-                    line = json.loads(text)
-                    if isinstance(line, dict) and "kind" in line:
-                        yield line
-
     def cut_log(self, lines: int) -> None:
-        """Keeps the first `lines`, as they are: what a resumed run does again, it logs again."""
-        self._close_log()  # the file that is open now is not the one that stays
-        kept: list[bytes] = []
-        if self.log_file.exists():
-            with self.log_file.open("rb") as file:
-                kept = [text.rstrip(b"\n") + b"\n" for text in islice(file, lines)]
-        write_atomically(self.log_file, b"".join(kept))
-        self.tracking.follow(self.lines())
-
-
-def _strict(line: Line) -> str:
-    """A line of JSON, which has no NaN and no Infinity: they are null."""
-    finite = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
-    }
-    return json.dumps(finite, allow_nan=False)
+        """Keeps the first `lines`, also in the trackers."""
+        self.log_file.cut(lines)
+        self.tracking.follow(self.log_file.lines())
 
 
 def _choose(recipe: Recipe, digest: str) -> tuple[Path, list[str]]:
