@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from densekit.bench.compare import TrainingStep, training_step
 from densekit.bench.rounds import Candidate
+from densekit.bench.training_step import TrainingStep, training_step
 from densekit.data.loader import TrainStream
 from densekit.training.loop import make_plan
 from densekit.training.recipe import load_recipe

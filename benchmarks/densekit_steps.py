@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch.export import ExportedProgram
 
-from densekit.bench.compare import TrainingStep, as_options, random_batch, training_step
+from densekit.bench.compare import as_options
 from densekit.bench.rounds import StepFunction
+from densekit.bench.training_step import TrainingStep, random_batch, training_step
 from densekit.config import Section
 from densekit.data.transforms import Preprocessing
 from densekit.export import formats, quantize

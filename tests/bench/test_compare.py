@@ -17,12 +17,11 @@ from densekit.bench import compare
 from densekit.bench.compare import (
     ROOM,
     MeasuredOp,
-    TrainingStep,
     largest_that_fits,
     parse_ops,
-    training_step,
 )
 from densekit.bench.rounds import Candidate, RoundSample, Settings
+from densekit.bench.training_step import TrainingStep
 from densekit.cli.bench import print_bench
 from densekit.config import UserError
 from densekit.training.recipe import Recipe, load_recipe
@@ -213,28 +212,6 @@ def test_a_step_is_of_the_recipe_and_says_its_op(precision: str) -> None:
     assert not step.learner.model.features.conv0.weight.requires_grad  # type: ignore[union-attr]
     assert step()[3] == 3  # images
     assert step.op == "reference"
-
-
-def test_the_op_is_the_one_that_computes_the_blocks() -> None:
-    step = training_step(recipe("model.op=lean", "data.batch_size=2"))
-    assert step.op.startswith("lean (")
-    step.learner.model.features.denseblock2.op = "recompute"  # type: ignore[union-attr]
-    assert step.op.partition(" (")[0] == "lean"
-    assert step.op.endswith(", recompute")
-    assert training_step(recipe("model.op=reference", "data.batch_size=2")).op == "reference"
-
-
-def test_the_learner_is_the_one_that_training_makes() -> None:
-    """Down to the moving average; only the weights' origin is left out, which costs no time."""
-    options = ["loop.ema=0.9", "model.pretrained=torchvision", "optim.name=adamw"]
-    step = training_step(recipe(*options, "data.batch_size=2"))
-    assert step.learner.ema is not None
-    assert isinstance(step.learner.optimizer, torch.optim.AdamW)
-    before = [p.clone() for p in step.learner.model.parameters()]
-    assert step()[0] > 0  # the loss
-    assert step()[0] > 0
-    after = step.learner.model.parameters()
-    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 # Printing -----------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from densekit import distributed
-from densekit.bench.compare import as_options, training_step
+from densekit.bench.compare import as_options
+from densekit.bench.training_step import training_step
 from densekit.config import UserError
 from densekit.training.graph import resolve_graph
 from densekit.training.recipe import load_recipe
