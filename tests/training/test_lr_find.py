@@ -48,7 +48,9 @@ def test_a_sweep_suggests_a_rate_and_leaves_a_picture_alone(runs: Runs, tmp_path
 def sweep_on_this_rank(options: list[str], folder: Path) -> None:
     with distributed.session():
         found = sweep_rates(load_recipe(None, options), 1e-4, 10, 25)
-        (folder / f"{distributed.rank()}.json").write_text(json.dumps([found.losses, found.lr]))
+        (folder / f"{distributed.rank()}.json").write_text(
+            json.dumps([found.losses, found.suggestion])
+        )
 
 
 def test_ranks_sweep_together(runs: Runs, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from densekit.training.optim import (
     create_optimizer,
     lr_factor,
     parameter_groups,
-    set_lr,
+    set_rates,
 )
 from densekit.training.recipe import Recipe, load_recipe
 
@@ -87,7 +87,7 @@ def test_fine_tuning_freezes_stages_and_gives_the_head_its_own_rate() -> None:
     ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert id(model.features.conv0.weight) not in ids
     assert all(id(p) not in ids for p in model.features.denseblock1.parameters())
-    set_lr(optimizer, 0.5)
+    set_rates(optimizer, 0.5)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(model.classifier.weight)] == pytest.approx(0.05)
     assert rates[id(model.features.norm5.weight)] == pytest.approx(0.005)
@@ -104,7 +104,7 @@ def test_sgd_is_the_papers_update() -> None:
         x = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(step))
         optimizer.zero_grad()
         model(x).square().mean().backward()
-        set_lr(optimizer, 1.0)
+        set_rates(optimizer, 1.0)
         g = weight.grad + 1e-2 * w
         optimizer.step()
         v = 0.9 * v + g
@@ -205,7 +205,7 @@ def test_adam_is_the_formula(name: str) -> None:
     for step, factor in enumerate((1.0, 0.5, 0.25), start=1):
         gradient = rng.normal(size=weight.shape)
         model.classifier.weight.grad = torch.tensor(gradient)
-        rate = set_lr(optimizer, factor)
+        rate = set_rates(optimizer, factor)
         optimizer.step()
         if name == "adam":
             gradient = gradient + 0.01 * weight
@@ -228,7 +228,7 @@ def test_rmsprop_is_the_formula() -> None:
     for factor in (1.0, 0.5, 0.25):
         gradient = rng.normal(size=weight.shape)
         model.classifier.weight.grad = torch.tensor(gradient)
-        rate = set_lr(optimizer, factor)
+        rate = set_rates(optimizer, factor)
         optimizer.step()
         gradient = gradient + 0.01 * weight
         square = 0.95 * square + 0.05 * gradient**2

@@ -55,7 +55,7 @@ def lr_find(
     if json:
         show_json(
             {
-                "lr": found.lr,
+                "lr": found.suggestion,
                 "rule": find.RULE,
                 "rates": found.rates,
                 "losses": found.losses,
@@ -66,5 +66,5 @@ def lr_find(
         )
         return
     show_notes(found.notes)
-    show(f"-o optim.lr={found.lr:.2g}")
+    show(f"-o optim.lr={found.suggestion:.2g}")
     show(f"{find.RULE}, in {len(found.rates)} steps; plotted in {plot}")

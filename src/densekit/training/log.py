@@ -19,12 +19,18 @@ from densekit import distributed
 from densekit.data.dataset import BadImage
 from densekit.files import write_atomically
 from densekit.training.plan import Plan
-from densekit.training.progress import EpochBars, as_paddleclas, duration, for_people
+from densekit.training.progress import EpochBars, duration
 from densekit.training.run_folder import RunFolder
 from densekit.training.state import Progress
 from densekit.training.step import SUMS
 
 LONG = 600.0  # seconds: a run that takes longer says so at its beginning
+PADDLE_SCHEDULES = {
+    "step": "PiecewiseDecay",
+    "cosine": "CosineAnnealingDecay",
+    "linear": "PolynomialDecay",
+    "constant": "LRScheduler",
+}
 
 
 @dataclass
@@ -183,3 +189,29 @@ class RunLog:
                 f"saves the state, and the same command resumes"
             )
         self.estimated = True
+
+
+# A line of the log as text -------------------------------------------------------------------
+
+
+def for_people(line: dict[str, Any]) -> str:
+    """A `train` line of the log, in a few words."""
+    top1 = f"top-1 {line['top1']:.4f}  " if "top1" in line else ""
+    return f"loss {line['loss']:.4f}  {top1}{line['ips']:.0f} img/s  eta {duration(line['eta'])}"
+
+
+def as_paddleclas(
+    line: dict[str, Any], epochs: int, steps_per_epoch: int, batch_size: int, schedule: str
+) -> str:
+    """The same as PaddleClas writes it: costs are seconds per step, ips is one rank's."""
+    epoch, step = divmod(line["step"] - 1, steps_per_epoch)
+    lr = f"lr({PADDLE_SCHEDULES[schedule]}): {line['lr']:.8f}"
+    cost = batch_size / max(line["ips"], 1e-9)
+    accuracy = "".join(f"{k}: {line[k]:.5f}, " for k in ("top1", "top5") if k in line)
+    return (
+        f"[Train][Epoch {epoch + 1}/{epochs}][Iter: {step + 1}/{steps_per_epoch}]"
+        f"{lr}, {accuracy}CELoss: {line['loss']:.5f}, "
+        f"loss: {line['loss']:.5f}, batch_cost: {cost:.5f}s, "
+        f"reader_cost: {line['data_wait'] * cost:.5f}, ips: {line['ips_rank']:.5f} samples/s, "
+        f"eta: {duration(line['eta'])}"
+    )

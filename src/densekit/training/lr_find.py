@@ -22,7 +22,7 @@ from densekit.files import write_atomically
 from densekit.progress import bar
 from densekit.training.fine_tuning import thaw
 from densekit.training.loop import make_plan
-from densekit.training.optim import set_lr, unscaled
+from densekit.training.optim import set_rates, unscaled
 from densekit.training.recipe import Recipe
 from densekit.training.step import create_learner, train_step
 
@@ -39,8 +39,8 @@ class Sweep:
     rates: list[float]
     losses: list[float]
     smoothed: list[float]
-    lr: float
-    """What is suggested for optim.lr, which scale_lr may scale."""
+    suggestion: float
+    """Of optim.lr, which scale_lr may scale."""
     notes: list[str]
     """What a person should know before a run by this recipe starts."""
 
@@ -73,7 +73,7 @@ def sweep_rates(recipe: Recipe, lowest: float, highest: float, steps: int) -> Sw
     shown = bar(range(steps), steps, "sweeping rates")
     for step, (batches, count) in zip(shown, stream.from_step(0), strict=False):
         rate = lowest * (highest / lowest) ** (step / max(1, steps - 1))
-        set_lr(learner.optimizer, rate / peak)
+        set_rates(learner.optimizer, rate / peak)
         shares = [(batch.images, batch.labels) for batch in batches]
         sums = train_step(learner, shares, count, step)
         loss = float(sums[0] / sums[3])

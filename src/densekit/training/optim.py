@@ -179,7 +179,7 @@ class Schedule:
 
     def set(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Sets the rates of `step`; returns the body's."""
-        return set_lr(optimizer, self.factor(step))
+        return set_rates(optimizer, self.factor(step))
 
     def rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """What `set` returns, without setting it."""
@@ -203,7 +203,7 @@ class Schedule:
         return [(epoch + 1, rate(epoch)) for epoch in changes]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
     """Sets every group's rate to `factor` of its peak; returns the body's."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
@@ -238,7 +238,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, batch_size: int) -> 
 def create_optimizer(
     model: nn.Module, config: OptimConfig, batch_size: int
 ) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups`; its rates are set by `set_lr` before each step."""
+    """The optimizer over `parameter_groups`; its rates are set by `set_rates` before each step."""
     groups = parameter_groups(model, config, batch_size)
     fused = all(parameter.is_cuda for parameter in model.parameters()) or None  # few launches
     if config.name in ("adam", "adamw"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
@@ -62,37 +60,6 @@ class EpochBars:
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
-
-
-def for_people(line: dict[str, Any]) -> str:
-    """A `train` line of the log, in a few words."""
-    top1 = f"top-1 {line['top1']:.4f}  " if "top1" in line else ""
-    return f"loss {line['loss']:.4f}  {top1}{line['ips']:.0f} img/s  eta {duration(line['eta'])}"
-
-
-PADDLE_SCHEDULES = {
-    "step": "PiecewiseDecay",
-    "cosine": "CosineAnnealingDecay",
-    "linear": "PolynomialDecay",
-    "constant": "LRScheduler",
-}
-
-
-def as_paddleclas(
-    line: dict[str, Any], epochs: int, steps_per_epoch: int, batch_size: int, schedule: str
-) -> str:
-    """The same as PaddleClas writes it: costs are seconds per step, ips is one rank's."""
-    epoch, step = divmod(line["step"] - 1, steps_per_epoch)
-    lr = f"lr({PADDLE_SCHEDULES[schedule]}): {line['lr']:.8f}"
-    cost = batch_size / max(line["ips"], 1e-9)
-    accuracy = "".join(f"{k}: {line[k]:.5f}, " for k in ("top1", "top5") if k in line)
-    return (
-        f"[Train][Epoch {epoch + 1}/{epochs}][Iter: {step + 1}/{steps_per_epoch}]"
-        f"{lr}, {accuracy}CELoss: {line['loss']:.5f}, "
-        f"loss: {line['loss']:.5f}, batch_cost: {cost:.5f}s, "
-        f"reader_cost: {line['data_wait'] * cost:.5f}, ips: {line['ips_rank']:.5f} samples/s, "
-        f"eta: {duration(line['eta'])}"
-    )
 
 
 def duration(seconds: float) -> str:
