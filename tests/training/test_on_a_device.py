@@ -80,9 +80,7 @@ def test_the_host_never_waits_within_a_step(device: torch.device, op: str, name:
     for step in range(2):  # the first makes the optimizer's state
         with Operations() as seen:
             parts = zip(*(t.chunk(recipe.loop.accumulation) for t in (images, labels)), strict=True)
-            sums = train_step(
-                learner, recipe.loop, list(parts), IMAGES, step, clip_norm=recipe.optim.clip_norm
-            )
+            sums = train_step(learner, list(parts), IMAGES, step)
         assert not seen.waits
         assert sums.device == device
 
