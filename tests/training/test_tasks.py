@@ -176,7 +176,7 @@ def test_patience_ends_a_run_and_a_longer_one_goes_on(data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"loop__monitor": "top1"}, "loop.monitor=top1 is for one class an image"),
+        ({"loop__monitor": "top1"}, "loop.monitor=top1 needs model.task=multiclass"),
         ({"data__relabel": "true"}, "data.relabel"),
         ({"data__balance": 1, "loop__class_weights": "balanced"}, "together twice"),
         ({"loop__class_weights": "[1, 2]"}, "has 2 numbers for 3 classes"),

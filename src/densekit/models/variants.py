@@ -26,15 +26,15 @@ from densekit.models.densenet import DenseNet, DenseNetConfig
 
 
 class ModelConfig(Section):
-    """Which DenseNet, with what head, starting from which weights."""
+    """Which DenseNet, its classifier, and the weights to start from."""
 
     name: str = "densenet121"
     """A name that `densekit models` lists, or one by its pattern: densenet_bc_L_k, densenet_L_k."""
     task: Task = "multiclass"
-    """multiclass: one class an image; multilabel: any number of them, each there, not there or
-    unknown; binary: one class, there or not, so one output. See docs/tasks.md."""
+    """multiclass: one class per image; multilabel: any number, each present, absent or unknown;
+    binary: one class, present or absent, so one output. See docs/tasks.md."""
     num_classes: int | None = Field(None, ge=1)
-    """Outputs of the head; null takes the data's classes."""
+    """Outputs of the classifier; null: the number of the data's classes."""
     in_channels: int = Field(3, ge=1)
     """Channels of the input image; equals data.channels."""
     drop_rate: float = Field(0.0, ge=0, lt=1)

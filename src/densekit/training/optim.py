@@ -24,7 +24,7 @@ LOOKED_AT = 1000  # epochs of which the rate is computed to describe a schedule
 
 
 class OptimConfig(Section):
-    """The update, and how its learning rate moves."""
+    """The optimizer, its learning rate schedule, and fine-tuning."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
     """sgd, adam, rmsprop: weight decay adds to the gradient, as in the paper; adamw: decoupled."""
@@ -35,25 +35,25 @@ class OptimConfig(Section):
     scale_lr: bool = True
     """Scale lr by data.batch_size / reference_batch (Goyal et al., 2017)."""
     momentum: Annotated[float, when(name=("sgd", "rmsprop"))] = Field(0.9, ge=0, lt=1)
-    """Share of the last update that the next one keeps."""
+    """Share of the previous update that is kept."""
     nesterov: Annotated[bool, when(name="sgd")] = False
-    """The gradient is taken where the momentum leads."""
+    """Nesterov momentum."""
     betas: Annotated[tuple[Beta, Beta], when(name=("adam", "adamw"))] = (0.9, 0.999)
-    """How slowly the means of gradients and of their squares move."""
+    """Decay of the running means of gradients and of their squares."""
     alpha: Annotated[float, when(name="rmsprop")] = Field(0.99, ge=0, lt=1)
-    """How slowly the mean of squared gradients moves."""
+    """Decay of the running mean of squared gradients."""
     eps: Annotated[float, when(name=("adam", "adamw", "rmsprop"))] = Field(1e-8, gt=0)
-    """What is added to the root in the denominator."""
+    """Added to the root in the denominator."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Of convolutions and the classifier, and of what the next two leave at null."""
+    """For convolutions and the classifier, and for the next two options if they are null."""
     norm_weight_decay: float | None = Field(None, ge=0)
-    """Of BatchNorm's scales and shifts; null: weight_decay, as the paper's code has it."""
+    """For BatchNorm's scales and shifts; null: weight_decay, as in the paper's code."""
     bias_weight_decay: float | None = Field(None, ge=0)
-    """Of the classifier's bias; null: weight_decay."""
+    """For the classifier's bias; null: weight_decay."""
     no_weight_decay: tuple[str, ...] = ()
-    """Parameters whose name holds one of these have none, such as [norm5, bias]."""
+    """No weight decay for parameters whose name contains one of these, such as [norm5, bias]."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of all gradients together; null: no clipping."""
+    """Clip the global norm of the gradients to this; null: no clipping."""
 
     schedule: Literal["step", "cosine", "linear", "constant"] = "step"
     """How the learning rate falls after the warm-up."""
@@ -62,8 +62,8 @@ class OptimConfig(Section):
     gamma: Annotated[float, when(schedule="step", values=OFF, milestones=ON)] = Field(0.1, gt=0)
     """The factor at each milestone."""
     values: Annotated[tuple[Rate, ...], when(schedule="step")] = ()
-    """The rates before, between and after the milestones, one more than these, instead of gamma;
-    the first is lr."""
+    """The rates before, between and after the milestones (one more than milestones), instead of
+    gamma; the first must be lr."""
     min_lr_ratio: Annotated[float, when(schedule=("cosine", "linear"))] = Field(0.0, ge=0, le=1)
     """The last rate, as a share of the peak."""
     warmup_epochs: float = Field(0.0, ge=0)
@@ -73,10 +73,10 @@ class OptimConfig(Section):
     by_epoch: Annotated[
         bool, when(schedule=("step", "cosine", "linear")), when(warmup_epochs=ON)
     ] = False
-    """Move the rate at the first step of an epoch only."""
+    """Change the rate only at the first step of an epoch."""
 
     freeze: str | None = None
-    """Fine-tuning: nothing up to and including this stage is trained (stem, block1, transition1,
+    """Fine-tuning: freeze everything up to and including this stage (stem, block1, transition1,
     ... norm5)."""
     freeze_norm: Annotated[bool, when(freeze=MORE_THAN_HEAD, **{"/model.pretrained": ON})] = False
     """Fine-tuning: BatchNorm stays in evaluation mode, with the statistics of the weights that the
@@ -84,14 +84,14 @@ class OptimConfig(Section):
     head_lr: float | None = Field(None, gt=0)
     """Fine-tuning: the classifier's own lr; null: lr."""
     head_epochs: Annotated[int, when(freeze=MORE_THAN_HEAD)] = Field(0, ge=0)
-    """Fine-tuning: epochs that train the classifier alone; the rest keeps weights and BatchNorm's
-    statistics."""
+    """Fine-tuning: epochs that train only the classifier; the rest keeps its weights and
+    BatchNorm statistics."""
     unfreeze_epochs: Annotated[int, when(head_epochs=ON)] = Field(0, ge=0)
-    """Fine-tuning: then the last block joins, and one more every so many epochs, the stem last
-    (Howard and Ruder, 2018); 0: all at once."""
+    """Fine-tuning: after head_epochs, unfreeze one more block every N epochs, from the last to the
+    stem (Howard and Ruder, 2018); 0: all at once."""
     layer_decay: Annotated[float, when(freeze=MORE_THAN_HEAD)] = Field(1.0, gt=0, le=1)
-    """Fine-tuning: the rate of a block (with its transition), as a share of that of the block after
-    it; the last block has lr, the stem the lowest."""
+    """Fine-tuning: the rate of a block (with its transition) as a share of the next block's; the
+    last block has lr, the stem the lowest."""
 
     @property
     def fine_tunes(self) -> bool:
@@ -102,7 +102,7 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> OptimConfig:
         if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"optim.milestones must rise, got {list(self.milestones)}")
+            raise ValueError(f"optim.milestones must increase, got {list(self.milestones)}")
         if self.nesterov and self.name == "sgd" and not self.momentum:
             raise ValueError("optim.nesterov=true needs optim.momentum > 0")
         if self.schedule != "step":

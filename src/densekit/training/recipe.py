@@ -49,33 +49,34 @@ def _focal(gamma: float) -> float:
 
 
 class LoopConfig(Section):
-    """How long, how exactly, on what, and what is kept."""
+    """Length, loss, device and precision, states, evaluation and logging."""
 
     epochs: int = Field(90, ge=1)
     """Passes over the training images."""
     accumulation: int = Field(1, ge=1)
-    """Micro-batches per optimizer step: less memory, the same batch (BatchNorm sees the parts)."""
+    """Micro-batches per optimizer step: less memory at the same batch size, but BatchNorm sees
+    micro-batches."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread evenly over all classes; of a multilabel or binary task, over
-    there and not there."""
+    """Share of the target spread evenly over all classes; in a multilabel or binary task, over
+    present and absent."""
     class_weights: Literal["balanced"] | tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Factors of the loss, a number for each class: of its images, or, of a multilabel or binary
-    task, of those in which it is there. balanced: images / (classes * images of the class), or
-    those in which it is not there / those in which it is."""
+    """Weights in the loss, one for each class: for its images, or in a multilabel or binary task
+    for its positive images. balanced: images / (classes * images of the class), or negative /
+    positive images of the class."""
     focal_gamma: Annotated[float, AfterValidator(_focal)] = 0.0
-    """Exponent of the focal loss (Lin et al., 2017), which gives answers that are right already
-    less weight; 0: cross entropy as it is."""
+    """Exponent of the focal loss (Lin et al., 2017), which weights easy images less; 0: plain cross
+    entropy."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of the weights' exponential moving average; > 0: it is evaluated and kept as best."""
     seed: int = Field(0, ge=0)
-    """Of initial weights, order, augmentation and dropout."""
+    """Seed of initial weights, order, augmentation and dropout."""
 
     device: DeviceName = "auto"
     """auto: cuda, else mps, else cpu."""
     precision: PrecisionName = "auto"
-    """Of training; auto: the table in densekit.precision."""
+    """Number format in training; auto: the table in densekit.precision."""
     eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of evaluation within training."""
+    """Number format of evaluation during training."""
     memory_format: MemoryFormatName = "auto"
     """auto: the table in densekit.precision."""
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=when_absent("off"))
@@ -86,12 +87,12 @@ class LoopConfig(Section):
     output_dir: PathText | None = Field(None, json_schema_extra=NO_NUMBER)
     """The run's folder; null: runs/<recipe name>."""
     resume: PathText = Field("auto", json_schema_extra=NO_NUMBER)
-    """auto: go on from the folder's newest state; never: only a new folder; or the state file or
-    run folder that a new folder starts from."""
+    """auto: resume from the folder's newest state; never: require a new folder; or a state file or
+    run folder to start a new folder from."""
     save_every: int | str = Field("10 minutes", json_schema_extra=NO_NUMBER)
     """Steps, or "N minutes", between training states; the end of each epoch saves one too."""
     keep: int = Field(2, ge=1, json_schema_extra=NO_NUMBER)
-    """Newest training states that are kept."""
+    """How many training states to keep, the newest."""
     log_every: int = Field(10, ge=1, json_schema_extra=NO_NUMBER)
     """Steps per line of log.jsonl."""
     log_format: Literal["densekit", "paddleclas"] = Field("densekit", json_schema_extra=NO_NUMBER)
@@ -99,39 +100,38 @@ class LoopConfig(Section):
     track: Annotated[tuple[TrackerName, ...], BeforeValidator(_several)] = Field(
         (), json_schema_extra=NO_NUMBER
     )
-    """Who else is told what log.jsonl says, one or a list: TensorBoard's files in the run's folder;
-    MLflow at MLFLOW_TRACKING_URI; Weights & Biases, by WANDB_MODE=offline in the folder alone."""
+    """Trackers that also get log.jsonl's metrics, one or a list: TensorBoard (files in the run's
+    folder), MLflow (at MLFLOW_TRACKING_URI), Weights & Biases (WANDB_MODE=offline: folder only)."""
     report: bool = Field(False, json_schema_extra=NO_NUMBER)
-    """End with a page of the best network on the validation images, report/ in the run's folder:
-    it takes one more evaluation."""
+    """Write a report of the best network on the validation images to report/ in the run's folder at
+    the end; costs one more evaluation."""
     eval_every: int = Field(1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
     monitor: Literal["auto", "top1", "balanced_accuracy", "loss", "auroc", "f1"] = Field(
         "auto", json_schema_extra=NO_NUMBER
     )
-    """By which metric the best epoch is chosen; auto: balanced_accuracy (mean recall) where the
-    classes of the training images are uneven, else top1; of a multilabel or binary task, which
-    has no top1, auroc."""
+    """The metric that chooses the best epoch; auto: balanced_accuracy (mean recall) if the training
+    classes are imbalanced, else top1; auroc in a multilabel or binary task."""
     patience: int | None = Field(None, ge=1, json_schema_extra=NO_NUMBER)
-    """Evaluations in a row that are no better than the best, after which the run ends; null: it
-    goes on to its last epoch."""
+    """Early stopping: end after this many evaluations in a row without a new best; null: off."""
     threshold: Annotated[
         Literal["youden", "f1"] | Annotated[float, Field(ge=0, le=1)],
         when(**{"/model.task": ("multilabel", "binary")}),
     ] = Field("youden", json_schema_extra=NO_NUMBER)
-    """From which probability on a class is taken for there, for each class at every evaluation and
-    kept in the artifact. youden: where sensitivity + specificity is highest on the validation
-    images; f1: where F1 is; or a number for all."""
+    """Probability from which a class counts as present, chosen per class at every evaluation and
+    stored in the artifact. youden: maximises sensitivity + specificity on the validation images;
+    f1: maximises F1; or a number for all classes."""
     eval_from: int = Field(1, ge=1)
     """The first epoch that is evaluated."""
     accept_data_change: bool = Field(False, json_schema_extra=NO_NUMBER)
-    """Resume although images were added, removed or renamed: the run goes on from where it is, but
-    is not the one that it would have been."""
+    """Resume although images were added, removed or renamed; the result then differs from that of
+    an uninterrupted run."""
     rank_timeout: float = Field(600, gt=0, json_schema_extra=NO_NUMBER)
-    """Seconds that ranks wait for one that does not come before the run stops."""
+    """Seconds that ranks wait for a missing one before the run stops."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field("stop", json_schema_extra=NO_NUMBER)
-    """A loss or gradient that is not finite: stop and keep the batch for a look; skip its update;
-    or go back to the newest state and leave the batch out."""
+    """What to do if a loss or gradient is not finite. stop: end the run and keep the batch for
+    inspection; skip: make no update; rollback: return to the newest state and leave out the
+    batch."""
     max_skips: Annotated[int, when(on_nonfinite=("skip", "rollback"))] = Field(
         10, ge=0, json_schema_extra=NO_NUMBER
     )
@@ -165,7 +165,7 @@ class LoopConfig(Section):
 
 
 class Recipe(Section):
-    """All that decides what a training run computes."""
+    """Everything that decides what a training run computes."""
 
     name: str = "run"
     """The run's folder is runs/<name> unless loop.output_dir says otherwise."""

@@ -15,8 +15,8 @@ def check(recipe: Recipe) -> None:
     world_size = distributed.world_size()
     if model.task != "multiclass" and loop.monitor == "top1":
         raise UserError(
-            f"loop.monitor=top1 is for one class an image, and model.task={model.task}; choose "
-            f"auroc, f1, balanced_accuracy or loss"
+            f"loop.monitor=top1 needs model.task=multiclass, not {model.task}; choose auroc, f1, "
+            f"balanced_accuracy or loss"
         )
     if data.balance and loop.class_weights == "balanced":
         raise UserError(
@@ -30,7 +30,7 @@ def check(recipe: Recipe) -> None:
     if model.in_channels != data.channels:
         raise UserError(
             f"model.in_channels={model.in_channels} but data.channels={data.channels}; "
-            f"set both alike"
+            f"set both to the same number"
         )
     parts = world_size * loop.accumulation
     if data.batch_size % parts:

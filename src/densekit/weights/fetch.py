@@ -33,7 +33,7 @@ from rich.progress import (
 from densekit.config import UserError, needs_extra
 from densekit.files import cache_folder, digest, make_folder
 
-ATTEMPTS = 3  # downloads that were cut short go on this often before it is an error
+ATTEMPTS = 3  # times that an interrupted download is resumed before it is an error
 TIMEOUT = 30.0  # seconds without a byte
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
