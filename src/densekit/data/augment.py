@@ -61,8 +61,13 @@ class TrainTransform:
         """The pixels that the stages start from. Raises UnreadableImage."""
         if self.region is None:
             return image.pixels()
-        box = self.region(image.height, image.width)
-        return image.square(box, self.resize, _drawn(self.flip))
+        box, mirrored = self.part(image.height, image.width)
+        return image.square(box, self.resize, mirrored)
+
+    def part(self, height: int, width: int) -> tuple[Box, bool]:
+        """Draws the part that is seen of an image of this size, and whether it is mirrored."""
+        assert self.region is not None
+        return self.region(height, width), _drawn(self.flip)
 
     def change(self, pixels: Tensor) -> Tensor:
         for stage in self.stages:

@@ -50,6 +50,7 @@ def choose_cache(config: DataConfig, parts: Sequence[Examples], epochs: int) -> 
 
     ==============================================  ===
     data.decode=scaled: pixels depend on the crop   off
+    data.decode=gpu: other pixels                   off
     a program's own Dataset; shards from elsewhere  off
     one epoch: each image is decoded once           off
     no memory that processes share (not Linux)      off
@@ -78,6 +79,8 @@ def choose_cache(config: DataConfig, parts: Sequence[Examples], epochs: int) -> 
 def _why_not_exact(config: DataConfig, parts: Sequence[Examples]) -> str | None:
     if config.decode == "scaled":
         return "data.decode=scaled decodes each crop at a scale of its own"
+    if config.decode == "gpu":
+        return "data.decode=gpu decodes files on the GPU"
     return next((each.why_not_cached for each in parts if each.why_not_cached), None)
 
 

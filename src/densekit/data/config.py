@@ -123,10 +123,11 @@ class DataConfig(Section):
     Hounsfield units), such as [40, 400]; null: the DICOM file's own window."""
     image_size: int = Field(224, ge=1)
     """Side of the network's square input, in pixels."""
-    decode: Annotated[Literal["exact", "scaled"], SMOOTHLY_RESIZED] = "exact"
+    decode: Annotated[Literal["exact", "scaled", "gpu"], SMOOTHLY_RESIZED] = "exact"
     """How training decodes JPEG files. exact: at full size; scaled: at 1/2, 1/4 or 1/8 of it
     if the random crop is then still no smaller than the network's input, which is faster on large
-    photographs and changes pixels slightly. Evaluation always decodes exactly."""
+    photographs and changes pixels slightly; gpu: on the GPU, by nvJPEG, which changes pixels
+    slightly, too. Evaluation always decodes exactly."""
     interpolation: Annotated[Interpolation, EVAL_RESIZED, TRAIN_RESIZED] = "bilinear"
     """Interpolation of every resize, in training and evaluation."""
     antialias: Annotated[bool, EVAL_RESIZED, TRAIN_RESIZED] = True

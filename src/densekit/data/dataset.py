@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class Collated(NamedTuple):
     bad: tuple[BadImage, ...]
 
     def batch(self) -> Batch:
-        assert isinstance(self.images, Tensor)
+        assert not isinstance(self.images, Placed)
         labels, positions = torch.from_numpy(self.labels), torch.from_numpy(self.positions)
         return Batch(self.images, labels, positions, self.bad)
 
@@ -106,7 +106,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         examples: Examples,
-        transform: Callable[[ImageFile], Tensor],
+        transform: Callable[[ImageFile], Any],
         channels: int,
         side: int,
         seed: int = 0,
@@ -195,7 +195,13 @@ class ImageDataset(Dataset):
                 bad.append(sample)
             else:
                 read.append(sample)
-        images = _empty((len(read), *self.shape), self.intensity.dtype, places)
+        images = self.together(read, places)
+        positions = np.array([sample.position for sample in read], dtype=np.int64)
+        return Collated(images, self.examples.labels[positions], positions, tuple(bad))
+
+    def together(self, read: Sequence[Sample | Kept], places: Places | None = None) -> Any:
+        """What becomes a Batch's images, [n, C, S, S]."""
+        images = batch_memory((len(read), *self.shape), self.intensity.dtype, places)
         rows = images.tensor() if isinstance(images, Placed) else images
         crops: list[tuple[int, Crop]] = []
         for row, sample in enumerate(read):
@@ -205,11 +211,12 @@ class ImageDataset(Dataset):
                 rows[row].copy_(sample.image)
         if crops and self.decoded is not None:
             on_cpu.copy_crops(self.decoded.pixels, crops, rows)
-        positions = np.array([sample.position for sample in read], dtype=np.int64)
-        return Collated(images, self.examples.labels[positions], positions, tuple(bad))
+        return images
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, places: Places | None) -> Tensor | Placed:
+def batch_memory(
+    shape: tuple[int, ...], dtype: torch.dtype, places: Places | None = None
+) -> Tensor | Placed:
     """In a worker, allocated in shared memory, since the batch would else be copied there."""
     worker = get_worker_info()
     if worker is None or 0 in shape:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from densekit import distributed
 from densekit.config import UserError
@@ -19,6 +20,7 @@ from densekit.data.cache_rule import choose_cache
 from densekit.data.config import MAX_PIXELS, DataConfig
 from densekit.data.dataset import BadImage, Batch, ImageDataset, Key
 from densekit.data.decode import UnreadableImage
+from densekit.data.decode_on_gpu import Decoder, EncodedDataset, check_decoding, leave_encoded
 from densekit.data.decoded import DecodedImages, decoded_images
 from densekit.data.listing import Examples
 from densekit.data.shards.ahead import ReadingPlan, fetching_ahead
@@ -26,6 +28,7 @@ from densekit.data.shards.order import reading_order, resolve_window
 from densekit.data.transforms import Preprocessing
 from densekit.data.workers import read_batches
 
+CPU = torch.device("cpu")
 __all__ = ["Batch", "Step", "TrainStream", "eval_batches", "micro_batches", "resolve_workers"]
 
 
@@ -79,6 +82,8 @@ class TrainStream:
     what is dropped. If a rank would be left with a single image of its share, the whole micro-batch
     is dropped, since BatchNorm needs two. `bad` maps a position in the examples to the
     reason; it starts with the images known to be bad and grows as more are found.
+
+    If `device` is a GPU, images are in pinned memory; under data.decode=gpu they are on it.
     """
 
     def __init__(
@@ -91,14 +96,14 @@ class TrainStream:
         accumulation: int = 1,
         rank: int = 0,
         world: int = 1,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
         bad: dict[int, str] | None = None,
         on_bad: Callable[[list[BadImage]], None] = lambda _: None,
     ) -> None:
         self.bad, self.on_bad = {} if bad is None else bad, on_bad
         self.examples, self.config, self.seed = examples, config, seed
         self.accumulation, self.rank, self.world = accumulation, rank, world
-        self.pin_memory = pin_memory
+        self.device = device
         self.steps_per_epoch = steps_per_epoch(len(examples), config.batch_size, config.drop_last)
         self.steps = epochs * self.steps_per_epoch
 
@@ -114,9 +119,10 @@ class TrainStream:
         order = partial(reading_order, self.examples, config, self.seed)
         plan = ReadingPlan(order, config.batch_size, self.steps_per_epoch, start, self.steps)
         try:
-            dataset = ImageDataset(
+            transform, by_device = train_transform(config), config.decode == "gpu"
+            dataset = (EncodedDataset if by_device else ImageDataset)(
                 self.examples,
-                train_transform(config),
+                partial(leave_encoded, transform) if by_device else transform,
                 config.channels,
                 config.train_side,
                 self.seed,
@@ -125,8 +131,10 @@ class TrainStream:
                 intensity=config.scaling,
                 decoded=decoded_images(self.examples, config, skip),
             )
-            keys, pinned = self._keys(start), self.pin_memory
+            keys, pinned = self._keys(start), self.device.type == "cuda"
             batches = read_batches(dataset, keys, largest, config.workers, pinned)
+            if by_device:
+                batches = map(Decoder(self.examples, config, transform, self.device, skip), batches)
             with fetching_ahead(self.examples, plan) as have_read:
                 for step in range(start, self.steps):
                     whole = Step([next(batches) for _ in self._shares(step)], self.images(step))
@@ -238,6 +246,7 @@ def resolve_reading(
     config: DataConfig, train: Examples, val: Examples, device_type: str, epochs: int
 ) -> tuple[DataConfig, tuple[str, ...]]:
     """`config` with each `auto` resolved, and notes; same on every rank. Raises UserError."""
+    distributed.on_every_rank(lambda: check_decoding(config, device_type))
     window = resolve_window(config.shuffle_window, train)
     place, notes = distributed.from_main(lambda: choose_cache(config, (train, val), epochs))
     copies = place != "off" and train_transform(config).only_copies is not None

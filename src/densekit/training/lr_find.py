@@ -64,7 +64,7 @@ def sweep_rates(recipe: Recipe, lowest: float, highest: float, steps: int) -> Sw
     stream = TrainStream(
         plan.train, data, seed=recipe.loop.seed, epochs=math.ceil(steps / plan.steps_per_epoch),
         accumulation=recipe.loop.accumulation, rank=distributed.rank(),
-        world=distributed.world_size(), pin_memory=plan.precision.device.type == "cuda",
+        world=distributed.world_size(), device=plan.precision.device,
         bad={}, on_bad=lambda _: None,
     )  # fmt: skip
     rates: list[float] = []

@@ -69,7 +69,7 @@ def keep_batch(reading: Reading, examples: Examples, folder: Path) -> Path:
     rank = f"-rank{distributed.rank()}" if distributed.world_size() > 1 else ""
     target = folder / f"nonfinite-step-{reading.step + 1:08d}{rank}.pt"
     content = io.BytesIO()
-    images = [batch.images for batch in reading.batches]
+    images = [batch.images.cpu() for batch in reading.batches]
     labels = [batch.labels for batch in reading.batches]
     own = _own_files(reading, examples)
     torch.save({"images": torch.cat(images), "labels": torch.cat(labels), "files": own}, content)

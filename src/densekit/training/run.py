@@ -121,7 +121,7 @@ def resume(run: Run, state: State | None, bars: EpochBars) -> None:
         accumulation=loop.accumulation,
         rank=distributed.rank(),
         world=distributed.world_size(),
-        pin_memory=plan.precision.device.type == "cuda",
+        device=plan.precision.device,
         bad=progress.bad_images,
         on_bad=run.log.bad_images,
     )
