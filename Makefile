@@ -34,7 +34,7 @@ gpu: .venv/test  ## what only a GPU can prove, in 8 minutes: tests, rows, a run
 	$(BIN)/python benchmarks/gpu.py
 
 parity: .venv/test  ## every converter against its library, from the registry: writes docs/weights.md
-	$(BIN)/python parity/run.py && $(BIN)/python parity/recipe.py && $(BIN)/python parity/medical.py
+	$(BIN)/python parity/run.py && $(BIN)/python parity/recipe.py && $(BIN)/python parity/medical.py && $(BIN)/python parity/xray.py
 
 extras:  ## whether all extras install together from wheels on PYTHON=python3.13: a dry run of pip, minutes
 	$(PYTHON) -m pip install --dry-run --ignore-installed --only-binary=:all: --no-binary=grad-cam \
