@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from densekit.config import UserError
-from densekit.export import formats, quantize
+from densekit.export import formats, quantize, steps
 from densekit.export.network import ExportedNetwork, traced
+from densekit.infer.model import Opened
 from densekit.models.densenet import DenseNet, DenseNetConfig
 
 CONFIG = DenseNetConfig(
@@ -106,19 +108,22 @@ def test_nncf_leaves_the_named_layers_in_float(
 
 
 @pytest.mark.parametrize(
-    ("package", "use"),
+    ("to", "package"),
     [
-        ("onnxscript", lambda model: formats.to_onnx(model, False)),
-        ("openvino", formats.to_openvino),
-        ("nncf", lambda model: quantize.quantize_openvino(model, np.zeros(1), ())),
-        ("onnxruntime.quantization", lambda model: quantize.quantize_onnx(model, np.zeros(1), ())),
+        ("onnx", "onnxscript"),
+        ("openvino", "openvino"),
+        ("openvino-int8", "nncf"),
+        ("onnx-int8", "onnxruntime.quantization"),
     ],
 )
 def test_without_its_package_the_extra_is_named(
-    package: str, use: Any, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, tmp_path: Path, to: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before anything is converted."""
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(steps, "traced", lambda *_: pytest.fail("converted in vain"))
     name = package.partition(".")[0]
-    says = rf'^--to .* needs {name}: pip install "densekit\[export\]"$'
+    says = rf'^--to {to} needs {name}: pip install "densekit\[export\]"$'
     with pytest.raises(UserError, match=says):
-        use(None)
+        steps.export_network(opened, tmp_path / "out", steps.ExportOptions(to))
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from densekit.config import needs_extra
 from densekit.infer.exported import INPUT, LOGITS, PROBABILITIES
 from densekit.models.artifact import METADATA_KEY
 
@@ -24,9 +23,7 @@ PREFIX = "network."  # of the network's names in ExportedNetwork
 
 
 def to_onnx(program: ExportedProgram, with_preprocessing: bool) -> Any:
-    """The ONNX ModelProto of a program. Raises UserError without the extra."""
-    with needs_extra("export", "--to onnx or openvino"):
-        import onnxscript  # noqa: F401 (what torch.onnx.export needs)
+    """The ONNX ModelProto of a program."""
     outputs = [PROBABILITIES, LOGITS] if with_preprocessing else [LOGITS]
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # onnxscript prints
         warnings.simplefilter("ignore")  # of torch's exporter about itself
@@ -86,9 +83,9 @@ def write_openvino(model: Any, folder: Path, text: str) -> None:
 
 
 def to_openvino(model: Any) -> Any:
-    """OpenVINO's model of an ONNX ModelProto. Raises UserError without the extra."""
-    with needs_extra("export", "--to openvino"):
-        import openvino
+    """OpenVINO's model of an ONNX ModelProto."""
+    import openvino
+
     return openvino.Core().read_model(model.SerializeToString())
 
 

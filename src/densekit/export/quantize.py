@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densekit.config import needs_extra
 from densekit.export.network import ExportedNetwork
 from densekit.infer.exported import INPUT
 from densekit.progress import bar
@@ -34,8 +33,8 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 def quantize_openvino(model: Any, images: np.ndarray, float_layers: Sequence[str]) -> Any:
     """NNCF's int8 form of OpenVINO's model; `images` in the form that it takes."""
-    with needs_extra("export", "--to openvino-int8"):
-        import nncf
+    import nncf
+
     nncf.set_log_level(logging.ERROR)
     # its progress bar belongs on the terminal, and stdout to our result
     shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
@@ -57,14 +56,13 @@ def _operations(model: Any, layers: Sequence[str]) -> list[str]:
 
 def quantize_onnx(model: Any, images: np.ndarray, float_layers: Sequence[str]) -> Any:
     """ONNX Runtime's static int8 form (QDQ) of an ONNX ModelProto."""
-    with needs_extra("export", "--to onnx-int8"):
-        import onnx
-        from onnxruntime.quantization import (
-            CalibrationDataReader,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -18,7 +19,7 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 
-from densekit.config import UserError, nearest
+from densekit.config import UserError, nearest, needs_extra
 from densekit.export import formats, gate, layers, quantize
 from densekit.export.folder import folder_for, publish, write_notes
 from densekit.export.gate import Bounds, Counted, Difference
@@ -32,14 +33,14 @@ from densekit.precision import Precision, describe_device, resolve
 from densekit.progress import say, waiting
 
 FLOAT_IMAGES, INT8_IMAGES = 256, 2000  # of the gate, where not said
-WROTE: dict[str, tuple[str, ...]] = {
+LIBRARIES: dict[Target, tuple[str, ...]] = {
     "torch-export": ("torch",),
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "onnx-int8": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "onnx-int8": ("torch", "onnx", "onnxscript", "onnxruntime.quantization"),
     "openvino": ("torch", "onnx", "onnxscript", "openvino"),
     "openvino-int8": ("torch", "onnx", "onnxscript", "openvino", "nncf"),
 }
-"""The libraries whose versions are kept."""
+"""What writes and measures a file of each kind; their versions are kept."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ def export_network(opened: Opened, target: Path, options: ExportOptions) -> dict
     """
     to = options.target
     check_options(opened, options)
+    with needs_extra("export", f"--to {to}"):  # now, and not when the network is converted
+        for name in LIBRARIES[to]:
+            import_module(name)
     place = target.resolve() if target.is_dir() else target
     with folder_for(place, options.replace) as folder:
         work = Work(opened, options, to, _images(opened, options), folder)
@@ -245,12 +249,13 @@ class Work:
 
     def config(self, float_layers: tuple[str, ...]) -> ExportedConfig:
         opened, options = self.opened, self.options
+        packages = ("densekit", *(name.partition(".")[0] for name in LIBRARIES[self.to]))
         section = ExportSection(
             to=self.to,
             with_preprocessing=options.with_preprocessing,
             dynamic_size=options.dynamic_size,
             float_layers=float_layers,
-            versions={name: version(name) for name in ("densekit", *WROTE[self.to])},
+            versions={name: version(name) for name in packages},
         )
         known = opened.described
         return ExportedConfig(
