@@ -26,8 +26,9 @@ from input_sides import Make
 
 OUTPUTS = (224, 384)
 SAMPLE_WIDTH = 500
-COUNTS = {1000: (64, 8), 2000: (32, 4), 4000: (16, 2)}
-"""By width: how many photographs there are, and how many are a batch."""
+COUNTS = {1000: (64, 4), 2000: (32, 1), 4000: (16, 1)}
+"""By width: how many photographs there are, and how many are a batch: a step of theirs takes about
+as long as one of the sample, so that a comparison ends within a minute or two."""
 TILE = (1000, 750)
 
 

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from densekit.data import jpeg
 from densekit.data.config import Interpolation, Rounding
 from densekit.data.decode import (
+    COVER,
     Box,
     ImageFile,
     JpegFile,
@@ -297,8 +298,38 @@ def test_a_scaled_square_is_of_the_same_part(scale: int) -> None:
     assert 10 * torch.log10(255**2 / error) > 40  # dB
 
 
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_scaled_square_is_neither_moved_nor_much_softer(scale: int) -> None:
+    """Of sharp images and crops whose edges lie between blocks, at the smallest cover: what differs
+    from exact decoding is told by least squares in slopes (moved) and curvature (softer)."""
+    draw, side = np.random.default_rng(scale), 40
+    grains = [draw.integers(0, 256, (1200 // n, 1200 // n), dtype=np.uint8) for n in (3, 8, 30)]
+    fine = [Image.fromarray(each).resize((1200, 1200), Image.Resampling.BICUBIC) for each in grains]
+    pixels = np.mean([np.asarray(each, float) for each in fine], 0).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=92)
+    parts = []
+    for _ in range(12):
+        height, width = draw.integers(COVER * side * scale, int(2.4 * side * scale), 2).tolist()
+        box = (*draw.integers(0, 1200 - np.array([height, width])).tolist(), height, width)
+        exact, scaled = (
+            jpeg.read_square(content.getvalue(), 1, *box, each, side) for each in (1, scale)
+        )
+        assert exact is not None
+        assert scaled is not None
+        one, other = exact[0].double().numpy(), scaled[0].double().numpy()
+        curved = sum(np.roll(one, by, axis) for by in (1, -1) for axis in (0, 1)) - 4 * one
+        maps = [*np.gradient(one), curved, other - one]
+        parts.append([each[2:-2, 2:-2].ravel() for each in maps])
+    *known, difference = np.concatenate(parts, 1)
+    found = np.linalg.lstsq(np.array(known).T, difference, rcond=None)[0]
+    assert np.abs(found[:2]).max() < 0.005  # pixels of the square
+    assert 0 < found[2] < 0.015
+    assert 20 * np.log10(255 / difference.std()) > 42  # dB
+
+
 def test_an_image_is_scaled_as_far_as_the_square_stays_covered() -> None:
     resize = Resize(100, "bilinear", True, scaled=True)
-    sizes = [(99, 500), (199, 500), (200, 500), (399, 400), (500, 400), (799, 9000), (900, 800)]
+    sizes = [(99, 500), (399, 900), (400, 900), (799, 800), (900, 800), (1599, 9000), (1800, 1600)]
     assert [resize.fraction(*size) for size in sizes] == [1, 1, 2, 2, 4, 4, 8]
-    assert resize._replace(scaled=False).fraction(900, 900) == 1
+    assert resize._replace(scaled=False).fraction(9000, 9000) == 1

@@ -125,7 +125,7 @@ class DataConfig(Section):
     """Side of the network's square input, in pixels."""
     decode: Annotated[Literal["exact", "scaled", "gpu"], SMOOTHLY_RESIZED] = "exact"
     """How training decodes JPEG files. exact: at full size; scaled: at 1/2, 1/4 or 1/8 of it
-    if the random crop is then still no smaller than the network's input, which is faster on large
+    if the random crop is then still twice as large as the network's input, which is faster on large
     photographs and changes pixels slightly; gpu: on the GPU, by nvJPEG, which changes pixels
     slightly, too. Evaluation always decodes exactly."""
     interpolation: Annotated[Interpolation, EVAL_RESIZED, TRAIN_RESIZED] = "bilinear"

@@ -36,6 +36,7 @@ from densekit.data.pixels import (
 )
 
 MODES = {1: "L", 3: "RGB"}
+COVER = 2  # as Pillow's thumbnail: at 1 a scaled image would be too soft, see input-pipeline.md
 EIGHT_BITS = Intensity()
 
 
@@ -75,11 +76,12 @@ class Resize(NamedTuple):
     interpolation: Interpolation
     antialias: bool
     scaled: bool = False
-    """Whether a JPEG file may be decoded at a fraction of its size that still covers the square."""
+    """Whether a JPEG file may be decoded at a fraction of its size that still covers the square
+    COVER times."""
 
     def fraction(self, height: int, width: int) -> int:
         """The denominator of that fraction for a part of this size: 1, 2, 4 or 8."""
-        most = min(height, width) // self.side if self.scaled else 1
+        most = min(height, width) // (COVER * self.side) if self.scaled else 1
         return next(n for n in (8, 4, 2, 1) if n <= max(most, 1))
 
 
