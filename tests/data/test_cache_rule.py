@@ -64,6 +64,8 @@ def test_a_quarter_of_the_memory_is_the_most(
     with pytest.raises(UserError, match=r"data\.cache=ram: .*half.*set data\.cache=off"):
         choose(images, cache="ram")
     assert choose(images, cache="disk").place == "disk"
+    with pytest.raises(UserError, match=r"cache=disk: .*are more than data\.cache_gib=0.0001"):
+        choose(images, cache="disk", cache_gib=1e-4)
 
 
 def test_what_is_decoded_once_is_not_kept(images: Examples) -> None:

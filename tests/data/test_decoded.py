@@ -337,6 +337,45 @@ def test_a_full_disk_is_a_sentence(files: Path, tmp_path: Path) -> None:
     ] == []
 
 
+def _use(root: Path, data: DataConfig, using: Any) -> None:
+    examples = read_folder(root)  # which are in use as long as they are here
+    decoded_images(examples, data)
+    using.set()
+    time.sleep(600 + len(examples))
+
+
+def test_files_used_longest_ago_make_room_but_none_that_a_run_uses(
+    write_folder: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """Of two that fit, the older one is in use by another process, which is killed at last."""
+    roots = {n: write_folder(tmp_path / n, {"a": 4, n: 4}, size=(60, 60)) for n in "bcde"}
+    data = config(tmp_path, "disk", cache_gib=200_000 / 2**30)
+    context = multiprocessing.get_context("fork")
+    using = context.Event()
+    process = context.Process(target=_use, args=(roots["b"], data, using))
+    process.start()
+    assert using.wait(60)
+    (first,) = pixel_files(data)
+    decoded_images(read_folder(roots["c"]), data)
+    (second,) = set(pixel_files(data)) - {first}
+    assert "removed" not in capsys.readouterr().err
+    decoded_images(read_folder(roots["d"]), data)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"cache: {second} (1 MB) was removed, which no run uses, since data.cache_gib=" in said
+    assert not second.exists()
+    (third,) = set(pixel_files(data)) - {first}
+    in_use = read_folder(roots["d"])
+    decoded_images(in_use, data)
+    with pytest.raises(UserError, match=r"8 images of 60x60, and what runs use .* can be raised"):
+        decoded_images(read_folder(roots["e"]), data)
+    assert pixel_files(data) == sorted([first, third])
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    decoded_images(read_folder(roots["e"]), data)
+    assert not first.exists()
+    assert third.exists()
+
+
 def _fill(root: Path, data: DataConfig, started: Any, pause: float) -> None:
     pixels = decoded._all_pixels
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from densekit import distributed
 from densekit.config import UserError
+from densekit.data.cache_size import Estimate, estimate, readable_bytes
 from densekit.data.config import CachePlace, DataConfig
-from densekit.data.decode import open_image
 from densekit.data.decoded import HAS_SHARED_MEMORY, folder_of
 from densekit.data.listing import Examples
 from densekit.data.shards.examples import ShardedExamples
 from densekit.remote import is_url
 
-AUTO_SHARE, ASKED_SHARE = 4, 2  # at most a quarter of the free memory for auto, half for ram
-SIZED = 64  # images of each split from which the size of all is estimated
+AUTO_SHARE, ASKED_SHARE = 4, 2  # of the free memory: auto takes a quarter at most, ram a half
 
 
 class Choice(NamedTuple):
@@ -26,21 +23,6 @@ class Choice(NamedTuple):
     place: CachePlace
     notes: tuple[str, ...]
     """For the user."""
-
-
-class Estimate(NamedTuple):
-    """The size of all decoded images, estimated from a sample."""
-
-    images: int
-    bytes: int
-    height: int
-    width: int
-    alike: bool
-    """Whether the whole sample has this size; else it is the median."""
-
-    def __str__(self) -> str:
-        size = f"{'' if self.alike else 'about '}{self.width}x{self.height}"
-        return f"{readable_bytes(self.bytes)}, {self.images:,} images of {size}"
 
 
 def choose_cache(config: DataConfig, parts: Sequence[Examples], epochs: int) -> Choice:
@@ -64,7 +46,9 @@ def choose_cache(config: DataConfig, parts: Sequence[Examples], epochs: int) -> 
     if config.cache == "auto":
         why = why or _why_not_worth_it(parts, epochs)
     found = None if why else estimate(config, parts)
-    if found and config.cache != "disk":
+    if found and config.cache == "disk":
+        why = _why_no_files(found, config.cache_gib)
+    elif found:
         why = _why_no_memory(found, AUTO_SHARE if config.cache == "auto" else ASKED_SHARE)
     if why and config.cache != "auto":
         raise UserError(f"data.cache={config.cache}: {why}; set data.cache=off")
@@ -92,6 +76,12 @@ def _why_not_worth_it(parts: Sequence[Examples], epochs: int) -> str | None:
     return None
 
 
+def _why_no_files(found: Estimate, most: float) -> str | None:
+    if found.bytes <= most * 2**30:
+        return None
+    return f"{found}, are more than data.cache_gib={most:g} GiB (raise it)"
+
+
 def _why_no_memory(found: Estimate, share: int) -> str | None:
     if not HAS_SHARED_MEMORY:
         return "this system lacks the shared memory that it needs; data.cache=disk uses files"
@@ -100,36 +90,3 @@ def _why_no_memory(found: Estimate, share: int) -> str | None:
         return None
     part = "a quarter" if share == AUTO_SHARE else "half"
     return f"{found}, are more than {part} of the free memory, {readable_bytes(free)}"
-
-
-def estimate(config: DataConfig, parts: Sequence[Examples]) -> Estimate | None:
-    """None if no image of the sample can be read."""
-    sizes: list[tuple[int, int]] = []
-    pixels = 0.0
-    for examples in parts:
-        of_part = list(_sampled(examples, config))
-        if of_part:
-            pixels += len(examples) * float(np.mean([h * w for h, w in of_part]))
-        sizes += of_part
-    if not sizes:
-        return None
-    height, width = np.median(np.array(sizes), 0).astype(int).tolist()
-    each = config.channels * config.scaling.dtype.itemsize
-    images = sum(map(len, parts))
-    return Estimate(images, round(pixels * each), height, width, len(set(sizes)) == 1)
-
-
-def _sampled(examples: Examples, config: DataConfig) -> Iterator[tuple[int, int]]:
-    """Height and width of readable images spread over all."""
-    last, channels, limit = len(examples) - 1, config.channels, config.max_pixels
-    for index in np.unique(np.linspace(0, last, min(last + 1, SIZED)).astype(int)).tolist():
-        try:
-            image = open_image(examples.image(index), channels, limit, config.scaling)
-        except UserError:
-            continue
-        yield image.height, image.width
-
-
-def readable_bytes(count: float) -> str:
-    """168 MB, 7.2 GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"

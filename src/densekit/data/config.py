@@ -171,7 +171,8 @@ class DataConfig(Section):
     """Folder for remote shards and decoded images, which runs on a machine may share; null:
     shards/ and pixels/ in densekit's cache, $DENSEKIT_CACHE or ~/.cache/densekit."""
     cache_gib: float = Field(100.0, gt=0, json_schema_extra=NO_NUMBER)
-    """Limit of the shards in data.cache_dir, in GiB; the least recently used are removed."""
+    """Limit of the shards there, in GiB, and of the decoded images; the least recently used are
+    removed, unless a run uses them."""
     max_pixels: int = Field(MAX_PIXELS, ge=1, json_schema_extra=NO_NUMBER)
     """Images of more pixels are refused before decoding, since a small file may claim to hold
     billions; the default is PIL's own limit. Raise it for files that you trust."""

@@ -7,6 +7,7 @@ is named by a hash of all that its pixels depend on, and is written atomically.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -16,18 +17,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from weakref import WeakKeyDictionary, finalize
 
-import filelock
 import numpy as np
 import torch
 from torch import Tensor
 
 from densekit import distributed
 from densekit.config import UserError
+from densekit.data.cache_size import estimate, readable_bytes
 from densekit.data.config import DataConfig
 from densekit.data.decode import ImageFile, UnreadableImage, open_image
+from densekit.data.kept_files import KeptFiles, held, hold, touched
 from densekit.data.listing import Examples
 from densekit.files import cache_folder, make_folder, replacing
 from densekit.progress import bar, say, waiting
@@ -97,25 +99,37 @@ def decoded_images(
     return _at_hand[examples]
 
 
-def _of_machine(make: Callable[[], str]) -> str:
-    """The file that the first rank of this machine makes; any rank's error is raised on all."""
-    own: str | UserError | None = None
-    if distributed.local_rank() == 0:
-        try:
-            own = make()
-        except UserError as error:
-            own = error
+class _Kept(NamedTuple):
+    file: str
+    """Its name."""
+    notes: tuple[str, ...] = ()
+    """For people."""
+
+
+def _of_machine(make: Callable[[], _Kept]) -> str:
+    """The name of the file that the first rank of this machine makes, however long that takes.
+    Raises what any `make` did, on every rank."""
+    own: _Kept | UserError | None
+    try:
+        own = distributed.while_others_wait(make if distributed.local_rank() == 0 else None)
+    except UserError as error:
+        own = error
     of_ranks = distributed.broadcast_object(distributed.gather_objects(own))
     assert of_ranks is not None
     mistake = next((each for each in of_ranks if isinstance(each, UserError)), None)
     if mistake is not None:
         mistake.shared = True
         raise mistake
-    return str(of_ranks[distributed.rank() - distributed.local_rank()])
+    made = [each for each in of_ranks if isinstance(each, _Kept)]
+    for note in dict.fromkeys(note for each in made for note in each.notes):
+        say(note)
+    of_this_machine = of_ranks[distributed.rank() - distributed.local_rank()]
+    assert isinstance(of_this_machine, _Kept)
+    return of_this_machine.file
 
 
-def _in_memory(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
-    """Anonymous memory, freed with the last process that maps it."""
+def _in_memory(examples: Examples, config: DataConfig, skip_bad: bool) -> _Kept:
+    """Memory without a name of its own, which goes with the last process that maps it."""
     descriptor = os.memfd_create("densekit-decoded-images")
     finalize(examples, os.close, descriptor)  # other processes may open it until then
     free = distributed.free_memory()
@@ -127,34 +141,66 @@ def _in_memory(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
         raise UserError(
             f"decoded images cannot be kept in memory: {error.strerror}; set data.cache=off"
         ) from error
-    if count < len(examples):
-        say(f"{count:,} of {len(examples):,} images fit in the cache; the others are read as files")
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
+    rest = f"{count:,} of {len(examples):,} images fit in the cache; the others are read as files"
+    notes = (rest,) if count < len(examples) else ()
+    return _Kept(f"/proc/{os.getpid()}/fd/{descriptor}", notes)
 
 
-def _on_disk(examples: Examples, config: DataConfig, skip_bad: bool) -> str:
-    """A file that runs share; its name changes with any image file or decoder."""
+def _on_disk(examples: Examples, config: DataConfig, skip_bad: bool) -> _Kept:
+    """A file that runs share, by a name that is another where a file or a decoder is another."""
     with waiting(f"looking at the files of {examples.origin}"):
         key = _key(examples, config)
-    folder = folder_of(config)
-    target = folder / f"{key}.pixels"
-    make_folder(folder)
+    kept = KeptFiles(folder_of(config), ".pixels", int(config.cache_gib * 2**30))
+    target = kept.folder / f"{key}{kept.suffix}"
+    notes: list[str] = []
+
+    def note(file: Path, size: int) -> None:
+        notes.append(
+            f"cache: {file} ({readable_bytes(size)}) was removed, which no run uses, since "
+            f"data.cache_gib={config.cache_gib:g}"
+        )
+
+    make_folder(kept.folder)
     try:
-        with filelock.FileLock(folder / f".lock-{key}"):
-            if not target.exists():
-                for left_over in folder.glob(f".{target.name}.*.tmp"):  # left by a killed process
-                    left_over.unlink()
-                with replacing(target) as file:
-                    write_decoded(examples, config, file, skip_bad, math.inf)
+        with kept.locked(key):
+            while (file := held(target)) is None:
+                _write(examples, config, skip_bad, kept, target, note)
     except UnreadableImage:
         raise
     except (UserError, OSError) as error:
-        free = shutil.disk_usage(folder).free >> 20
+        free = shutil.disk_usage(kept.folder).free >> 20
         raise UserError(
-            f"data.cache=disk: {error}; {folder} has {free:,} MiB free: set data.cache_dir to a "
-            f"folder with more space, or data.cache=off"
+            f"data.cache=disk: {error}; {kept.folder} has {free:,} MiB free: set data.cache_dir to "
+            f"a folder with more space, or data.cache=off"
         ) from error
-    return str(target)
+    touched(target)
+    finalize(examples, file.close)  # until then it does not make room
+    with kept.locked("room"):
+        kept.make_room(0, note)  # which was for as many bytes as were expected
+    return _Kept(str(target), tuple(notes))
+
+
+def _write(
+    examples: Examples,
+    config: DataConfig,
+    skip_bad: bool,
+    kept: KeptFiles,
+    target: Path,
+    note: Callable[[Path, int], None],
+) -> None:
+    """All pixels to `target`. Raises UserError where files in use leave no room, or the disk none;
+    UnreadableImage."""
+    expected = estimate(config, [examples])
+    with contextlib.ExitStack() as written:
+        with kept.locked("room"):
+            if expected and not kept.make_room(expected.bytes, note):
+                raise UserError(
+                    f"{expected}, and what runs use of the folder already, are more than "
+                    f"data.cache_gib={config.cache_gib:g}, which can be raised"
+                )
+            file = written.enter_context(replacing(target))
+            hold(file)
+        write_decoded(examples, config, file, skip_bad, math.inf)
 
 
 def folder_of(config: DataConfig) -> Path:

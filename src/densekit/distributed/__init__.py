@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +27,7 @@ from densekit.distributed.failures import PeerFailed, Peers, meet
 
 T = TypeVar("T")
 THREADS_PER_CORE = 16  # more only wait for each other, and a process has a limit
+PACES = (0.01, 1.0)  # seconds between questions whether all ranks have done what takes long
 _peers: Peers | None = None  # of the process group, as torch keeps that itself
 _sums: list[dist.Work] = []  # of gradients, those that may not have ended
 
@@ -245,6 +249,36 @@ def on_every_rank(make: Callable[[], T]) -> T:
         raise UserError(str(mistakes[0]), shared=True)
     named = [f"rank {r}: {m}" for r, m in enumerate(mistakes) if m]
     raise UserError("\n".join(named), shared=True)
+
+
+def while_others_wait(work: Callable[[], T] | None) -> T | None:
+    """This rank's `work()`, if it has any, which may take longer than ranks wait for one another:
+    all ask each other whether they are done, until they are. Who fails tells the others; who dies
+    meanwhile is missed at the next question.
+    """
+    if work is None or not active():
+        done: Future[T | None] = Future()
+        _settle(done, work or (lambda: None))
+    else:
+        done = Future()
+        threading.Thread(
+            target=_settle, args=(done, work), name="densekit-work", daemon=True
+        ).start()
+    pace, longest = PACES
+    while True:
+        answers = broadcast_object(gather_objects(done.done()))
+        assert answers is not None
+        if all(answers):
+            return done.result()
+        time.sleep(pace)
+        pace = min(2 * pace, longest)
+
+
+def _settle(done: Future[T | None], work: Callable[[], T | None]) -> None:
+    try:
+        done.set_result(work())
+    except BaseException as error:  # which `result` raises
+        done.set_exception(error)
 
 
 def wrap(model: nn.Module, image: Tensor) -> nn.Module:

@@ -63,15 +63,15 @@ def test_what_is_held_does_not_make_room(tmp_path: Path) -> None:
     (tmp_path / ".old.tar.densekit-1.tmp").write_bytes(bytes(10))
     oldest = cache.held("u", Shard("a", 30, "a"))
     assert oldest is not None
-    assert cache._make_room(10)
+    assert cache.files.make_room(10)
     assert len(list(tmp_path.glob("*.tar"))) == 3, "what a killed process left has made room"
-    assert cache._make_room(40)
+    assert cache.files.make_room(40)
     assert not files["b"].exists()
     assert files["a"].exists()
-    assert not cache._make_room(80)
+    assert not cache.files.make_room(80)
     assert [file for file in files.values() if file.exists()] == [files["a"]]
     oldest.close()
-    assert cache._make_room(80)
+    assert cache.files.make_room(80)
     assert cache.held("u", Shard("a", 30, "a")) is None
 
 

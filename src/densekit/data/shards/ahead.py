@@ -92,7 +92,7 @@ def fetching_ahead(examples: Examples, plan: ReadingPlan) -> Iterator[Callable[[
         ours.close()
         process.kill()  # it may be in the middle of a fetch
         process.join()
-        examples.place.cache.sweep()
+        examples.place.cache.files.sweep()
 
 
 def _tell(to: Connection, step: int) -> None:

@@ -1,9 +1,7 @@
 """The cache of remote shards: a folder of limited size, shared by all processes of a machine.
 
-A shard is fetched as a whole, in parallel parts, verified, and renamed into place. The least
-recently used shard is evicted, unless a process holds it. Holding is a file lock on the open file,
-so whatever a killed process held or was writing is released at once. A process may go on reading
-an open file after its eviction.
+A shard is fetched whole, in parts at once, checked, and there when it is whole. The one that was
+used longest ago makes room, unless a process holds it (`data.kept_files`).
 """
 
 from __future__ import annotations
@@ -11,30 +9,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import filelock
-
 from densekit import remote
 from densekit.config import UserError
 from densekit.data.config import DataConfig
+from densekit.data.kept_files import KeptFiles, held, hold, touched
 from densekit.data.shards.index import Shard
 from densekit.files import cache_folder, make_folder, replacing
 
-if sys.platform != "win32":
-    import fcntl
-
-PART = 8 << 20  # bytes per request
-AT_ONCE = 4  # parallel requests for a shard
-LOCKS = 1024  # lock files; two shards rarely share one
+PART = 8 << 20  # bytes of a request
+AT_ONCE = 4  # requests for a shard
+LOCKS = 1024  # files; two shards seldom share one
 TRIES = 3
-UNDER_WAY = ".*.tar.*.tmp"  # names of files being written
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,10 @@ class ShardCache:
         folder = cache_folder() / "shards" if config.cache_dir is None else Path(config.cache_dir)
         return cls(folder, int(config.cache_gib * 2**30))
 
+    @property
+    def files(self) -> KeptFiles:
+        return KeptFiles(self.folder, ".tar", self.limit)
+
     def fetched(self, url: str, shard: Shard) -> Path | None:
         """The shard's local file, fetched if need be; it may be evicted at any time.
 
@@ -62,23 +56,17 @@ class ShardCache:
                 f"{self.limit / 2**30:g}; raise it"
             )
         target = self._target(url, shard)
-        if _touched(target):
+        if touched(target):
             return target
         make_folder(self.folder)
-        with self._locked(f"shard-{int(target.stem[:8], 16) % LOCKS}"):
-            if _touched(target) or remote.apart(lambda: self._fetch(url, shard, target)):
+        with self.files.locked(f"shard-{int(target.stem[:8], 16) % LOCKS}"):
+            if touched(target) or remote.apart(lambda: self._fetch(url, shard, target)):
                 return target
         return None
 
     def held(self, url: str, shard: Shard) -> BinaryIO | None:
-        """The shard's open file, not evicted before it is closed; None if it is not cached."""
-        with contextlib.suppress(FileNotFoundError):
-            file = self._target(url, shard).open("rb")
-            _hold(file)
-            if os.fstat(file.fileno()).st_nlink:
-                return file
-            file.close()  # it was evicted in between
-        return None
+        """The shard's open file, which does not go before it is closed; None if it is not here."""
+        return held(self._target(url, shard))
 
     def _target(self, url: str, shard: Shard) -> Path:
         """Named by its SHA-256, or if that is unknown, by its URL and version."""
@@ -86,85 +74,26 @@ class ShardCache:
         return self.folder / f"{shard.sha256 or hashlib.sha256(named.encode()).hexdigest()}.tar"
 
     def has(self, url: str, shard: Shard) -> bool:
-        """Whether the shard is cached."""
-        return _touched(self._target(url, shard))
-
-    def sweep(self) -> None:
-        """Removes incomplete files of killed processes."""
-        for file in self.folder.glob(UNDER_WAY):
-            _removed(file)
+        """Whether the shard is here already."""
+        return touched(self._target(url, shard))
 
     def _fetch(self, url: str, shard: Shard, target: Path) -> bool:
         """Whether there was room to write the shard to `target`. Raises UserError."""
         for tries_left in reversed(range(TRIES)):
             try:
                 with contextlib.ExitStack() as written:
-                    with self._locked("room"):
-                        if not self._make_room(shard.size):
+                    with self.files.locked("room"):
+                        if not self.files.make_room(shard.size):
                             return False
                         file = written.enter_context(replacing(target))
-                        _hold(file)
-                        file.truncate(shard.size)  # from now on other processes count it
+                        hold(file)
+                        file.truncate(shard.size)  # which others count from now on
                     _copy(url, shard, file)
                 break
             except _OtherBytesError:
                 if not tries_left:
                     raise
         return True
-
-    def _make_room(self, size: int) -> bool:
-        """Evicts least recently used shards until `size` more bytes fit; whether they do."""
-        self.sweep()
-        free = self.limit
-        files = []
-        for file in [*self.folder.glob("*.tar"), *self.folder.glob(UNDER_WAY)]:
-            with contextlib.suppress(FileNotFoundError):
-                found = file.stat()
-                free -= found.st_size
-                files.append((found.st_mtime_ns, found.st_size, file))
-        for _, freed, file in sorted(files):
-            if free >= size:
-                break
-            if _removed(file):
-                free += freed
-        return free >= size
-
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        try:
-            with filelock.FileLock(self.folder / f".lock-{name}"):
-                yield
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be used: {error.strerror}") from error
-
-
-def _touched(file: Path) -> bool:
-    """Marks it as used now; False if it does not exist."""
-    try:
-        os.utime(file)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _hold(file: BinaryIO) -> None:
-    """Until it is closed. (On Windows an open file cannot be removed anyway.)"""
-    if sys.platform != "win32":
-        fcntl.flock(file, fcntl.LOCK_SH)
-
-
-def _removed(file: Path) -> bool:
-    """Removes it unless a process holds it; whether it was removed."""
-    try:
-        with contextlib.ExitStack() as opened:
-            if sys.platform != "win32":
-                fcntl.flock(opened.enter_context(file.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink()
-    except FileNotFoundError:
-        return True
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 class _OtherBytesError(UserError):
