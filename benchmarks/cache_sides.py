@@ -60,10 +60,10 @@ class FilesToStep:
     def __init__(self, name: str, options: Sequence[str]) -> None:
         threads = f"loop.threads={torch.get_num_threads()}"
         plan = make_plan(load_recipe(name, [*options, threads]))
-        data, loop = plan.recipe.data, plan.recipe.loop
+        self.data, loop = plan.recipe.data, plan.recipe.loop
         self.step = training_step(plan.recipe)
         self.op = self.step.op
-        self.steps = iter(TrainStream(plan.train, data, seed=loop.seed, epochs=loop.epochs))
+        self.steps = iter(TrainStream(plan.train, self.data, seed=loop.seed, epochs=loop.epochs))
 
     def __call__(self) -> list[float]:
         ((batch,), _) = next(self.steps)

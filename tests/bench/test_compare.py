@@ -226,7 +226,7 @@ def test_the_table_and_the_line_on_auto(
     monkeypatch.setattr(compare, "free_bytes", lambda device: 20 * GIB)
     print_bench(compare.measure(recipe("data.batch_size=8"), ["reference"], 1), False)
     printed = capsys.readouterr().out
-    assert "8 images of 32 x 32 at once" in printed
+    assert "8 images of 32 x 32 per batch" in printed
     assert "reference (by test)" in printed
     assert "17" in printed  # (0.9 * 20 GiB - 100) / 1 GiB
     assert f"model.op=auto takes reference: {reason}" in printed

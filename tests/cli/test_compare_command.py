@@ -29,7 +29,7 @@ def place(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_runs(place: Path) -> None:
     result = densekit("compare", "a", "b", "--curves", "curves.png", cwd=place)
     assert result.returncode == 0, result.stderr
-    assert "b is, beside a:\n  model.drop_rate: 0.1 -> 0.2" in result.stdout
+    assert "b, changed from a:\n  model.drop_rate: 0.1 -> 0.2" in result.stdout
     assert "--evaluate" in result.stdout
     assert Image.open(place / "curves.png").size[0] > 1000
     again = densekit("compare", "a", "b", "--curves", "curves.png", cwd=place)

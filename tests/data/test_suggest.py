@@ -79,12 +79,12 @@ def test_characters_are_not_mirrored(tmp_path: Path, write_folder) -> None:
     recipe, said = settings(tmp_path / "digits")
     assert recipe["data"]["augment"]["flip"] == 0
     assert "10 classes look like characters: training does not mirror them" in said
-    assert "(data.augment.flip=0), and shifted by up to 4 pixels" in said
+    assert "(data.augment.flip=0); they are shifted by up to 4 pixels" in said
     for names in ("a", "b"), ("0", "1"), ("cat", "dog"):
         write_folder(tmp_path / "".join(names), dict.fromkeys(names, 2))
         recipe, said = settings(tmp_path / "".join(names))
         assert recipe["data"]["augment"]["flip"] == 0.5
-        assert "mirrored half of the time and shifted by up to 4 pixels" in said
+        assert "mirrors images half of the time; they are shifted by up to 4 pixels" in said
 
 
 def test_xrays_are_neither_mirrored_nor_cut_to_pieces(tmp_path: Path, write_folder) -> None:
@@ -103,7 +103,7 @@ def test_xrays_are_neither_mirrored_nor_cut_to_pieces(tmp_path: Path, write_fold
     write_folder(tmp_path / "photos", {"cat": 2, "dog": 2}, size=(200, 180))
     recipe, said = settings(tmp_path / "photos")
     assert recipe["data"]["augment"]["crop_scale"] == (0.08, 1.0)
-    assert "mirrored half of the time and cropped to 8 - 100 % of their area" in said
+    assert "mirrors images half of the time; they are cropped to 8 - 100 % of their area" in said
 
 
 def test_the_warm_up_fits_the_epochs_asked_for(tmp_path: Path, write_folder) -> None:
@@ -254,7 +254,7 @@ def test_pretrained_weights_are_fine_tuned(tmp_path: Path, write_folder) -> None
     assert recipe.loop.epochs < scratch.loop.epochs
     assert "optim.layer_decay=0.5: each block learns" in said
     assert "the first epoch trains the head alone" in said
-    assert "optim.freeze_norm=true: of 40 training images" in said
+    assert "optim.freeze_norm=true: with 40 training images" in said
 
 
 def test_what_is_typed_is_not_said_to_be_chosen(tmp_path: Path, write_folder) -> None:

@@ -98,7 +98,7 @@ def killed(image: ImageFile) -> Tensor:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_a_killed_worker_is_explained(examples: Examples) -> None:
-    with pytest.raises(UserError, match=r"was killed \(.*memory ran out: lower data.workers=2"):
+    with pytest.raises(UserError, match=r"was killed \(.*out of memory: lower data.workers=2"):
         list(read_batches(ImageDataset(examples, killed, 3, 8), KEYS, 1, 2))
     assert multiprocessing.active_children() == []
 

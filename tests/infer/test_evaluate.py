@@ -352,7 +352,7 @@ def test_what_a_person_should_know_is_said(
     evaluate_source(opened, fp32, str(digits / "commas.txt"), workers=0)
     said = capsys.readouterr().err
     for part in (
-        "labels stand after a ','",
+        "the labels follow a ','",
         "taken as those of the network: 0 is 'digit 0'",
         "1 of 2 images are listed more than once",
     ):

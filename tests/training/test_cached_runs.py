@@ -105,5 +105,5 @@ def test_a_dry_run_says_it_and_keeps_nothing(runs: Runs, tmp_path: Path) -> None
     done = densekit(*runs.arguments(tmp_path / "run", disk), "--dry-run")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert f"cache: 1 MB, 173 images of 28x28, in {tmp_path}/kept/pixels, whose files" in said
+    assert f"cache: 1 MB, 173 images of 28x28, in {tmp_path}/kept/pixels; its files" in said
     assert not (tmp_path / "kept").exists()

@@ -92,4 +92,4 @@ def _has_image_suffix(name: str) -> bool:
 
 
 def _say_left_out(name: str, found: Found) -> None:
-    say(f"{readable(name)}: left out, not being images: {found.left_out()}")
+    say(f"{readable(name)}: left out as not images: {found.left_out()}")
