@@ -239,6 +239,6 @@ def test_a_cache_that_others_fill_makes_a_run_slow_not_wrong(
 ) -> None:
     done = forked(partial(reads_where_there_is_no_room, server.url, tmp_path, 4 * largest))
     assert done.returncode == 0, done.stderr
-    assert "is full of shards that are being read" in done.stderr
+    assert "is full of shards in use" in done.stderr
     assert server.gets.total() > sum(server.whole.values()), "images were asked for one by one"
     sound(tmp_path, packed, 4 * largest)
