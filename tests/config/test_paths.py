@@ -31,9 +31,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("value", ['"a\\0b"', "x" * 300, "a/" + "x" * 300, "x/" * 3000])
 def test_what_no_disk_takes_is_a_sentence(value: str) -> None:
-    with pytest.raises(
-        UserError, match=r"^-o folder=.*: a path (cannot|too long)"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^-o folder=.*: a path (cannot|too long)") as caught:
         place(value)
     assert len(str(caught.value).splitlines()) == 1
 
