@@ -6,6 +6,7 @@ Under `torchrun` every rank runs the same command; the collectives are gloo on C
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import threading
@@ -115,8 +116,9 @@ def _join(device: torch.device, timeout: float) -> None:
 def stop(failed: bool = False) -> None:
     """Leaves the process group; after a failure of this rank or another's, the others notice.
 
-    Sums of gradients that broke are waited for first: gloo's threads need the interpreter's lock to
-    drop their Python callbacks, and whoever destroys the group holds it while it joins them.
+    A gloo group is left, but never freed: its destructor would hold the interpreter's lock while
+    it joins gloo's threads, and these need the lock to drop their last tensors and callbacks. For
+    the same reason sums of gradients that broke are waited for, else they would end after Python.
     """
     global _peers
     if active():
@@ -124,6 +126,8 @@ def stop(failed: bool = False) -> None:
             with contextlib.suppress(dist.DistError, RuntimeError):  # told already, by the first
                 work.wait()
         _sums.clear()
+        if dist.get_backend() == "gloo":
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
         dist.destroy_process_group()
     if _peers is not None:
         _peers.close(failed)
