@@ -1,10 +1,9 @@
-"""95 % intervals by the bootstrap: the numbers of images drawn again, with replacement.
+"""95 % bootstrap intervals: statistics recomputed on images resampled with replacement.
 
-Images are drawn within their strata, so that a class keeps its share; where they belong to groups,
-such as patients, whole groups are drawn, whatever their classes: images of one patient are alike,
-and an interval that takes them for independent is too narrow (Field and Welsh, 2007). What is
-drawn is a function of the seed. The interval of a number goes from the 2.5th to the 97.5th
-percentile of its values (Efron, 1979).
+Resampling is stratified, so that each class keeps its share. If images belong to groups, such as
+patients, whole groups are resampled, whatever their classes: images of one patient are alike, and
+treating them as independent makes intervals too narrow (Field and Welsh, 2007). The resamples are
+a function of the seed. An interval spans the 2.5th to the 97.5th percentile (Efron, 1979).
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import numpy as np
 from densekit.progress import bar
 
 LEVEL = 0.95
-CHUNK = 4_000_000  # numbers that are held at once
+CHUNK = 4_000_000  # numbers held in memory
 Statistics = Mapping[str, np.ndarray]
-"""Numbers by name, [...] of the images as they are, [b, ...] of b resamples."""
+"""Statistics by name: [...] of the original images, [b, ...] of b resamples."""
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How images are drawn again."""
+    """How images are resampled."""
 
     rounds: int = 1000
     seed: int = 0
@@ -35,8 +34,8 @@ class Resampling:
         strata: np.ndarray,
         groups: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Low and high of each number, [..., 2]; NaN where it does not exist in any resample, and
-        of a single group.
+        """Low and high of each statistic, [..., 2]; NaN if no resample defines it, or if there is
+        only one group.
 
         `statistics` takes how often each image was drawn, int64 [b, n]; `strata` and `groups` are
         int64 [n].
@@ -48,7 +47,7 @@ class Resampling:
             for name, values in statistics(weights).items():
                 found.setdefault(name, []).append(values)
         ends = {name: _percentiles(np.concatenate(values)) for name, values in found.items()}
-        if groups is not None and (groups == groups[0]).all():  # drawn again it is itself
+        if groups is not None and (groups == groups[0]).all():  # every resample would be the same
             return {name: np.full_like(values, np.nan) for name, values in ends.items()}
         return ends
 

@@ -31,16 +31,16 @@ from densekit.models.densenet import DenseNet
 from densekit.precision import Precision, in_bounded_memory, resolve
 
 Input = str | os.PathLike | bytes | Image.Image | np.ndarray
-"""A path or an s3:// URL, a file's bytes, a PIL image, or an array [H, W, C] in RGB order: uint8,
-where the network's preprocessing takes no other."""
+"""A path or an s3:// URL, a file's bytes, a PIL image, or an array [H, W, C] in RGB order: uint8
+unless the network's preprocessing takes another type."""
 Fetched = Content | UnreadableImage
-"""A file's bytes, or why there are none."""
+"""A file's bytes, or why it could not be read."""
 Given = TypeVar("Given")
 Got = TypeVar("Got")
 
 
 class Classifier:
-    """A network with all that it takes to use it."""
+    """A network with its preprocessing and classes."""
 
     def __init__(
         self,
@@ -50,10 +50,10 @@ class Classifier:
         engine: str = "auto",
         tta: str = "none",
     ) -> None:
-        """Images of more than `max_pixels` are not decoded; None: as in the network's training.
+        """Images of more than `max_pixels` are not decoded; None: the limit used in training.
 
-        `engine` is one of ENGINE_NAMES, `tta` one of VIEWS. Raises UserError where it cannot
-        compute the network, or such views cannot be cut.
+        `engine` is one of ENGINE_NAMES, `tta` one of VIEWS. Raises UserError if the engine cannot
+        run the network, or the views cannot be cropped.
         """
         self.opened = opened
         self.max_pixels = max_pixels or opened.max_pixels
@@ -73,19 +73,19 @@ class Classifier:
         return self.opened.model
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of it: the network, its classes, what its validation gave."""
+        """Shown by notebooks: the network, its classes and validation metrics."""
         return as_html(self.opened, self.engine, self.precision)
 
     def predict(
         self, images: Sequence[Input], topk: int | None = None, batch_size: int = 32
     ) -> list[Row]:
-        """A row for each image, in order; `topk` answers, or as many as there are classes; None:
-        `Opened.answers_shown`.
+        """A row for each image, in order, with the `topk` most probable classes, at most all of
+        them; None: `Opened.answers_shown`.
 
-        Probabilities are a softmax over the classes, or each class' own sigmoid for a multilabel
-        or binary network; then `positive` says whether it reaches the class' threshold, where the
-        network has one. Warns of files that would be seen nearly black. Raises UserError for what
-        is no image at all, such as an array of floats.
+        Probabilities are a softmax over the classes, or a sigmoid per class for a multilabel or
+        binary network; then `positive` says whether the class reaches its threshold, if the
+        network has one. Warns of files that the network would see as nearly black. Raises
+        UserError for inputs that are not images, such as an array of floats.
         """
         if not isinstance(images, (str, os.PathLike)):
             files = [str(i) for i in images if isinstance(i, (str, os.PathLike))]
@@ -96,7 +96,7 @@ class Classifier:
         )
 
     def rows(self, images: Sequence[Input], topk: int = 5, batch_size: int = 32) -> Iterator[Row]:
-        """`predict`, a batch at a time: the next files are read while the network runs."""
+        """`predict` batch by batch: the next files are read while the network runs."""
         if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray)):
             raise UserError("predict takes a list of images; for a single one write [image]")
         if topk < 1 or batch_size < 1:
@@ -104,7 +104,7 @@ class Classifier:
         yield from self.rows_of(in_batches(images, batch_size), topk)
 
     def rows_of(self, batches: Iterable[Sequence[Input]], topk: int) -> Iterator[Row]:
-        """A row for each image of `batches`, in order. Two batches are held at a time."""
+        """A row for each image of `batches`, in order. Holds two batches in memory."""
         for batch, squares in in_bounded_memory(self.read_batches(batches)):
             readable = [square for square in squares if isinstance(square, Tensor)]
             answers = iter(self.answers(torch.stack(readable), topk) if readable else [])
@@ -114,11 +114,12 @@ class Classifier:
     def read_batches(
         self, batches: Iterable[Sequence[Input]]
     ) -> Iterator[tuple[Sequence[Input], list[Tensor | UnreadableImage]]]:
-        """Batches of images with what `read_square` gives of each.
+        """Batches of images, each image with its `read_square`.
 
-        One is got ready while the one before it is computed. Beside a GPU that is all of it. On a
-        CPU files are fetched then, and decoded in turn with the network: a thread that decodes
-        takes a core from one of the network's, for which all others wait at every layer.
+        Each batch is prepared while the network computes the one before it. With a GPU that
+        includes decoding. On a CPU only fetching overlaps, and decoding alternates with the
+        network: a decoding thread would take a core from one of the network's threads, and all
+        others would wait for that one at every layer.
         """
         with (
             ThreadPoolExecutor(thread_name_prefix="densekit-fetch") as fetching,
@@ -132,11 +133,9 @@ class Classifier:
                 yield batch, list(decoding.map(self.read_square, files))
 
     def read_square(self, image: Input | Fetched) -> Tensor | UnreadableImage:
-        """What the network sees of an image, [C, crop, crop]; or why it cannot be read.
+        """The network's input for an image, [C, crop, crop], or why the image cannot be read.
 
-        uint8, or float32 in 0..1 where its preprocessing has an intensity other than 8bit.
-
-        Safe in threads.
+        uint8, or float32 in 0..1 if the preprocessing's intensity is not 8bit. Thread-safe.
         """
         source, seen = fetched(image), self._read_as
         if isinstance(source, UnreadableImage):
@@ -149,11 +148,11 @@ class Classifier:
             return error
 
     def answers(self, squares: Tensor, topk: int) -> list[list[Answer]]:
-        """Squares [n, C, crop, crop] -> each image's answers; none where they are not finite."""
+        """Squares [n, C, crop, crop] -> each image's answers; none if the logits are not finite."""
         return self.answers_of(self.logits(squares), topk)
 
     def answers_of(self, logits: Tensor, topk: int) -> list[list[Answer]]:
-        """The network's output [n, K] -> each image's answers; none where they are not finite."""
+        """The network's logits [n, K] -> each image's answers; none if they are not finite."""
         logits = logits.double()
         probs = logits.softmax(1) if self.task == "multiclass" else logits.sigmoid()
         probs, places = (t[:, :topk] for t in probs.sort(dim=1, descending=True, stable=True))
@@ -173,14 +172,14 @@ class Classifier:
 
 
 def in_batches(images: Sequence[Given], batch_size: int) -> Iterator[Sequence[Given]]:
-    """The images in slices; a last one that may be smaller."""
+    """The images in slices; the last may be smaller."""
     return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
 
 
 def _one_ahead(
     begin: Callable[[Sequence[Input]], Got], batches: Iterable[Sequence[Input]]
 ) -> Iterator[tuple[Sequence[Input], Got]]:
-    """Each batch with what `begin` returned of it, which has begun the next one by then."""
+    """Each batch with what `begin` returned for it; `begin` has been called on the next already."""
     ahead: deque[tuple[Sequence[Input], Got]] = deque()
     for batch in batches:
         ahead.append((batch, begin(batch)))
@@ -190,7 +189,7 @@ def _one_ahead(
 
 
 def fetched(image: Input | Fetched) -> Image.Image | np.ndarray | bytes | Fetched:
-    """A file or an object with its bytes; what is at hand as it is. Safe in threads."""
+    """Reads a file or an S3 object; returns anything in memory unchanged. Thread-safe."""
     if not isinstance(image, (str, os.PathLike)):
         return image
     name = os.fspath(image)
@@ -201,7 +200,7 @@ def fetched(image: Input | Fetched) -> Image.Image | np.ndarray | bytes | Fetche
 
 
 def _of_folder(folder: Path) -> UnreadableImage:
-    """Why a folder has no answer."""
+    """The error for a folder given as an image."""
     found = images_below(folder)
     if found.paths:
         return UnreadableImage(str(folder), "is a folder; name its images")
@@ -210,7 +209,7 @@ def _of_folder(folder: Path) -> UnreadableImage:
 
 
 def as_row(image: Input, result: list[Answer] | UnreadableImage) -> Row:
-    """An image's row, of its answers or of why it has none."""
+    """An image's row: its answers, or the error."""
     file = str(image) if isinstance(image, (str, os.PathLike)) else None
     if isinstance(result, UnreadableImage):
         return {"file": file, "topk": [], "error": result.reason}
@@ -224,11 +223,11 @@ def load(
     max_pixels: int | None = None,
     engine: str = "auto",
 ) -> Classifier:
-    """The classifier of an artifact's or export's folder, or of the best artifact in a run's
+    """The classifier in the folder of an artifact or export, or the best artifact of a run's
     folder; in fp32.
 
-    Images of more than `max_pixels` are not decoded; None: as in the training. `engine` computes
-    the network: "torch", "onnxruntime" or "openvino"; "auto": that of the folder. Raises UserError.
+    Images of more than `max_pixels` are not decoded; None: the limit used in training. `engine` is
+    "torch", "onnxruntime" or "openvino"; "auto": the one the folder is for. Raises UserError.
     """
     place = os.fspath(path)
     formats = resolve(device_of(place, device), "fp32")

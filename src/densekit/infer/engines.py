@@ -1,7 +1,7 @@
 """A network as one callable: uint8 images [n, C, H, W] -> float32 logits [n, K] on the CPU.
 
-torch computes artifacts; an exported network is computed by the engine of its file, on the CPU
-and in as many threads as torch has.
+torch runs artifacts; an exported network runs in the engine of its file, on the CPU, with as many
+threads as torch has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from densekit.precision import Precision
 
 Logits = Callable[[Tensor], Tensor]
 Runtime = Callable[[np.ndarray], np.ndarray]
-"""The input of an exported file -> its logits, float32 [n, K]. Safe in threads."""
+"""The input of an exported file -> its logits, float32 [n, K]. Thread-safe."""
 
 ENGINE_NAMES = ("auto", "torch", "onnxruntime", "openvino")
 ENGINES: dict[Target | None, tuple[str, ...]] = {
@@ -35,11 +35,11 @@ ENGINES: dict[Target | None, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "openvino-int8": ("openvino",),
 }
-"""Which can compute what; the first is what auto takes."""
+"""The engines that can run each format; auto takes the first."""
 
 
 def resolve_engine(opened: Opened, engine: str) -> str:
-    """What computes the network: auto by the table. Raises UserError for what cannot."""
+    """The engine, auto resolved by the table. Raises UserError for one that cannot run it."""
     if engine not in ENGINE_NAMES:
         raise UserError(f"--engine {engine}: unknown engine{nearest(engine, ENGINE_NAMES)}")
     network = opened.network
@@ -52,7 +52,7 @@ def resolve_engine(opened: Opened, engine: str) -> str:
 
 
 def open_engine(opened: Opened, precision: Precision, engine: str = "auto") -> Logits:
-    """The network's callable. Raises UserError for an engine or format that it does not have."""
+    """The network as a callable. Raises UserError for an unsupported engine or format."""
     name, network = resolve_engine(opened, engine), opened.network
     if isinstance(network, DenseNet):
         return logits_of(network, opened.preprocessing, precision, network.op)
@@ -61,7 +61,7 @@ def open_engine(opened: Opened, precision: Precision, engine: str = "auto") -> L
 
 
 def _where_it_runs(to: Target | None, engine: str) -> str:
-    """Why another engine has to be asked."""
+    """Which engines can run it, for an error."""
     if to is not None:
         return f"a network exported to {to} is computed by {' or '.join(ENGINES[to])}"
     target = "onnx" if engine == "onnxruntime" else engine
@@ -72,7 +72,7 @@ def _where_it_runs(to: Target | None, engine: str) -> str:
 
 
 def check_formats(exported: Exported, precision: Precision, engine: str) -> None:
-    """Raises UserError for a device or precision in which `engine` does not compute it."""
+    """Raises UserError for a device or precision that `engine` does not support."""
     to = exported.config.export.to
     if precision.device.type != "cpu":
         raise UserError(
@@ -92,18 +92,18 @@ def check_formats(exported: Exported, precision: Precision, engine: str) -> None
 def preparing(
     mean: tuple[float, ...], std: tuple[float, ...], precision: Precision
 ) -> Callable[[Tensor], Tensor]:
-    """uint8 images [n, C, H, W] -> normalised floats on the device, in the memory format; `mean`
-    and `std` are those of `Preprocessing`."""
+    """uint8 images [n, C, H, W] -> normalised floats on the device, in its memory format; `mean`
+    and `std` as in `Preprocessing`."""
     return lambda images: standardize(precision.send(images), mean, std, precision.memory_format)
 
 
 def logits_of(
     model: nn.Module, preprocessing: Preprocessing, precision: Precision, op: str = "auto"
 ) -> Logits:
-    """torch's engine: `model` in eval mode by `op`, normalisation on its device.
+    """torch's engine: `model` in eval mode with `op`, normalised on its device.
 
-    Whatever a network was trained with, so that an evaluation while it trains is that of its
-    artifact. Such a network is copied: its mode, op and memory format stay as they are.
+    The op used in training does not matter, so an evaluation during training equals that of the
+    artifact. A network in training is copied: its mode, op and memory format do not change.
     """
     other = isinstance(model, DenseNet) and model.op != op
     if model.training or other:
@@ -124,12 +124,12 @@ def logits_of(
 
 
 def exported_logits(exported: Exported, run: Runtime) -> Logits:
-    """`run` of what the file takes: the images as they are, or normalised."""
+    """`run` on the file's input: the images unchanged, or normalised."""
     config, side = exported.config, exported.config.preprocessing.crop
 
     def logits(images: Tensor) -> Tensor:
         if not config.export.dynamic_size and images.shape[2:] != (side, side):
-            # OpenVINO would answer something else
+            # OpenVINO would return wrong results
             raise UserError(
                 f"{exported.folder}: takes images of {side} x {side} pixels, got "
                 f"{images.shape[2]} x {images.shape[3]}; export it with --dynamic-size"
@@ -159,7 +159,7 @@ def run_onnxruntime(exported: Exported, precision: Precision) -> Runtime:
 def run_openvino(exported: Exported, precision: Precision) -> Runtime:
     """OpenVINO's compiled model for a model.xml or model.onnx.
 
-    Its own default on a CPU with bf16 instructions is bf16, so the precision is always said.
+    It defaults to bf16 on a CPU with bf16 instructions, so the precision is always set.
     """
     with needs_extra("export", str(exported.folder)):
         import openvino

@@ -1,8 +1,8 @@
-"""How right a network is: one count over every image, whoever computes the logits.
+"""Evaluation: metrics over all images, the same for every engine.
 
-What is counted is the task's: `metrics`, or `multilabel_metrics`. n images, K classes. Evaluation
-is split by whole batches: batch b is rank b mod N's, and the
-batches' float64 sums come together in batch order, so no number depends on N.
+The task decides the metrics: `metrics` or `multilabel_metrics`. n images, K classes. Whole batches
+are split over N ranks: rank b mod N computes batch b, and the batches' float64 sums are added in
+batch order, so no number depends on N.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ from densekit.remote import is_url
 
 __all__ = ["Evaluation", "evaluate", "evaluate_source", "logits_of"]
 
-BATCH_SIZE = 64  # where neither the user nor the training has chosen one
-DEFAULT_THRESHOLD = 0.5  # of a network whose training has chosen none
+BATCH_SIZE = 64  # if neither the user nor the training chose one
+DEFAULT_THRESHOLD = 0.5  # if the training chose none
 ReportOf = Callable[[Tensor, Tensor], dict[str, Any]]
-"""Every image's logits [n, K] and labels -> what they come to."""
+"""All images' logits [n, K] and labels -> the report."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the images' answers come to, on every rank."""
+    """The metrics, on every rank."""
 
     summary: dict[str, Any]
-    """count and loss, of one class an image top1 and top5: see the task's summary."""
+    """count and loss, and top1 and top5 if single-label: see the task's summary."""
     report: dict[str, Any]
-    """What the report that was asked for says; {} if none was."""
+    """The report, if one was requested; else {}."""
     ips: float
-    """Images of all ranks per second, from the first file read to the last logit."""
+    """Images per second on all ranks, from the first file read to the last logit."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Every image that was counted, and what the network said of it."""
+    """All evaluated images and their logits."""
 
     examples: Examples
-    """With the network's labels."""
+    """Labelled with the network's classes."""
     logits: Tensor
     """[n, K], in the order of the examples."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One batch's."""
+    """Of one batch."""
 
     batch: int
     sums: Tensor
@@ -85,10 +85,9 @@ def evaluate(
     task: Task = "multiclass",
     report: ReportOf | None = None,
 ) -> Evaluation:
-    """Counts this rank's `batches`, (number, images and labels), with those of all ranks.
+    """Evaluates this rank's `batches`, (number, images and labels), and combines all ranks' sums.
 
-    For a `report` rank 0 holds every logit. Raises UserError, alike on all ranks, for an image
-    that cannot be read.
+    For a `report`, rank 0 holds all logits. Raises UserError on all ranks for an unreadable image.
     """
     counts = metrics if task == "multiclass" else multilabel_metrics
     began, full = time.perf_counter(), report is not None
@@ -126,8 +125,8 @@ def report_of(
     resampling: Resampling | None,
     groups: np.ndarray | None = None,
 ) -> ReportOf:
-    """The full report of a network's logits and the labels; of images in `groups`, int64 [n], whole
-    groups are resampled."""
+    """The full report for logits and labels; with `groups`, int64 [n], whole groups are
+    resampled."""
     outputs = len(opened.classes)
     if opened.task == "multiclass":
         return partial(metrics.report, num_classes=outputs, resampling=resampling, groups=groups)
@@ -158,14 +157,13 @@ def evaluate_source(
     keep: Callable[[Judged], None] | None = None,
     group: str | None = None,
 ) -> dict[str, Any]:
-    """What `densekit evaluate --json` prints: the summary, the report, and how it was computed.
+    """The output of `densekit evaluate --json`: summary, report, and how they were computed.
 
-    `data` is a list file, a folder, builtin:NAME, or examples with the network's labels; None for
-    the validation images that the network was trained with. `batch_size` is a rank's and
-    `max_pixels` an image's limit, None for the training's own. `tta` is one of VIEWS; `resampling`
-    is how intervals are found, of whole groups where `group`, or else the training's data.group,
-    says which they are. `keep` is handed every answer, on rank 0. Raises UserError, alike on all
-    ranks.
+    `data` is a list file, a folder, builtin:NAME, or examples with the network's labels; None: the
+    training's validation images. `batch_size` is per rank, `max_pixels` per image; None: as in
+    training. `tta` is one of VIEWS. `resampling` sets the intervals; whole groups are resampled if
+    `group`, or else the training's data.group, defines them. `keep` gets all images and logits, on
+    rank 0. Raises UserError, on all ranks.
     """
 
     def find() -> tuple[Examples, str | None, list[str]]:
@@ -221,8 +219,8 @@ def evaluate_source(
 def _grouped(
     examples: Examples, asked: str | None, trained: str | None
 ) -> tuple[Examples, str | None, list[str]]:
-    """With the groups that are `asked` for, else those by which the network was `trained`, where
-    the images say them; by what; and a sentence where they do not. Raises UserError."""
+    """The examples with groups by `asked`, else by `trained` (the training's data.group) if the
+    images have them; which of the two; and a note if they have none. Raises UserError."""
     if asked is not None:
         return with_groups(examples, asked, "--group"), asked, []
     if trained is None or examples.groups is not None:
@@ -238,7 +236,7 @@ def _grouped(
 
 
 def _check_there(data: DataConfig, option: str) -> None:
-    """That the images which an artifact names are on this machine. Raises UserError."""
+    """Raises UserError if the images that an artifact names are not on this machine."""
     for path in (data.root, data.val or data.train):
         if not path or path.startswith("builtin:") or is_url(path) or is_url(data.root or ""):
             continue
@@ -252,22 +250,22 @@ def _check_there(data: DataConfig, option: str) -> None:
 
 
 def _positive(opened: Opened) -> tuple[str, ...] | None:
-    """Of a binary network the name of the class that is there or not, to know its folder by."""
+    """A binary network's positive class, to recognise its folder by."""
     return tuple(opened.classes) if opened.task == "binary" and opened.named else None
 
 
 def _stored_batch_size(data: Tree) -> int | None:
-    """What an artifact's data section says, which may have an earlier version's names."""
+    """From an artifact's data section, which may use an earlier version's names."""
     return rename(DataConfig, ConfigSource(data)).tree.get("evaluate", {}).get("batch_size")
 
 
 def validation_examples(
     opened: Opened, data: str | Examples | None, option: str = "--data"
 ) -> tuple[Examples, list[str]]:
-    """The images to count, with the network's labels; and what a person should know of them.
+    """The images to evaluate, with the network's labels; and notes for the user.
 
-    `data` is what `option` names, or examples with them; None: the validation images of the
-    training. Raises UserError.
+    `data` is the value of `option`, or examples; None: the training's validation images. Raises
+    UserError.
     """
     outputs = Numbering.of_network(opened.classes, opened.named)
     if isinstance(data, Examples):

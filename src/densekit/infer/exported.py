@@ -1,11 +1,11 @@
-"""A folder that `densekit export` wrote: a network in a file of one kind, and how it is used.
+"""A folder written by `densekit export`: a network for one engine, with its config.
 
     model.onnx | model.xml, model.bin | model.pt2
-    config.json   an artifact's, with `export`; the same text stands in the model's own metadata
-    gate.json     what the gate measured, and the checksums of the files that it measured
+    config.json   an artifact's, with `export`; also stored in the model file's own metadata
+    gate.json     what the gate measured, and the checksums of the measured files
 
-gate.json is written last, and a file whose checksum is another is refused: what answers is what
-has passed.
+gate.json is written last, and a file with another checksum is refused: only files that passed the
+gate are used.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MODEL_FILES: dict[Target, tuple[str, ...]] = {
     "openvino-int8": ("model.xml", "model.bin"),
     "torch-export": ("model.pt2",),
 }
-"""What is written for each target; the first is the one to open."""
+"""The files of each target; the first is the one to open."""
 INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 """The names of the input and of the outputs in every file."""
 
 
 class ExportSection(Section):
-    """How the model's file was made and what it takes."""
+    """How the model file was made, and its input."""
 
     to: Target
     with_preprocessing: bool = False
@@ -44,11 +44,11 @@ class ExportSection(Section):
     `probabilities` and `logits` out; false: float32 [N, C, H, W] in, normalised by
     preprocessing's mean and std, `logits` out."""
     dynamic_size: bool = False
-    """Whether H and W may be other than preprocessing.crop; N always may."""
+    """Whether H and W may differ from preprocessing.crop; N is always free."""
     float_layers: tuple[str, ...] = ()
-    """Of int8: layers that are computed in float32."""
+    """int8 only: layers kept in float32."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of the libraries that wrote it."""
+    """Versions of the libraries that wrote it."""
 
 
 class ExportedConfig(ArtifactConfig):
@@ -59,7 +59,7 @@ class ExportedConfig(ArtifactConfig):
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported network where it lies."""
+    """An exported network and its folder."""
 
     folder: Path
     config: ExportedConfig
@@ -71,12 +71,12 @@ class Exported:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether it is `densekit export` that wrote the folder."""
+    """Whether `densekit export` wrote the folder."""
     return (folder / GATE).is_file()
 
 
 def read_exported(folder: Path) -> Exported:
-    """Raises UserError for a folder that is not whole, changed, or of a newer format."""
+    """Raises UserError for a folder that is incomplete, modified, or of a newer format."""
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
         gate = json.loads((folder / GATE).read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from typing import Any
 from densekit.infer.model import Opened
 from densekit.precision import Precision
 
-NAMES_SHOWN = 30  # classes that are named
+NAMES_SHOWN = 30  # classes listed by name
 METRICS = {
     "top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC",
     "average_precision": "average precision", "f1": "F1", "ece": "calibration error",
@@ -25,7 +25,7 @@ HEAD_STYLE = (
 
 
 def as_html(opened: Opened, engine: str, precision: Precision) -> str:
-    """A table that a notebook shows in its own colours, everything escaped."""
+    """A table in the notebook's own colours, all text escaped."""
     seen, stored = opened.preprocessing, opened.described
     resized = "" if seen.resize is None else f"short side to {seen.resize}, "
     rows = {
@@ -57,7 +57,7 @@ def _names(classes: list[str]) -> str:
 
 
 def _measured(metrics: dict[str, Any]) -> str:
-    """The numbers that there are."""
+    """The metrics that were measured."""
     found = {name: metrics.get(key) for key, name in METRICS.items()}
     return ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}"

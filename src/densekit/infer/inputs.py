@@ -1,4 +1,4 @@
-"""What `densekit predict` is given, as names of images: files, folders, lists and S3 prefixes."""
+"""The arguments of `densekit predict` as image names: files, folders, lists and S3 prefixes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def image_names(given: Iterable[str]) -> Iterator[str]:
     """Files and objects as given; the images at any depth below a folder or an S3 prefix, sorted;
     the lines of a list.
 
-    A file that does not exist and a folder without images stay, and become rows with their error.
-    What is no image in a folder or prefix is counted on stderr. Raises UserError for a list or
+    A missing file or a folder without images is kept, and becomes a row with its error. Other
+    files in a folder or prefix are skipped, and counted on stderr. Raises UserError for a list or
     prefix without images.
     """
     for name in given:
@@ -39,15 +39,15 @@ def image_names(given: Iterable[str]) -> Iterator[str]:
 
 
 def is_list(name: str) -> bool:
-    """Whether it is a list of images, not one."""
+    """Whether it is a list of images, not an image."""
     return name.endswith(LIST_SUFFIX) and Path(name).is_file()
 
 
 def listed_names(file: Path) -> Iterator[str]:
-    """A name for each line, as it is read: a path, from the list's folder on, or an s3:// URL.
+    """A name for each line, lazily: a path relative to the list's folder, or an s3:// URL.
 
-    The label of a training list's `path label` is left out. Raises UserError for a list that
-    cannot be read or has no lines.
+    The label in a training list's `path label` is dropped. Raises UserError for a list that
+    cannot be read or is empty.
     """
     empty = True
     try:
@@ -70,7 +70,7 @@ def _named(text: str, folder: Path) -> str:
 
 
 def _below_prefix(url: str) -> Iterator[str]:
-    """The images below an S3 prefix. Raises UserError where there are none."""
+    """The images below an S3 prefix. Raises UserError if there are none."""
     others: Counter[str] = Counter()
     none = True
     for name in objects_below(url):

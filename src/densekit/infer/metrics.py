@@ -1,12 +1,12 @@
-"""Counts and float64 sums: what evaluation and training report, exact for any world size.
+"""Single-label metrics from counts and float64 sums, exact for any world size.
 
-n images, K classes, B batches. A row of logits with a NaN in it is a wrong answer. Among equal
-logits the class with the smaller index comes first.
+n images, K classes, B batches. A row of logits with a NaN counts as wrong. Ties between logits go
+to the class with the smaller index.
 
-All of it is bincount and sort. torchmetrics' functions, with which the tests compare these (and
-with scikit-learn's), return float32 whatever they are given, call the AUROC of a class without
-images 0, and give a confidence of exactly 1, which a softmax often reaches, a bin of its own in
-the calibration error.
+All of it is bincount and sort. Tests compare it with torchmetrics and scikit-learn. torchmetrics
+itself is not used, since it returns float32 for any input, reports an AUROC of 0 for a class
+without images, and puts a confidence of exactly 1, which a softmax often reaches, in a bin of its
+own in the calibration error.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from densekit.infer.bootstrap import Resampling, known, pair
 from densekit.infer.ranking import Ranking, ratio, with_mean
 
 COLUMNS = ("count", "top1", "top5", "loss")
-RANKED = 100  # classes up to which AUROC and average precision are resampled, which takes long
+RANKED = 100  # with more classes AUROC and average precision are not resampled: too slow
 BINS = 15  # of the expected calibration error (Guo et al., 2017)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """[n, K], [n] -> [2], on their device: the images whose label is first, and among the first 5.
+    """[n, K], [n] -> [2], on their device: the images that are top-1 and top-5 correct.
 
-    With fewer than five classes, every answer without a NaN is among the first five.
+    With fewer than five classes, every image without a NaN is top-5 correct.
     """
     own = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
@@ -41,16 +41,16 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """[n, K], [n] -> COLUMNS, [4], in float64; the loss is the sum of the images' cross entropy."""
+    """[n, K], [n] -> COLUMNS, float64 [4]; the loss is the sum of the images' cross entropy."""
     loss = F.cross_entropy(logits.double(), labels, reduction="sum")
     count = loss.new_tensor(len(labels))
     return torch.stack([count, *correct(logits, labels).double(), loss])
 
 
 def summary(rows: Tensor) -> dict[str, Any]:
-    """[B, 4], a batch's sums each -> count, top1 and top5 from 0 to 1, and the mean loss.
+    """Each batch's sums, [B, 4] -> count, top1 and top5 from 0 to 1, and the mean loss.
 
-    The loss is the correctly rounded sum of its column, whoever computed which batch.
+    The loss column's sum is correctly rounded, so it does not depend on which rank had which batch.
     """
     count, top1, top5, loss = (math.fsum(column) for column in rows.T.tolist())
     assert count, "an evaluation without images"
@@ -64,19 +64,19 @@ def report(
     resampling: Resampling | None = None,
     groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """[n, K], [n] -> what a table of counts cannot say, in float64.
+    """[n, K], [n] -> the metrics that need all logits, in float64.
 
-    ece: expected calibration error of the first answer, in 15 bins of equal width.
-    balanced_accuracy: mean recall. auroc and average_precision: mean over the classes of one class
-    against the rest. f1: mean over the classes. per_class: precision, recall, f1, auroc,
+    ece: expected calibration error of the top-1 class, in 15 bins of equal width.
+    balanced_accuracy: mean recall. auroc and average_precision: one class against the rest, mean
+    over the classes. f1: mean over the classes. per_class: precision, recall, f1, auroc,
     average_precision and count (of labels) of each class. confusion: counts, a row for each label,
-    a column for each answer. With a `resampling`, intervals: [low, high] of top1,
-    balanced_accuracy, f1, and up to RANKED classes of auroc and average_precision; and in each
-    class' row, of its own.
+    a column for each prediction. With a `resampling`, intervals: [low, high] of top1,
+    balanced_accuracy, f1, and with up to RANKED classes auroc and average_precision; each class'
+    own in its row.
 
-    What is not defined is None: the recall of a class without images, the precision of a class
-    that is never answered, the auroc of a class with no images or with all of them; means are over
-    the other classes. An image with a NaN in its logits is a miss in recall and in no column of
+    Undefined values are None: the recall of a class without images, the precision of a class that
+    is never predicted, the auroc of a class with no images or with all of them; means are over the
+    other classes. An image with a NaN in its logits is a miss in recall and in no column of
     confusion; ece, auroc and average_precision are then None.
     """
     sound = ~logits.isnan().any(1)
@@ -119,24 +119,24 @@ MEAN_NAMES = {
     "auroc": "auroc",
     "average_precision": "average_precision",
 }
-"""What the mean over the classes of a class' number is called."""
+"""Per-class metric -> the name of its mean over the classes."""
 
 
 def _first_answers(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The first answers' confidence, and whether they are right."""
+    """The confidence of each top-1 class, and whether it is correct."""
     confidence, answers = probabilities.max(1)
     return confidence, answers == labels
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:
-    """The sum over bins of |right answers - summed confidence|, over n; float64 and bool [n]."""
+    """The sum over bins of |correct - summed confidence|, over n; float64 and bool [n]."""
     edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=right.device)[1:-1]
     gaps = torch.bucketize(confidence, edges).bincount(right.double() - confidence)
     return (gaps.abs().sum() / len(right)).item()
 
 
 def _ranked(probabilities: Tensor, labels: Tensor) -> list[tuple[float | None, float | None]]:
-    """Each class' auroc and average precision against the rest."""
+    """Each class' AUROC and average precision against the rest."""
     scores, own, images = probabilities.numpy(), labels.numpy(), np.arange(len(labels))
     found = []
     for k in range(scores.shape[1]):
@@ -146,10 +146,11 @@ def _ranked(probabilities: Tensor, labels: Tensor) -> list[tuple[float | None, f
 
 
 def resampled(logits: Tensor, labels: Tensor) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """[n, K], [n] -> the numbers that have an interval, of each image int64 [b, n] times in each
-    of b resamples: top1 [b], the others [b, K + 1], of each class and their mean.
+    """[n, K], [n] -> the statistics that have an interval, as a function of how often each image
+    was drawn in each of b resamples, int64 [b, n]: top1 [b]; the others [b, K + 1], per class and
+    then their mean.
 
-    Up to RANKED classes auroc and average_precision are among them. No logit may be NaN.
+    auroc and average_precision are included up to RANKED classes. No logit may be NaN.
     """
     probabilities, own = logits.double().softmax(1).numpy(), labels.numpy()
     num_classes, images = probabilities.shape[1], np.arange(len(own))
@@ -185,6 +186,6 @@ def _ratios(parts: Tensor, wholes: Tensor) -> list[float | None]:
 
 
 def known_mean(values: Sequence[float | None]) -> float | None:
-    """Of the numbers that exist; None where none does."""
+    """The mean of the values that are not None; None if all are."""
     numbers = [value for value in values if value is not None]
     return math.fsum(numbers) / len(numbers) if numbers else None

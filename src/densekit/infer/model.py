@@ -1,4 +1,4 @@
-"""Opens what evaluate, predict and export take; nothing else builds a network for them."""
+"""Opens the networks that evaluate, predict and export take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from densekit.weights.weights_file import StateDict, nearest_sibling
 
 @dataclass(frozen=True)
 class Opened:
-    """A network with all that it takes to use it."""
+    """A network with its preprocessing and classes."""
 
     name: str
     """The variant."""
@@ -34,22 +34,21 @@ class Opened:
     classes: list[str]
     task: Task = "multiclass"
     thresholds: list[float | None] | None = None
-    """Of each class, from which probability on it is taken for there; None: nobody chose any."""
+    """Per class: the lowest probability that counts as positive; None: none were chosen."""
     data: dict[str, Any] = field(default_factory=dict)
-    """The data section it was trained with, where that is known."""
+    """The data section of its training, if known."""
     split: Path | None = None
-    """The file that says which images were held out, where it lies in a run's folder that has
-    one."""
+    """The file that lists the held-out images, if the run's folder has one."""
     described: ArtifactConfig | None = None
     """An artifact's or export's own config."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how it was opened."""
+    """Notes for the user on how it was opened."""
     named: bool = True
-    """False: nobody named the classes, which are called by their numbers."""
+    """False: the classes have no names, and are called by their numbers."""
 
     @property
     def model(self) -> DenseNet:
-        """torch's network, for what looks into it. Raises UserError for an exported one."""
+        """The torch network. Raises UserError for an exported one."""
         if isinstance(self.network, DenseNet):
             return self.network
         to, folder = self.network.config.export.to, self.network.folder
@@ -60,22 +59,21 @@ class Opened:
 
     @property
     def answers_shown(self) -> int:
-        """Answers of an image where nobody says how many: 5, or all of classes that are there or
-        not."""
+        """Default number of answers per image: 5, or all classes if multilabel or binary."""
         return 5 if self.task == "multiclass" else len(self.classes)
 
     @property
     def max_pixels(self) -> int:
-        """Of an image, as the training allowed."""
+        """The training's limit for an image."""
         return self.data.get("max_pixels", MAX_PIXELS)
 
 
 def open_path(path: str, model: str | None = None, classes: str | None = None) -> Opened:
-    """An artifact's, run's or export's folder, or hf-hub:org/name of an artifact; or a weights
-    file of the variant `model`, whose classes the file `classes` names and whose preprocessing is
-    ImageNet's.
+    """The folder of an artifact, run or export, or hf-hub:org/name of an artifact; or a weights
+    file of the variant `model`, with class names from the file `classes` and ImageNet's
+    preprocessing.
 
-    Raises UserError for what cannot be opened, and for options that do not apply.
+    Raises UserError if it cannot be opened, and for options that do not apply.
     """
     place = split_key(str(fetch_artifact(path)) if path.startswith("hf-hub:") else path)
     if place.path.is_dir():
@@ -95,13 +93,13 @@ def open_path(path: str, model: str | None = None, classes: str | None = None) -
 
 
 def device_of(path: str, device: str) -> str:
-    """`device`; for an exported network auto is the CPU, whatever the machine has."""
+    """`device`; for an exported network auto is always the CPU."""
     return "cpu" if device == "auto" and is_exported(split_key(path).path) else device
 
 
 def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = None) -> Opened:
-    """A recipe's network with the weights that its `model.pretrained` names; the file `classes`
-    names its classes. Raises UserError."""
+    """A recipe's network with the weights of its `model.pretrained`, and class names from the file
+    `classes`. Raises UserError."""
     pretrained = model.pretrained
     if not pretrained:
         raise UserError("a recipe has no weights of its own: add -o model.pretrained=FILE|FOLDER")
@@ -126,7 +124,7 @@ def open_configured(model: ModelConfig, data: DataConfig, classes: str | None = 
 
 
 def _stored_names(pretrained: str, config: DenseNetConfig) -> list[str] | None:
-    """The classes of an artifact that fits the network."""
+    """The class names of an artifact whose classes fit the network."""
     folder = Path(pretrained).expanduser()
     if not folder.is_dir():
         return None
@@ -200,7 +198,7 @@ def _open_file(place: Place, name: str, classes: str | None) -> Opened:
 def _loaded(
     config: DenseNetConfig, found: FoundWeights, origin: str
 ) -> tuple[DenseNet, tuple[str, ...]]:
-    """The network, and what a person should know of how its weights were read."""
+    """The network, and notes for the user on how its weights were read."""
     model = DenseNet(config)
     try:
         loaded = load_into(model, found.tensors)
@@ -210,7 +208,7 @@ def _loaded(
 
 
 def _size(weights: StateDict, name: str, axis: int) -> int | None:
-    """Of a tensor's axis; None where there is no such tensor or axis."""
+    """The size of a tensor's axis; None if there is no such tensor or axis."""
     return weights[name].shape[axis] if name in weights and weights[name].ndim > axis else None
 
 

@@ -1,8 +1,8 @@
-"""How right a network is about classes that are there or not, in float64.
+"""Multilabel and binary metrics, in float64.
 
-n images, K classes, B batches; labels are int8 [n, K]: 1 present, 0 absent, -1 unknown and left
-out. A class that is there in all images or in none has no AUROC; means are over the classes that
-have a number.
+n images, K classes, B batches; labels are int8 [n, K]: 1 present, 0 absent, -1 unknown, which is
+ignored. A class that is present in all images or in none has no AUROC; means are over the classes
+whose value is defined.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ NUMBERS = (
     "sensitivity",
     "specificity",
 )
-"""Of each class."""
-MEANS = 5  # of them whose mean over the classes is reported, the first ones
+"""Per class."""
+MEANS = 5  # the first 5 are also reported as means over the classes
 
 
 def batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """[n, K] both -> count and loss, [2], in float64: the sum over images of the mean over classes
-    of the binary cross entropy, 0 for an unknown label."""
+    """[n, K] both -> count and loss, float64 [2]: the binary cross entropy, 0 for an unknown label,
+    averaged over classes and summed over images."""
     targets = as_targets(labels).double()
     unknown = targets.isnan()
     terms = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -50,7 +50,7 @@ def batch_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def summary(rows: Tensor) -> dict[str, Any]:
-    """[B, 2], a batch's sums each -> count and the mean loss."""
+    """Each batch's sums, [B, 2] -> count and the mean loss."""
     count, loss = (math.fsum(column) for column in rows.T.tolist())
     assert count, "an evaluation without images"
     return {"count": int(count), "loss": loss / count}
@@ -59,10 +59,10 @@ def summary(rows: Tensor) -> dict[str, Any]:
 def choose_thresholds(
     logits: Tensor, labels: Tensor, rule: ThresholdRule | float
 ) -> list[float | None]:
-    """A probability for each class, from which on it is taken for there.
+    """The threshold of each class: the lowest probability that counts as positive.
 
-    youden: where sensitivity + specificity is highest; f1: where F1 is; of several the highest.
-    None for a class that is there in all or none of the images. A number is every class' own.
+    youden: maximises sensitivity + specificity; f1: maximises F1; among ties the highest. None for
+    a class that is present in all or none of the images. A number is used for every class.
     """
     if not isinstance(rule, str):
         return [rule] * logits.shape[1]
@@ -89,13 +89,13 @@ def report(
     resampling: Resampling | None = None,
     groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """[n, K] both -> the means over the classes of MEANS; and per_class: the same numbers of each,
-    positives, negatives and unknown (labels), the threshold, and precision, sensitivity and
-    specificity at it.
+    """[n, K] both -> the means of the first MEANS NUMBERS over the classes; and per_class: each
+    class' own, its positives, negatives and unknown (labels), its threshold, and precision,
+    sensitivity and specificity at it.
 
-    ece is the calibration error of the probability that the class is there. With a `resampling`
-    there are `intervals`, [low, high] for each number that has one, beside the means and in each
-    row. Where a logit is NaN, nothing but labels is counted.
+    ece is the calibration error of the class' probability. With a `resampling`, the means and each
+    row have `intervals`: [low, high] of each number that has one. A class with a NaN among its
+    logits has counts of labels only.
     """
     statistics, sized = resampled(logits, labels, thresholds, specificity), range(labels.shape[1])
     found = statistics(None)
@@ -124,8 +124,8 @@ def report(
 def resampled(
     logits: Tensor, labels: Tensor, thresholds: Sequence[float | None], specificity: float
 ) -> Callable[[np.ndarray | None], dict[str, np.ndarray]]:
-    """NUMBERS, [..., K + 1], of each class and their means: of the images as they are (None), or
-    of each image int64 [b, n] times in each of b resamples."""
+    """NUMBERS, [..., K + 1], per class and then their mean: of the original images (None), or by
+    how often each image was drawn in each of b resamples, int64 [b, n]."""
     rankings = _rankings(logits, labels)
     places = [
         None if ranking is None or threshold is None else ranking.place(_logit(threshold))
@@ -144,7 +144,7 @@ def resampled(
 def _of_class(
     counts: Counts | None, place: int | None, specificity: float, shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """A class' NUMBERS, of this shape; NaN where they do not exist."""
+    """A class' NUMBERS, of this shape; NaN if undefined."""
     nothing = np.full(shape, np.nan)
     if counts is None:
         return dict.fromkeys(NUMBERS, nothing)
@@ -165,7 +165,7 @@ def _of_class(
 
 
 def _rankings(logits: Tensor, labels: Tensor) -> list[Ranking | None]:
-    """Of each class over the images whose label is known; None without any, or with a NaN."""
+    """Per class, over the images with a known label; None without any, or with a NaN."""
     scores, own = logits.double().numpy(), labels.numpy()
     rankings: list[Ranking | None] = []
     for k in range(own.shape[1]):

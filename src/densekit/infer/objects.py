@@ -1,4 +1,4 @@
-"""Images in S3 and what answers like it: `s3://bucket/key`, listed and read (see `remote`)."""
+"""Images in S3 and compatible stores: lists and reads `s3://bucket/key` (see `remote`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def is_object(name: str) -> bool:
 
 
 def read_object(url: str) -> bytes:
-    """An object's bytes. Safe in threads.
+    """An object's bytes. Thread-safe.
 
-    Raises UnreadableImage where there is none or it may not be read, StoreFailed where that
-    cannot be told.
+    Raises UnreadableImage if it is missing or access is denied, StoreFailed if the store does not
+    answer.
     """
     try:
         return read_url(url)
@@ -27,8 +27,8 @@ def read_object(url: str) -> bytes:
 
 
 def objects_below(url: str) -> Iterator[str]:
-    """The URLs of all objects below a prefix, taken as a folder, in the order of the store, which
-    is that of the keys' bytes. Raises UserError.
+    """The URLs of all objects below a prefix, treated as a folder, in the store's order: by the
+    keys' bytes. Raises UserError.
     """
     store, prefix = open_store(url)
     from obstore.exceptions import BaseError

@@ -1,9 +1,9 @@
 """A prediction's row, and how `densekit predict` writes rows.
 
 A row is `{file, topk: [{class, label, prob}], error}`, the same in JSON, CSV and Python; an answer
-of a multilabel or binary network also has `positive`, where the class has a threshold. An image
-that cannot be read is a row too, with its error and no answers. Names of files that are no UTF-8
-are written as `readable` writes them.
+of a multilabel or binary network also has `positive` if the class has a threshold. An unreadable
+image is a row too, with its error and no answers. File names that are not valid UTF-8 are written
+as by `readable`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Row(TypedDict):
     """One image's prediction."""
 
     file: str | None
-    """The path as given; None for an image that has none."""
+    """The path as given; None for an image without one."""
     topk: list[Answer]
     """Most probable first."""
     error: str | None
 
 
 def write_json(rows: Iterable[Row], out: TextIO) -> int:
-    """A JSON array with a row on each line, as they come. Returns the rows with an error."""
+    """A JSON array with a row on each line, streamed. Returns the number of rows with an error."""
     failed, before = 0, "[\n"
     for row in rows:
         out.write(before + json.dumps({**row, "file": _name(row)}))
@@ -46,8 +46,8 @@ def write_json(rows: Iterable[Row], out: TextIO) -> int:
 
 
 def write_csv(rows: Iterable[Row], out: TextIO, topk: int, thresholds: bool = False) -> int:
-    """file, class1, label1, prob1, class2, ..., error; after each prob `positive` where there are
-    `thresholds`. Returns the rows with an error."""
+    """file, class1, label1, prob1, class2, ..., error; with `thresholds`, `positive` after each
+    prob. Returns the number of rows with an error."""
     failed, fields = 0, ("class", "label", "prob", *(("positive",) if thresholds else ()))
     names = [f"{field}{place}" for place in range(1, topk + 1) for field in fields]
     table = csv.writer(out, lineterminator="\n")
@@ -61,7 +61,7 @@ def write_csv(rows: Iterable[Row], out: TextIO, topk: int, thresholds: bool = Fa
 
 
 def write_text(rows: Iterable[Row], out: TextIO) -> int:
-    """A line for people: the file and its answers. Returns the rows with an error."""
+    """A plain-text line each: file and answers. Returns the number of rows with an error."""
     failed = 0
     for row in rows:
         answers = "  ".join(map(_spoken, row["topk"]))

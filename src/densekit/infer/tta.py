@@ -1,7 +1,7 @@
 """Test-time augmentation: the mean probability over several views of each image.
 
-The mean is of probabilities, not of logits, in float64; what comes out are the logits of that
-mean, so that all that follows is as without it.
+Probabilities are averaged, not logits, in float64, and turned back into logits, so that everything
+downstream is unchanged.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from densekit.infer.engines import Logits
 from densekit.models.artifact import Preprocessing
 
 VIEWS = {"none": 1, "flip": 2, "five-crop": 5}
-"""How many each kind has: the image; it and its mirror image; its corners and centre."""
+"""Views per kind: the image; the image and its mirror image; its corners and centre."""
 
 
 def squares_for(tta: str, preprocessing: Preprocessing) -> Preprocessing:
-    """How images are read: for five-crop the square of evaluate's resize, from whose corners and
-    centre the views are cut (Krizhevsky et al., 2012). Raises UserError for what cannot be.
+    """The preprocessing for these views: five-crop reads the whole square of evaluate's resize, and
+    crops its corners and centre (Krizhevsky et al., 2012). Raises UserError if impossible.
     """
     if tta not in VIEWS:
         raise UserError(f"--tta {tta}: unknown{nearest(tta, VIEWS)}")
@@ -41,7 +41,7 @@ def squares_for(tta: str, preprocessing: Preprocessing) -> Preprocessing:
 
 
 def averaged(logits: Logits, tta: str, task: Task, crop: int) -> Logits:
-    """`logits` of the views of each square, brought together, float64 [n, K]."""
+    """`logits` averaged over each square's views, float64 [n, K]."""
     if tta == "none":
         return logits
 
@@ -52,14 +52,14 @@ def averaged(logits: Logits, tta: str, task: Task, crop: int) -> Logits:
 
 
 def views(squares: Tensor, tta: str, crop: int) -> Sequence[Tensor]:
-    """[n, C, S, S] -> what the network sees, each [n, C, crop, crop]."""
+    """[n, C, S, S] -> the network's inputs, each [n, C, crop, crop]."""
     if tta == "flip":
         return squares, squares.flip(-1)
     return [view.contiguous() for view in five_crop(squares, [crop, crop])]
 
 
 def together(logits: Sequence[Tensor], task: Task) -> Tensor:
-    """The logits, float64 [n, K], whose probabilities are the mean of those of `logits`."""
+    """The logits, float64 [n, K], whose probabilities are the mean of `logits`' probabilities."""
     stacked, count = torch.stack([each.double() for each in logits]), math.log(len(logits))
     if task == "multiclass":
         return stacked.log_softmax(2).logsumexp(0) - count
