@@ -1,1 +1,1 @@
-"""How right a network is, to look at: one page, figures, and the answers themselves."""
+"""Evaluation reports: one page, its figures, and the prediction for every image."""

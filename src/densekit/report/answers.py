@@ -1,4 +1,4 @@
-"""Every image's answer and what is true of it, as a report looks at them. n images, K classes."""
+"""All images' predictions and labels, as a report uses them. n images, K classes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from densekit.report.predictions import KeptAnswers
 
 @dataclass(frozen=True)
 class Judgement:
-    """A network, the images that it was asked about, its answers, and what they came to."""
+    """A network, the evaluated images, their logits, and the metrics."""
 
     opened: Opened
     judged: Judged
     found: dict[str, Any]
-    """What `densekit evaluate --json` prints."""
+    """The output of `densekit evaluate --json`."""
 
     @property
     def examples(self) -> Examples:
@@ -30,49 +30,50 @@ class Judgement:
 
     @property
     def several(self) -> bool:
-        """Whether classes are there or not, each for itself."""
+        """Whether the task is multilabel or binary."""
         return self.opened.task != "multiclass"
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """float64 [n, K]: a softmax over the classes, or each class' own sigmoid."""
+        """float64 [n, K]: a softmax over the classes, or a sigmoid per class."""
         logits = self.judged.logits.double()
         return (logits.sigmoid() if self.several else logits.softmax(1)).numpy()
 
     @cached_property
     def thresholds(self) -> np.ndarray:
-        """float64 [K]; NaN where a class has none."""
+        """float64 [K]; NaN for a class without one."""
         chosen = self.opened.thresholds or [DEFAULT_THRESHOLD] * len(self.opened.classes)
         return np.array([np.nan if each is None else each for each in chosen])
 
     @property
     def positives(self) -> np.ndarray:
-        """Images in which each class is there, int64 [K]."""
+        """Images in which each class is present, int64 [K]."""
         labels = self.examples.labels
         if self.several:
             return (labels == 1).sum(0)
         return np.bincount(labels, minlength=len(self.opened.classes))
 
     def of_class(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The images whose label of a class is known, and of every image whether it is there."""
+        """The indices of images whose label for the class is known, and a mask over all images of
+        those in which it is present."""
         labels = self.examples.labels
         if self.several:
             return np.flatnonzero(labels[:, k] >= 0), labels[:, k] == 1
         return np.arange(len(labels)), labels == k
 
     def positive(self, k: int) -> np.ndarray:
-        """Of every image whether a class' probability reaches its threshold; see `several`."""
+        """Per image: whether the class' probability reaches its threshold; see `several`."""
         return self.probabilities[:, k] >= self.thresholds[k]
 
     def confusion_of(self, k: int) -> np.ndarray:
-        """Of a class that is there or not, over the images whose label is known: int [2, 2], no and
-        yes, a row for the label and a column for the answer."""
+        """A multilabel or binary class' confusion matrix over the images whose label is known:
+        int [2, 2], absent and present, a row for the label and a column for the prediction."""
         images, there = self.of_class(k)
         pairs = 2 * there[images] + self.positive(k)[images]
         return np.bincount(pairs, minlength=4).reshape(2, 2)
 
     def predictions(self, name: str) -> KeptAnswers:
-        """The answers alone; `name` says whose, for people."""
+        """What predictions.npz holds; `name` is shown to the user."""
         examples = self.examples
         return KeptAnswers(
             name,
@@ -86,8 +87,8 @@ class Judgement:
         )
 
     def claims(self) -> tuple[np.ndarray, np.ndarray]:
-        """The probabilities of what the network says, and whether it was so: of every image's
-        first answer; or of each class of each image whose label is known. Without NaNs."""
+        """Confidences and whether each was correct: of every image's top-1 class; or of each class
+        of each image whose label is known. Without NaNs."""
         scores, labels = self.probabilities, self.examples.labels
         if self.several:
             known = (labels >= 0) & ~np.isnan(scores)

@@ -1,4 +1,4 @@
-"""loop.report: the page of a run's best network, made when the run is over."""
+"""loop.report: the report on a run's best network, written when the run ends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ RESAMPLES = 1000
 
 
 def report_run(outcome: Outcome) -> None:
-    """As `densekit evaluate RUN --report RUN/report`, on every rank, if loop.report asks for it.
+    """As `densekit evaluate RUN --report RUN/report`, on every rank, if loop.report is set.
 
-    Whatever goes wrong is said and not raised, since the training is done and kept; of what is no
-    user's mistake with its traceback.
+    Errors are printed, not raised, since the training is done and saved; unless it is a UserError,
+    with the traceback.
     """
     if not outcome.plan.recipe.loop.report or outcome.stopped:
         return
     folder = outcome.folder / "report"
-    whole = distributed.from_main((folder / PAGE_NAME).is_file)  # the page comes after all it shows
+    whole = distributed.from_main((folder / PAGE_NAME).is_file)  # the page is written last
     if outcome.already_finished and whole:
         return
     run, precision = str(outcome.folder), outcome.plan.eval_precision
@@ -39,7 +39,7 @@ def report_run(outcome: Outcome) -> None:
         found = evaluate_source(
             opened, precision, outcome.plan.val, resampling=resampling, keep=judged.append
         )
-        if judged:  # rank 0 has every answer
+        if judged:  # on rank 0 alone
             write_report(folder, Judgement(opened, judged[0], found), precision,
                          ReportSource(run, None))  # fmt: skip
     except Exception as error:

@@ -1,7 +1,7 @@
-"""What a report draws of the answers. n images, K classes.
+"""A report's figures. n images, K classes.
 
-ROC and precision-recall curves, calibration, confusion and class balance. A curve's points are
-counts of images, exact; nothing is smoothed.
+ROC and precision-recall curves, calibration, confusion and class balance. Curves are drawn from
+exact counts of images; nothing is smoothed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from densekit.infer.ranking import Counts, Ranking
 from densekit.report.answers import Judgement
 from densekit.report.theme import FILL, INK, LINE, SERIES, SOFT, new_figure
 
-NAMED_CURVES = 5  # of more classes than there are colours: so many of the lowest are told apart
-CELLS_NAMED = 20  # classes up to which a confusion matrix has names and numbers
-PANELS, ACROSS = 21, 3  # confusion matrices of several classes: at most, and side by side
-BARS = 30  # classes up to which each has a bar of its own
-NAME_LENGTH = 22  # characters of a class' name in a figure
+NAMED_CURVES = 5  # with more classes than colours, only this many, the lowest, are coloured
+CELLS_NAMED = 20  # classes up to which a confusion matrix shows names and counts
+PANELS, ACROSS = 21, 3  # multilabel confusion matrices: at most, and per row
+BARS = 30  # classes up to which each has its own bar
+NAME_LENGTH = 22  # characters of a class name in a figure
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A class' line, and the number that it comes to."""
+    """A class' line, and its summary number."""
 
     name: str
     x: np.ndarray
@@ -43,8 +43,8 @@ def roc_curve(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def precision_recall_curve(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision, one point for each distinct score; from recall 0 at precision 1, as
-    scikit-learn begins."""
+    """Recall and precision, one point for each distinct score; starts at recall 0, precision 1, as
+    in scikit-learn."""
     recall = np.concatenate([[0], counts.hits]) / counts.positives
     return recall, np.concatenate([[1], counts.hits / (counts.hits + counts.alarms)])
 
@@ -52,8 +52,8 @@ def precision_recall_curve(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
 def calibration_points(
     probabilities: np.ndarray, came_true: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of BINS bins that has any: the mean probability, the share that came true, and how
-    many there are. float64 and bool, [m] both."""
+    """Per non-empty one of BINS bins: the mean probability, the share that is correct, and the
+    count. Arguments: float64 and bool, [m] both."""
     edges = np.linspace(0, 1, BINS + 1)[1:-1]
     place = np.searchsorted(edges, probabilities)
     there = np.bincount(place, minlength=BINS)
@@ -90,7 +90,7 @@ def draw_precision_recall(answered: Judgement) -> Figure:
 
 
 def draw_calibration(answered: Judgement) -> Figure:
-    """Of the first answer, or of all classes that are there or not together."""
+    """Of the top-1 class; or of all classes together if multilabel or binary."""
     figure = new_figure()
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     mean, share, there = calibration_points(*answered.claims())
@@ -108,7 +108,7 @@ def draw_calibration(answered: Judgement) -> Figure:
 
 
 def draw_confusion(answered: Judgement) -> Figure:
-    """A row for each label, a column for each answer; of several classes, each has its own."""
+    """A row for each label, a column for each prediction; one matrix per class if multilabel."""
     names = answered.opened.classes
     if not answered.several:
         few = len(names) <= CELLS_NAMED
@@ -137,7 +137,7 @@ def draw_confusion(answered: Judgement) -> Figure:
 
 
 def _cells(axes: Axes, confusion: np.ndarray, names: Sequence[str]) -> None:
-    """int [K, K], shaded by the shares of the row."""
+    """int [K, K], shaded by share of the row."""
     count = len(names)
     few = count <= CELLS_NAMED
     rows = confusion.sum(1, keepdims=True)
@@ -162,7 +162,7 @@ def _cells(axes: Axes, confusion: np.ndarray, names: Sequence[str]) -> None:
 
 
 def draw_balance(answered: Judgement) -> Figure:
-    """Images in which each class is there."""
+    """Images in which each class is present."""
     counts, names = answered.positives, answered.opened.classes
     few = len(names) <= BARS
     figure = new_figure(4.2, max(1.6, 0.8 + 0.27 * len(names)) if few else 3.2)
@@ -186,12 +186,12 @@ def draw_balance(answered: Judgement) -> Figure:
 
 
 def short(name: str) -> str:
-    """A class' name that leaves room for the figure."""
+    """A class name, cut to fit the figure."""
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
 def _ranked(answered: Judgement) -> list[tuple[str, Counts]]:
-    """Each class' images by score, where every one has a score."""
+    """Each class' images by score; only classes whose images all have one."""
     scores, found = answered.probabilities, []
     for k, name in enumerate(answered.opened.classes):
         images, there = answered.of_class(k)
@@ -208,7 +208,7 @@ def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _curves(axes: Axes, found: list[Curve], step: bool = False) -> None:
-    """Each class in its colour; of more than there are colours the lowest."""
+    """Each class in its colour; with more classes than colours, only the lowest are coloured."""
     lowest = sorted(found, key=lambda curve: curve.area)
     named = found if len(found) <= len(SERIES) else lowest[:NAMED_CURVES]
     for curve in found:
@@ -223,7 +223,7 @@ def _curves(axes: Axes, found: list[Curve], step: bool = False) -> None:
 
 
 def _corners(curve: Curve, step: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The points at which the line turns; as steps, a precision holds back to the last recall."""
+    """The points at which the line turns; `step`: a precision holds back to the previous recall."""
     x, y = curve.x, curve.y
     if step:
         x, y = np.repeat(x, 2)[:-1], np.repeat(y, 2)[1:]

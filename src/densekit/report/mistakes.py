@@ -1,4 +1,4 @@
-"""The most confident mistakes, with class activation maps of what was said and what is true."""
+"""The most confident mistakes, with class activation maps of prediction and label."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ MISTAKES_SHOWN = 12
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image, and the classes that its maps are of."""
+    """A misclassified image, and the classes to show maps of."""
 
     image: int
-    """Among the examples."""
+    """Its index in the examples."""
     said: str
-    """What the network said, for people."""
+    """The prediction, as text."""
     true: str
-    """What is true."""
+    """The label, as text."""
     classes: tuple[int, ...]
-    """The wrong answer, then the label; of a class that is there or not, this one."""
+    """The predicted class, then the label; if multilabel or binary, the class in question."""
     confidence: float
-    """The probability of what was said."""
+    """The probability of the prediction."""
     missed: bool = False
-    """A class that is there, and was not said to be."""
+    """A false negative."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What the network saw, or a map over it."""
+    """The network's input, or a map over it."""
 
     image: Image.Image
     title: str
@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """A mistake with its pictures."""
+    """A mistake and its pictures."""
 
     mistake: Mistake
     file: str
@@ -64,8 +64,8 @@ def find_mistakes(answered: Judgement) -> list[Mistake]:
 
 
 def most_confident(mistakes: Sequence[Mistake], count: int = MISTAKES_SHOWN) -> list[Mistake]:
-    """The first `count`. Of classes that are there or not, half of them false alarms and half
-    misses, where there are as many."""
+    """The first `count`; if multilabel or binary, half false positives and half false negatives, if
+    there are enough of both."""
     alarms = [each for each in mistakes if not each.missed]
     misses = [each for each in mistakes if each.missed]
     half = count // 2
@@ -95,7 +95,7 @@ def _of_one(answered: Judgement) -> list[Mistake]:
 
 
 def _of_several(answered: Judgement) -> list[Mistake]:
-    """Of all classes; a miss is as confident as the class was taken to be absent."""
+    """Of all classes; a false negative's confidence is the probability of absence."""
     found = []
     for k, name in enumerate(answered.opened.classes):
         images, there = answered.of_class(k)
@@ -110,7 +110,7 @@ def _of_several(answered: Judgement) -> list[Mistake]:
 
 
 def why_no_maps(classifier: Classifier) -> str | None:
-    """Why the network has no class activation maps; None where it has."""
+    """Why the network has no class activation maps; None if it has them."""
     try:
         densenet_of(classifier)
     except UserError as error:
@@ -121,9 +121,9 @@ def why_no_maps(classifier: Classifier) -> str | None:
 def show_mistakes(
     answered: Judgement, classifier: Classifier, mistakes: Sequence[Mistake], maps: bool
 ) -> Iterator[Shown]:
-    """Each with what the network saw and, if there are `maps`, those of its classes.
+    """Each with the network's input and, with `maps`, the maps of its classes.
 
-    The maps are of the whole square, without test-time augmentation.
+    The maps cover the whole square, without test-time augmentation.
     """
     for mistake in mistakes:
         square = _square_of(answered, classifier, mistake.image)
@@ -140,7 +140,7 @@ def show_mistakes(
 
 
 def _square_of(answered: Judgement, classifier: Classifier, image: int) -> Tensor:
-    """As evaluation read it, [C, crop, crop]."""
+    """As read for the evaluation, [C, crop, crop]."""
     seen = classifier.preprocess
     dataset = ImageDataset(
         answered.examples, seen.square, seen.channels, seen.crop,

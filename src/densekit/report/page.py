@@ -1,4 +1,4 @@
-"""A report as files: index.html, its figures as PNG, the numbers and every answer."""
+"""A report as files: index.html, its figures as PNG, the metrics and all predictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from densekit.report.theme import as_png, as_svg, styled
 from densekit.training.curves import figure_of
 from densekit.training.log_file import LogFile
 
-PAIRS = 8  # of classes that are taken for each other
+PAIRS = 8  # of confused classes, listed at most
 TILES_OF_ONE = {
     "Top-1": "top1", "Balanced accuracy": "balanced_accuracy", "F1": "f1", "AUROC": "auroc",
     "Average precision": "average_precision", "Calibration error": "ece",
@@ -49,7 +49,7 @@ COLUMNS_OF_SEVERAL = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A number from 0 to 1 and its interval, where they exist."""
+    """A number from 0 to 1 and its interval, if defined."""
 
     name: str
     value: float | None
@@ -58,17 +58,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class ReportSource:
-    """What was evaluated, as it was typed."""
+    """What was evaluated, as typed."""
 
     name: str
     data: str | None
-    """The images; None: the validation images of the training."""
+    """The images; None: the training's validation images."""
 
 
 def write_report(
     folder: Path, answered: Judgement, precision: Precision, source: ReportSource
 ) -> dict[str, Any]:
-    """Writes all of it to `folder`, which was claimed, and returns what report.json says.
+    """Writes the report to `folder`, which must be claimed, and returns report.json's content.
 
     Raises UserError for a full or read-only disk.
     """
@@ -96,15 +96,15 @@ def write_report(
 
 
 def claim_report(folder: Path) -> None:
-    """Makes `folder`, or clears it of an earlier report; before anything is computed.
+    """Creates `folder`, or clears it of an earlier report; call it before computing anything.
 
-    Raises UserError where it holds anything else, which is left as it is.
+    Raises UserError if it holds anything else, which is not touched.
     """
     claim(folder, "report")
 
 
 def run_lines(source: str) -> list[dict[str, Any]]:
-    """The log of the run that `source` is of, its folder or an artifact in it; [] without one."""
+    """The log of the run whose folder or artifact `source` is; [] without one."""
     place = locate_artifact(Path(source).expanduser())
     if place.name not in ("best", "last"):
         return []
@@ -157,7 +157,7 @@ def _classes(answered: Judgement) -> list[dict[str, Any]]:
 
 
 def _pairs(answered: Judgement) -> list[tuple[str, str, int, float]]:
-    """Label, answer, images, and their share of the label's; most first."""
+    """Label, prediction, images, and their share of the label's images; most frequent first."""
     names = answered.opened.classes
     if answered.several or len(names) < 3:
         return []

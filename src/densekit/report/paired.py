@@ -1,7 +1,7 @@
-"""Whether one network is better than another on the same images, or only luckier.
+"""Whether one network is better than another on the same images, beyond chance.
 
-n images, K classes. Both answer the same images, so that what is hard about an image is hard for
-both: differences are of pairs.
+n images, K classes. Both are evaluated on the same images, so tests are paired: a difficult image
+is difficult for both.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from densekit.report.predictions import KeptAnswers
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p of McNemar's test (1947): of the images that one network alone got
-    right, whether each of them is as often the one."""
+    """The exact two-sided p of McNemar's test (1947), whose null hypothesis is that images which
+    only one network got right are equally likely to be either network's."""
     n, fewer = only_first + only_second, min(only_first, only_second)
     term = tail = 1
     for k in range(1, fewer + 1):
@@ -32,8 +32,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def compare_pair(
     first: KeptAnswers, second: KeptAnswers, resampling: Resampling | None
 ) -> dict[str, Any]:
-    """The second's numbers minus the first's, with 95 % intervals of the difference, and McNemar's
-    test; of classes that are there or not, of each at its threshold. Raises UserError."""
+    """The second's metrics minus the first's, with 95 % intervals of the difference, and McNemar's
+    test; if multilabel or binary, per class at its threshold. Raises UserError."""
     second = second.aligned(first)
     of_first, of_second = (_statistics(each) for each in (first, second))
     groups = second.groups if first.groups is None else first.groups
@@ -62,7 +62,7 @@ def compare_pair(
 
 
 def _statistics(of: KeptAnswers) -> Callable[[np.ndarray], Statistics]:
-    """Counts of each image [b, n] -> the numbers that are compared, [b] each."""
+    """How often each image was drawn, [b, n] -> the compared metrics, [b] each."""
     logits, labels = torch.from_numpy(of.logits), torch.from_numpy(of.labels)
     if of.task == "multiclass":
         numbers = metrics.resampled(logits, labels)
@@ -90,7 +90,7 @@ def _statistics(of: KeptAnswers) -> Callable[[np.ndarray], Statistics]:
 
 
 def _tests(first: KeptAnswers, second: KeptAnswers) -> list[dict[str, Any]]:
-    """McNemar's test of the answers, or of each class'."""
+    """McNemar's test of the predictions, or one per class."""
     before, after = first.right(), second.right()
     if before.ndim == 1:
         return [{"label": None, **_test(before, after)}]

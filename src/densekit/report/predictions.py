@@ -1,4 +1,4 @@
-"""Every answer of a network, as a report keeps it. n images, K classes."""
+"""A network's predictions for all images, as a report stores them. n images, K classes."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from densekit.data.config import Task
 
 @dataclass(frozen=True, eq=False)
 class KeptAnswers:
-    """A network's answers, as predictions.npz has them."""
+    """A network's predictions, as in predictions.npz."""
 
     name: str
-    """What was asked for, for people."""
+    """The run, artifact or report, as shown to the user."""
     task: Task
     classes: tuple[str, ...]
     files: np.ndarray
-    """Text [n], what tells images apart."""
+    """Text [n], which identifies the images."""
     labels: np.ndarray
     """int64 [n], or int8 [n, K]: 1 present, 0 absent, -1 unknown."""
     logits: np.ndarray
     """[n, K]."""
     thresholds: np.ndarray
-    """float64 [K]; NaN where a class has none."""
+    """float64 [K]; NaN for a class without one."""
     groups: np.ndarray | None = None
-    """Whose image each is, by number, int64 [n]; None: each is its own."""
+    """Each image's group, int64 [n]; None: every image is independent."""
 
     def aligned(self, other: KeptAnswers) -> KeptAnswers:
-        """The same with the classes and images in `other`'s order. Raises UserError where they are
-        not the same classes, images and labels."""
+        """A copy with classes and images in `other`'s order. Raises UserError if classes, images or
+        labels differ."""
         if self.task != other.task or sorted(self.classes) != sorted(other.classes):
             raise UserError(
                 f"{self.name} and {other.name} do not answer the same question: "
@@ -74,8 +74,8 @@ class KeptAnswers:
         )  # fmt: skip
 
     def right(self) -> np.ndarray:
-        """Whether each answer is: bool [n]; or float [n, K] at the thresholds, NaN where the label
-        is unknown or the class has no threshold."""
+        """Whether each prediction is correct: bool [n]; or float [n, K] at the thresholds, NaN if
+        the label is unknown or the class has no threshold."""
         logits = torch.from_numpy(self.logits).double()
         if self.labels.ndim == 1:
             sound = ~logits.isnan().any(1).numpy()
@@ -86,7 +86,7 @@ class KeptAnswers:
 
 
 def pack_answers(answers: KeptAnswers) -> bytes:
-    """What predictions.npz holds."""
+    """The content of predictions.npz."""
     out = io.BytesIO()
     arrays: dict[str, Any] = {
         "files": answers.files,
@@ -103,7 +103,7 @@ def pack_answers(answers: KeptAnswers) -> bytes:
 
 
 def read_answers(name: str, file: Path) -> KeptAnswers:
-    """Of a predictions.npz. Raises UserError."""
+    """Reads a predictions.npz. Raises UserError."""
     try:
         with np.load(file, allow_pickle=False) as saved:
             return KeptAnswers(

@@ -1,4 +1,4 @@
-"""The sides of a comparison: runs, artifacts, and reports with their answers."""
+"""The sides of a comparison: runs, artifacts, and reports with their predictions."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from densekit.training.recipe import Recipe, differences, stored_recipe
 
 @dataclass(frozen=True)
 class Compared:
-    """A run, an artifact or a report, as far as it was given."""
+    """A run, an artifact or a report, with what is known of it."""
 
     name: str
-    """As it was typed."""
+    """As typed."""
     task: str
     metrics: dict[str, Any]
-    """Of its training's validation; of a report, or where it was evaluated now, of those images."""
+    """Of its validation during training; of a report or a new evaluation, of those images."""
     predictions: KeptAnswers | None = None
     lines: tuple[dict[str, Any], ...] = ()
-    """Its run's log."""
+    """The log of its run."""
     recipe: Recipe | None = None
 
 
 def open_side(name: str) -> Compared:
-    """A run's or an artifact's folder, or that of a report. Raises UserError."""
+    """The folder of a run, artifact or report. Raises UserError."""
     folder = Path(name).expanduser()
     if (folder / REPORT).is_file():
         return _report(name, folder)
@@ -52,7 +52,7 @@ def open_side(name: str) -> Compared:
 
 
 def judge(name: str, precision: Precision, data: str | None, **how: Any) -> Compared:
-    """`open_side`, evaluated now on `data`, or on the validation images of its training.
+    """`open_side`, evaluated now on `data`, or on its training's validation images.
 
     `how` goes to `evaluate_source`. Raises UserError.
     """
@@ -69,7 +69,7 @@ def judge(name: str, precision: Precision, data: str | None, **how: Any) -> Comp
 
 
 def changes(first: Compared, other: Compared) -> list[str] | None:
-    """What the other's recipe says otherwise; None where one is not known."""
+    """How the other's recipe differs; None if either recipe is unknown."""
     if first.recipe is None or other.recipe is None:
         return None
     named = differences(first.recipe, other.recipe)
@@ -77,9 +77,9 @@ def changes(first: Compared, other: Compared) -> list[str] | None:
 
 
 def draw_curves(sides: Sequence[Compared], file: Path) -> None:
-    """Loss in training, loss and top-1 or AUROC of validation, a line for each run; as PNG.
+    """Training loss, validation loss, and top-1 or AUROC, a line for each run; as PNG.
 
-    Raises UserError where no side has a log, and for a file that is there.
+    Raises UserError if no side has a log, or if the file exists.
     """
     if file.exists():
         raise UserError(f"{file}: is there already; choose another name")

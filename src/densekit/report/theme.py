@@ -1,4 +1,4 @@
-"""How figures look: as PNG on white, and as SVG whose colours are the page's, light or dark."""
+"""Figure style: PNG on white, and SVG in the page's colours, light or dark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INK, SOFT, LINE, FILL = "#1d1d1f", "#63636b", "#e3e1dc", "#d9653b"
 SERIES = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8f6b00", "#2f9fd8", "#6a51a3", "#777776",
 )  # fmt: skip
-"""Told apart by the colour-blind too (Okabe and Ito), as far as eight colours can be."""
+"""The colour-blind-safe palette of Okabe and Ito."""
 CSS_VARIABLES = {
     INK: "ink", SOFT: "soft", LINE: "line", FILL: "fill",
     **{colour: f"s{i}" for i, colour in enumerate(SERIES)},
@@ -40,13 +40,13 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures that are made or written in it look as STYLE says."""
+    """Figures made or written in this context use STYLE."""
     with matplotlib.rc_context(STYLE):
         yield
 
 
 def new_figure(width: float = 4.2, height: float = 4.2) -> Figure:
-    """In inches; at 72 points each it is as wide as a phone."""
+    """Sizes in inches; the default, at 72 points per inch, is as wide as a phone."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -60,7 +60,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def as_svg(figure: Figure, label: str) -> Markup:
-    """An element of a page, without a background; `label` is what it shows, for who cannot see."""
+    """An inline element without a background; `label` describes it for screen readers."""
     for axes in figure.axes:
         axes.set_facecolor("none")
     out = io.StringIO()
@@ -68,7 +68,7 @@ def as_svg(figure: Figure, label: str) -> Markup:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # several figures stand on one page
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # ids must be unique on a page
     for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     said = Markup('<svg role="img" aria-label="{}"').format(label)
