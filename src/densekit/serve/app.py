@@ -50,7 +50,7 @@ def application(
         title=f"densekit: {card.name}",
         version=densekit.__version__,
         description="Predictions of one network. An error is `{error: sentence}`.",
-        docs_url=None,  # its page comes from a CDN
+        docs_url=None,  # its page loads from a CDN
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -82,8 +82,8 @@ def _v1(service: Service, card: ModelOut) -> APIRouter:
         openapi_extra=IMAGES_BODY,
     )
     async def predict(request: Request, query: Annotated[AskQuery, Query()]) -> Response:
-        """One image or many, as multipart/form-data, as the body itself, or in JSON as base64. An
-        image that cannot be read has an error in its own row; the others have answers."""
+        """One or more images, as multipart/form-data, as the raw body, or as base64 in JSON. An
+        unreadable image has an error in its own row; the others have answers."""
         ask = query.ask()
         service.check(ask)
         with service.load.request() as share:
@@ -101,7 +101,7 @@ def _v1(service: Service, card: ModelOut) -> APIRouter:
         responses={code: REFUSALS[code] for code in (401, 421)},
     )
     async def model() -> Response:
-        """Classes, preprocessing, metrics and provenance, as the artifact has them."""
+        """The artifact's classes, preprocessing, metrics and provenance."""
         return JSONResponse(shown)
 
     shown = card.model_dump(mode="json", by_alias=True)
@@ -173,7 +173,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
-    """Of routing: 404, 405."""
+    """Routing errors: 404, 405."""
     assert isinstance(error, HTTPException)
     sentences = {404: "there is nothing at this path", 405: "this path has other methods"}
     sentence = sentences.get(error.status_code, str(error.detail))
@@ -181,7 +181,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """Of a parameter in the URL."""
+    """Invalid URL parameters."""
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     name = ".".join(map(str, problem["loc"][1:])) or "the request"
@@ -192,5 +192,5 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 
 async def _left(_: Request, __: Exception) -> Response:
-    """Nobody reads it; it is counted."""
+    """The client is gone: nobody reads this response, but it is counted."""
     return Response(status_code=CLIENT_LEFT)

@@ -1,7 +1,7 @@
-"""Dynamic batching: what queued while the network was busy is its next batch.
+"""Dynamic batching: the images that queued while the network was busy are its next batch.
 
-One thread runs the network. It takes images of all requests in the order in which they were
-decoded. An image whose request has ended (deadline, client gone) is left out.
+One thread runs the network. It takes the images of all requests in the order in which they were
+decoded, and skips those whose request has ended (deadline, client gone).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from densekit.infer.rows import Answer
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request wants to know of each image."""
+    """What a request asks for each image."""
 
     topk: int = 5
     cams: tuple[int, ...] | None = None
-    """Classes whose maps it wants; None: none."""
+    """Classes to return maps of; None: no maps."""
     answer_cams: bool = False
-    """Whether it wants the maps of its answers' classes."""
+    """Whether to return maps of the answers' classes."""
 
     @property
     def wants_maps(self) -> bool:
@@ -44,27 +44,27 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the network says of one image."""
+    """The network's output for one image."""
 
     answers: list[Answer]
-    """Empty where its output is not finite."""
+    """Empty if the logits are not finite."""
     maps: list[ClassMap] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """With what it took."""
+    """A finding with its timing."""
 
     finding: Finding | Exception
     batch: int
-    """Images in its batch."""
+    """Number of images in its batch."""
     queue_seconds: float
     compute_seconds: float
 
 
 @dataclass
 class Job:
-    """One image on its way."""
+    """One queued image."""
 
     square: Tensor
     ask: Ask
@@ -73,11 +73,11 @@ class Job:
 
 
 Compute = Callable[[Sequence[Job]], list[Finding]]
-"""What the network says of each, in order; may raise whatever a network raises."""
+"""Computes each job's finding, in order; may raise whatever the network raises."""
 
 
 class Batcher:
-    """A queue and the network's thread."""
+    """The queue and the network's thread."""
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class Batcher:
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[int, float], None],
     ) -> None:
-        """`on_batch(images, seconds)` is called in `loop`'s thread after each batch; `max_wait` is
-        in seconds."""
+        """`on_batch(images, seconds)` is called in `loop`'s thread after each batch; `max_wait` in
+        seconds."""
         self._compute, self._max_batch, self._max_wait = compute, max_batch, max_wait
         self._loop, self._on_batch = loop, on_batch
         self._jobs: deque[Job] = deque()
@@ -98,7 +98,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, square: Tensor, ask: Ask) -> asyncio.Future[Answered]:
-        """uint8 [C, crop, crop] -> its answer to come; cancelling it takes it out of the queue."""
+        """uint8 [C, crop, crop] -> a future; cancelling it removes the image from the queue."""
         job = Job(square, ask, self._loop.create_future())
         with self._changed:
             self._jobs.append(job)
@@ -110,7 +110,7 @@ class Batcher:
         return len(self._jobs)
 
     def close(self) -> None:
-        """Answers what is queued, then ends the thread."""
+        """Answers the queued images, then ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -130,7 +130,7 @@ class Batcher:
             self._loop.call_soon_threadsafe(self._deliver, batch, answers)
 
     def _take(self) -> list[Job]:
-        """The next batch; empty when it is over."""
+        """The next batch; empty once closed."""
         with self._changed:
             while not (batch := self._next()):
                 if self._closed and not self._jobs:
@@ -139,14 +139,15 @@ class Batcher:
             return batch
 
     def _next(self) -> list[Job]:
-        """Up to `max_batch` images that are still wanted; none while a batch may yet fill."""
+        """Up to `max_batch` images whose requests are alive; none while waiting for a batch to
+        fill."""
         self._jobs = deque(job for job in self._jobs if not job.done.done())
         if self._patience() and len(self._jobs) < self._max_batch and not self._closed:
             return []
         return [self._jobs.popleft() for _ in range(min(self._max_batch, len(self._jobs)))]
 
     def _patience(self) -> float | None:
-        """Seconds for which the oldest image may still wait for others; None without images."""
+        """Seconds that the oldest image may still wait for others; None without images."""
         if not self._jobs:
             return None
         return max(0.0, self._jobs[0].queued + self._max_wait - time.perf_counter())
@@ -161,8 +162,8 @@ class Batcher:
 
 
 def _each(compute: Compute, batch: Sequence[Job]) -> Sequence[Finding | Exception]:
-    """What is found for each; where a batch fails, each image alone, so that one cannot take
-    others with it (and a GPU short of memory gets smaller batches)."""
+    """Each job's finding. If a batch fails, its images run one by one, so that one cannot fail the
+    others (and a GPU short of memory gets smaller batches)."""
     try:
         return compute(batch)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A request's body -> the images in it. Nothing is written to disk, nothing read past a limit."""
+"""Reads the images of a request's body, in memory and within the limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from densekit.serve.limits import Limits, Refused, RequestShare, too_large
 
 MULTIPART, JSON, RAW = "multipart/form-data", "application/json", "application/octet-stream"
-LONGEST_NAME = 1000  # bytes of a file's name
+LONGEST_NAME = 1000  # bytes of a file name
 HOW = (
     f"send one image as the body with Content-Type: image/jpeg (or image/*, {RAW}), several as "
     f'{MULTIPART}, or {JSON} like {{"images": [{{"data": "<base64>"}}]}}'
@@ -24,7 +24,7 @@ HOW = (
 
 
 class Upload(NamedTuple):
-    """An image's bytes, and its file's name where the client gave one."""
+    """An image's bytes, and its file name if the client gave one."""
 
     file: str | None
     data: bytes
@@ -46,7 +46,7 @@ class JsonImages(BaseModel):
 
 
 async def read_uploads(request: Request, share: RequestShare, limits: Limits) -> list[Upload]:
-    """The images of a request of any kind. Raises Refused, or ClientDisconnect."""
+    """The images of a request of any content type. Raises Refused, or ClientDisconnect."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     content = kind.decode("latin-1")
     if content == MULTIPART:
@@ -68,7 +68,7 @@ async def read_uploads(request: Request, share: RequestShare, limits: Limits) ->
 
 
 async def read_body(request: Request, share: RequestShare, limits: Limits) -> bytes:
-    """All of it. Raises Refused past a limit."""
+    """The whole body. Raises Refused past a limit."""
     body = bytearray()
 
     async def read() -> None:
@@ -80,8 +80,8 @@ async def read_body(request: Request, share: RequestShare, limits: Limits) -> by
 
 
 async def chunks(request: Request, share: RequestShare, limits: Limits) -> AsyncIterator[bytes]:
-    """The body as it comes, counted. Raises Refused past max_bytes, before it is read where the
-    client says its size."""
+    """The body in chunks, counted. Raises Refused past max_bytes; before reading anything if the
+    client declares the size."""
     coding = request.headers.get("content-encoding", "identity")
     if coding != "identity":
         raise Refused(415, "bodies in a Content-Encoding are not read; send it as it is")
@@ -94,7 +94,7 @@ async def chunks(request: Request, share: RequestShare, limits: Limits) -> Async
 
 
 async def within(limits: Limits, reading: Coroutine[None, None, None]) -> None:
-    """Waits for a body that is read. Raises Refused where it takes too long."""
+    """Waits until the body is read. Raises Refused if that takes too long."""
     try:
         await asyncio.wait_for(reading, limits.body_seconds)
     except asyncio.TimeoutError as error:
@@ -122,7 +122,7 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
 
 
 def from_base64(text: str, where: str) -> bytes:
-    """Raises Refused, which says `where`."""
+    """Raises Refused, naming `where`."""
     try:
         return base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
@@ -137,10 +137,10 @@ def first_problem(error: ValidationError) -> str:
 
 
 class Form:
-    """A multipart form in memory, fed as it comes; each part is a file."""
+    """A multipart form in memory, parsed chunk by chunk; each part is a file."""
 
     def __init__(self, boundary: bytes, max_images: int) -> None:
-        """Raises Refused for a boundary that cannot be."""
+        """Raises Refused for an invalid boundary."""
         if not boundary:
             raise Refused(400, f"the Content-Type {MULTIPART} names no boundary")
         self._max_images = max_images
@@ -165,7 +165,7 @@ class Form:
             raise Refused(400, f"the form cannot be read: {error}") from error
 
     def write(self, chunk: bytes) -> None:
-        """Raises Refused for what is no form."""
+        """Raises Refused for a malformed form."""
         if chunk:
             try:
                 self._parser.write(chunk)

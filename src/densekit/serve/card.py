@@ -1,4 +1,4 @@
-"""The model card: what a network is, where it comes from, how good it was."""
+"""The model card: the network, its provenance and its metrics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from densekit.serve.limits import Limits
 from densekit.serve.schemas import ModelOut
 
 SHOWN_DATA = ("image_size", "channels", "batch_size")
-"""Of an artifact's data section; the rest says where files of the training lie."""
+"""Shown from an artifact's data section; the rest holds paths of the training's files."""
 SHOWN_LIMITS = ("max_images", "max_bytes", "max_pixels", "deadline")
 
 
 def model_card(source: str, classifier: Classifier, limits: Limits, maps: bool) -> ModelOut:
-    """Without the recipe and whatever else names paths of the machine that trained it."""
+    """Leaves out the recipe and anything else with paths of the training machine."""
     opened = classifier.opened
     config = _config(source, opened)
     parameters = None
@@ -42,7 +42,7 @@ def model_card(source: str, classifier: Classifier, limits: Limits, maps: bool) 
 
 
 def _config(source: str, opened: Opened) -> ArtifactConfig | None:
-    """What stands beside the weights; None for a file of weights alone."""
+    """The config beside the weights; None for a bare weights file."""
     if isinstance(opened.network, Exported):
         return opened.network.config
     folder = Path(source).expanduser()

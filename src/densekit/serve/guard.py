@@ -1,4 +1,4 @@
-"""What every request passes: host and token, headers that browsers obey, a line in the log."""
+"""Wraps every request: checks host and token, adds security headers, logs a line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from densekit.serve.page import PAGE_FILES
 from densekit.serve.service import LOG, log_error
 
 PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
-QUIET = (*PROBES, "/metrics")  # asked every few seconds, so not in the log
+QUIET = (*PROBES, "/metrics")  # polled every few seconds, so not logged
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-CLIENT_LEFT = 499  # nginx's number
+CLIENT_LEFT = 499  # as in nginx
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -29,20 +29,20 @@ HEADERS = {
 
 @dataclass
 class Life:
-    """Whether this process wants more requests."""
+    """Whether this process accepts more requests."""
 
     draining: bool = False
 
 
 class Guard:
-    """ASGI, around the whole application."""
+    """ASGI middleware around the whole application."""
 
     def __init__(
         self, app: ASGIApp, token: str | None, local: bool, life: Life, measures: Measures
     ) -> None:
-        """With a `token` all but the probes and the page's own files need it. `local`: without
-        one, only requests for a loopback name are answered, so that no web page can reach the
-        server under a name of its own (DNS rebinding)."""
+        """A `token` is required by everything but the probes and the page's own files. `local`:
+        without a token, only requests for a loopback host are answered, so that no web page can
+        reach the server under a host name of its own (DNS rebinding)."""
         self._app, self._token, self._life, self._measures = app, token, life, measures
         self._local = local and token is None
 
@@ -68,7 +68,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                if self._life.draining or status == 413:  # whose body is not read
+                if self._life.draining or status == 413:  # its body was not read
                     headers["connection"] = "close"
             await send(message)
 
@@ -87,7 +87,7 @@ class Guard:
             self._note(scope, status or CLIENT_LEFT, size, time.perf_counter() - began)
 
     def _check(self, scope: Scope) -> None:
-        """Raises Refused for whom the server is not there."""
+        """Raises Refused for a wrong host or token."""
         headers, path = Headers(scope=scope), scope["path"]
         if self._local and _name(headers.get("host", "")) not in LOOPBACK:
             raise Refused(
@@ -111,7 +111,7 @@ class Guard:
 
 
 def refusal_response(refused: Refused) -> JSONResponse:
-    """`{error: sentence}`, as every answer that is none."""
+    """`{error: sentence}`, as all error responses."""
     headers = {}
     if refused.retry_after is not None:
         headers["retry-after"] = str(refused.retry_after)

@@ -4,8 +4,8 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 
 One input, `image`: BYTES [n], whole image files (in JSON as base64), or UINT8 [n, H, W, C], pixels
-in RGB order. Four outputs: `class`, `label` and `prob` [n, topk], `error` [n], which is empty
-where an image has answers. k answers of an image that has none are -1, "" and 0.
+in RGB order. Four outputs: `class`, `label` and `prob` [n, topk], `error` [n], which is empty for
+an image with answers. An image without answers is filled with -1, "" and 0.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from densekit.serve.tensors import (
 )
 from densekit.serve.waiting import finished
 
-VERSION = "1"  # of the one model; the protocol wants one
+VERSION = "1"  # of the only model; the protocol requires one
 TYPES = {"class": "INT64", "label": "BYTES", "prob": "FP64", "error": "BYTES"}
-EMPTY = {"class": -1, "label": "", "prob": 0.0}  # where an image has no answer
+EMPTY = {"class": -1, "label": "", "prob": 0.0}  # for an image without answers
 
 
 class TensorSpec(BaseModel):
-    """A tensor's name and kind; -1: any size."""
+    """A tensor's name, datatype and shape; -1: any size."""
 
     name: str
     datatype: str
@@ -46,7 +46,7 @@ class TensorSpec(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a client needs to know to ask."""
+    """What a client needs to know to send requests."""
 
     name: str
     versions: list[str] = [VERSION]
@@ -56,7 +56,7 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """Of this server."""
+    """The server's name and version."""
 
     name: str = "densekit"
     version: str = densekit.__version__
@@ -72,7 +72,7 @@ class Ready(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """Outputs; with binary ones this is the head of the body."""
+    """The outputs; with binary ones, the JSON part of the body."""
 
     model_config = ConfigDict(protected_namespaces=())
     model_name: str
@@ -82,7 +82,7 @@ class InferResponse(BaseModel):
 
 
 def kserve_routes(service: Service, card: ModelOut) -> APIRouter:
-    """All below /v2 but the probes of health, which need no token."""
+    """Everything below /v2 but the health probes, which need no token."""
     router = APIRouter(prefix="/v2", tags=["KServe v2"])
     unknown: dict[int | str, dict[str, Any]] = {code: REFUSALS[code] for code in (401, 421)}
     unknown[404] = {"model": ErrorOut, "description": "No such model or version."}
@@ -124,7 +124,7 @@ def kserve_routes(service: Service, card: ModelOut) -> APIRouter:
 
 
 def health_routes(life_ready: Any) -> APIRouter:
-    """The protocol's two probes; `life_ready()` says whether the process takes requests."""
+    """The protocol's two probes; `life_ready()` says whether the process accepts requests."""
     router = APIRouter(prefix="/v2/health", tags=["KServe v2"])
 
     @router.get("/live", response_model=Live)
@@ -165,7 +165,7 @@ async def _infer(request: Request, service: Service, card: ModelOut) -> Response
 
 
 def _outputs(asked: InferRequest) -> dict[str, bool]:
-    """Names of the outputs wanted, and whether as binary. Raises Refused for an unknown one."""
+    """The requested outputs' names, and whether as binary. Raises Refused for an unknown one."""
     everything = asked.parameters.binary_data_output
     if not asked.outputs:
         return dict.fromkeys(TYPES, everything)
@@ -179,7 +179,7 @@ def _outputs(asked: InferRequest) -> dict[str, bool]:
 
 
 def _tensors(rows: list[Row], k: int) -> Tensors:
-    """Of each output datatype, shape and values."""
+    """Each output's datatype, shape and values."""
     found: Tensors = {}
     for name, empty in EMPTY.items():
         values = [[a[name] for a in row["topk"]] or [empty] * k for row in rows]  # type: ignore[literal-required]

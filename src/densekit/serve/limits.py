@@ -1,4 +1,4 @@
-"""What a server takes, and what it counts while it takes it."""
+"""The server's limits, and the load that counts against them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from densekit.config import UserError
 
 BODIES_HELD = 16
-"""Bodies of the largest size that may be in memory at once; more of smaller ones."""
+"""Bodies of maximal size that may be in memory at once; more if they are smaller."""
 
 
 class Refused(Exception):  # noqa: N818 (what is raised is what is wrong)
-    """What a client gets instead of an answer: a status and a sentence."""
+    """An error response: a status and a sentence."""
 
     def __init__(self, status: int, sentence: str, retry_after: int | None = None) -> None:
         super().__init__(sentence)
@@ -25,17 +25,17 @@ class Limits:
     """Each is an option of `densekit serve`."""
 
     max_batch: int = 32
-    """Images in one pass of the network."""
+    """Images per batch."""
     max_wait_ms: float = 0.0
-    """Milliseconds for which an idle network waits for a batch to fill."""
+    """Milliseconds that an idle network waits for a batch to fill."""
     max_queue: int = 256
-    """Images of all requests that are under way; past it 503."""
+    """Images of all requests under way; past it 503."""
     max_images: int = 32
-    """Images of one request."""
+    """Images per request."""
     max_bytes: int = 32 * 2**20
-    """Of a request's body."""
+    """Per request body."""
     max_pixels: int = 64_000_000
-    """Of an image, before it is decoded."""
+    """Per image, checked before decoding."""
     deadline: float = 30.0
     """Seconds for an answer, from the body's last byte; past it 504."""
     body_seconds: float = 60.0
@@ -51,17 +51,17 @@ class Limits:
 
 
 class Load:
-    """Images and bytes of the requests under way in this process. For one event loop's thread."""
+    """Images and bytes of the requests under way in this process. Use from one event loop only."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.images = self.bytes = 0
         self.seconds_per_image = 0.0
-        """Of late, of the network; 0 before the first batch."""
+        """The network's recent rate; 0 before the first batch."""
 
     @contextmanager
     def request(self) -> Iterator[RequestShare]:
-        """What one request adds; all of it is free again at the end, however that comes."""
+        """One request's share, released at the end even on an error."""
         share = RequestShare(self)
         try:
             yield share
@@ -70,25 +70,25 @@ class Load:
             self.bytes -= share.bytes
 
     def retry_after(self) -> int:
-        """Whole seconds until what is under way should be done."""
+        """Whole seconds until the images under way should be done."""
         return max(1, round(self.images * self.seconds_per_image + 0.5))
 
     def measured(self, images: int, seconds: float) -> None:
-        """A batch took so long."""
+        """Records a batch's size and time."""
         now = seconds / images
         before = self.seconds_per_image or now
         self.seconds_per_image = 0.8 * before + 0.2 * now
 
 
 class RequestShare:
-    """One request's part of a Load."""
+    """One request's share of the load."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
         self.images = self.bytes = 0
 
     def check_room(self) -> None:
-        """Raises Refused where not one image more would fit."""
+        """Raises Refused if there is no room for one more image."""
         self._take_images(1)
         self._take_images(-1)
 
@@ -113,7 +113,7 @@ class RequestShare:
         self.images += count
 
     def add_bytes(self, count: int) -> None:
-        """Raises Refused past max_bytes, and where all bodies together are too many."""
+        """Raises Refused past max_bytes, or if all bodies together are too large."""
         load, largest = self._load, self._load.limits.max_bytes
         if self.bytes + count > largest:
             raise Refused(413, too_large(largest))
@@ -124,5 +124,5 @@ class RequestShare:
 
 
 def too_large(limit: int) -> str:
-    """The sentence for a body that is."""
+    """The error for a body past the limit."""
     return f"the body is larger than this server takes, {limit:,} bytes"

@@ -1,4 +1,4 @@
-"""What /metrics shows. Nothing in it comes from a request but counts, sizes and times."""
+"""The metrics at /metrics. They hold counts, sizes and times of requests, nothing else of them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus-client's variable: the folder in which several workers count together."""
+"""prometheus-client's variable: the folder in which workers share their counters."""
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Measures:
-    """This process' counters; with several workers `text` is of all of them."""
+    """This process' counters; with several workers `text` sums over all of them."""
 
     def __init__(self, model: Mapping[str, str]) -> None:
-        """`model`: what describes the network, as labels of densekit_model_info."""
-        disable_created_metrics()  # a second series for each counter, which nobody asks for
+        """`model`: the labels of densekit_model_info."""
+        disable_created_metrics()  # a second series per counter that nobody needs
         self._registry = CollectorRegistry()
         shared = SHARED in os.environ
 
@@ -75,7 +75,7 @@ class Measures:
             ProcessCollector(registry=self._registry)
 
     def text(self) -> tuple[bytes, str]:
-        """The page's bytes and content type."""
+        """The response's bytes and content type."""
         registry = self._registry
         if SHARED in os.environ:
             registry = CollectorRegistry()

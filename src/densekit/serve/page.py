@@ -1,4 +1,4 @@
-"""The page at /: a few small files of this package, and what a browser may do with them."""
+"""The page at /: a few small files of this package, with their content security policy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ POLICY = (
     "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""Nothing from elsewhere, nothing inline."""
+"""No other origins, nothing inline."""
 
 
 def page_routes() -> APIRouter:
-    """Of the page's own files, read once."""
+    """Routes of the page's files, which are read once."""
     router = APIRouter(include_in_schema=False)
     folder = resources.files("densekit.serve") / "page"
     for path, (file, kind) in PAGE_FILES.items():
@@ -36,7 +36,7 @@ def _add(router: APIRouter, path: str, content: bytes, kind: str) -> None:
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {
         "etag": tag,
-        "cache-control": "no-cache",  # kept, and asked for again each time
+        "cache-control": "no-cache",  # cached, but revalidated each time
         "content-security-policy": POLICY,
         "permissions-policy": "camera=(self), microphone=(), geolocation=()",
     }

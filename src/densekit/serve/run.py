@@ -1,4 +1,4 @@
-"""Processes: one that serves, or one that keeps several serving on one port."""
+"""The serving process, or a parent that keeps several serving on one port."""
 
 from __future__ import annotations
 
@@ -27,35 +27,32 @@ from densekit.serve.measures import Measures
 from densekit.serve.server import server
 from densekit.serve.service import Service
 
-BACKLOG = 2048  # connections that the system keeps until they are taken
+BACKLOG = 2048  # connections that the kernel queues until they are accepted
 
 
 @dataclass(frozen=True)
 class Serving:
-    """All that a process needs to serve; it travels to workers."""
+    """Everything a process needs to serve; pickled to workers."""
 
     source: str
     model: str | None = None
-    """Of a file of weights: the variant."""
+    """For a weights file: the variant."""
     classes: str | None = None
-    """Of a file of weights: the file that names its classes."""
+    """For a weights file: the file of class names."""
     device: str = "auto"
     precision: str = "fp32"
     engine: str = "auto"
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     local: bool = True
-    """Whether it listens on loopback alone."""
+    """Whether it listens only on loopback."""
     drain_seconds: float = 2.0
     threads: int | None = None
-    """Of the network on a CPU; None: torch's own choice."""
+    """CPU threads of the network; None: torch's default."""
 
 
 def check_setup(serving: Serving, workers: int) -> tuple[str, ...]:
-    """What a person should know of the network, which is opened once to see whether it can be.
-
-    Raises UserError.
-    """
+    """Opens the network once as a check; returns notes for the user. Raises UserError."""
     serving.limits.check()
     precision = formats(serving)
     if workers > 1 and precision.device.type != "cpu":
@@ -76,7 +73,7 @@ def formats(serving: Serving) -> Precision:
 
 
 def listening(host: str, port: int, token: str | None) -> socket.socket:
-    """The socket, bound. Raises UserError where it cannot be, or where it should not."""
+    """The bound socket. Raises UserError if it cannot be bound, or is unsafe without a token."""
     if not token and not is_loopback(host):
         raise UserError(
             f"--host {host}: others could reach this server, so it needs --token (or the variable "
@@ -94,8 +91,8 @@ def is_loopback(host: str) -> bool:
 
 
 def open_application(serving: Serving, life: Life) -> ASGIApp:
-    """The network behind HTTP, warm. Raises UserError."""
-    EpsImagePlugin.gs_binary = False  # no other program is started for what a client sends
+    """The application, with the network warmed up. Raises UserError."""
+    EpsImagePlugin.gs_binary = False  # never start Ghostscript on a client's data
     keep_freed_memory()
     if serving.threads is not None:
         torch.set_num_threads(serving.threads)
@@ -116,7 +113,7 @@ def open_application(serving: Serving, life: Life) -> ASGIApp:
 
 
 def serve_here(serving: Serving, listener: socket.socket) -> int:
-    """Serves in this process until a signal ends it; the exit code. It listens once it is warm."""
+    """Serves until a signal ends it; returns the exit code. Accepts requests once warmed up."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     life = Life()
@@ -126,7 +123,7 @@ def serve_here(serving: Serving, listener: socket.socket) -> int:
 
 
 def serve_as_worker(serving: Serving, listener: socket.socket) -> None:
-    """A worker's process: it ends with the process that started it."""
+    """A worker process: it ends with its parent."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -139,5 +136,5 @@ def serve_as_worker(serving: Serving, listener: socket.socket) -> None:
 
 
 def threads_of(workers: int) -> int | None:
-    """A worker's share of the cores; None for a single one."""
+    """A worker's share of the cores; None for a single worker."""
     return max(1, distributed.cores() // workers) if workers > 1 else None

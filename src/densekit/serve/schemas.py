@@ -1,4 +1,4 @@
-"""What /v1 takes and gives, as OpenAPI shows it."""
+"""The requests and responses of /v1, as in its OpenAPI."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from densekit.serve.batcher import Ask
 from densekit.serve.bodies import JSON, MULTIPART, RAW, JsonImages
 
 MOST_CLASSES = 32
-"""Whose maps one request may ask for."""
+"""Classes whose maps one request may ask for."""
 
 
 class AskQuery(BaseModel):
-    """What stands in a request's URL; anything else there is refused."""
+    """A request's URL parameters; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid")
     topk: int = Field(5, ge=1, le=1_000_000, description="Answers per image.")
@@ -41,7 +41,7 @@ class AskQuery(BaseModel):
 
 
 class AnswerOut(BaseModel):
-    """A class and how probable it is."""
+    """A class and its probability."""
 
     class_: int = Field(alias="class", description="The class' number.")
     label: str
@@ -52,8 +52,8 @@ class AnswerOut(BaseModel):
 
 
 class MapOut(BaseModel):
-    """A class activation map: what each part of the square that the network sees adds to the
-    class' logit; value = signed byte * scale / 127."""
+    """A class activation map: what each part of the network's input adds to the class' logit;
+    value = signed byte * scale / 127."""
 
     class_: int = Field(alias="class")
     label: str
@@ -73,7 +73,7 @@ class RowOut(BaseModel):
 
 
 class TimesOut(BaseModel):
-    """Of the request's slowest image, in milliseconds."""
+    """Times of the request's slowest image, in milliseconds."""
 
     decode: float
     queue: float
@@ -89,7 +89,7 @@ class Predictions(BaseModel):
 
 
 class Unanswered(Predictions):
-    """No image could be answered; each row says why."""
+    """No image has answers; each row has its error."""
 
     error: str
 
@@ -101,7 +101,7 @@ class ErrorOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """The network: what it is, what it was trained on, how good it was."""
+    """The network: its architecture, training data and metrics."""
 
     name: str
     task: Literal["multiclass", "multilabel"]
@@ -155,4 +155,4 @@ IMAGES_BODY = {
         },
     }
 }
-"""The body, which the routes read themselves so that it is counted as it comes."""
+"""The body; routes read it themselves, so that it is counted while it arrives."""

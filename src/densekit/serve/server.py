@@ -1,4 +1,4 @@
-"""uvicorn, with an end that loses no request, and without clients that never finish their head."""
+"""uvicorn with a graceful shutdown, and a timeout for clients that never finish their headers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from densekit.serve.guard import Life
 from densekit.serve.limits import Limits
 
 HEAD_SECONDS = 10.0
-"""For a request's head, from the connection's start."""
+"""For a request's headers to arrive."""
 IDLE_SECONDS = 75
-"""A connection stays open so long between requests, longer than most balancers use it again."""
+"""How long an idle connection stays open: longer than most load balancers reuse one."""
 MOST_CONNECTIONS = 4096
-"""At once; past it 503."""
+"""Concurrent connections; past it 503."""
 
 
 class Draining(uvicorn.Server):
-    """SIGTERM: the process says that it is not ready, goes on for `drain_seconds`, in which each
-    answer closes its connection, and then ends what is under way and itself with exit code 0. A
-    second signal, and Ctrl-C, skip the wait; a third ends it at once."""
+    """On SIGTERM the process reports not ready, keeps serving for `drain_seconds`, in which each
+    response closes its connection, then finishes the requests under way and exits with 0. A second
+    signal, or Ctrl-C, skips the wait; a third ends it at once."""
 
     def __init__(self, config: uvicorn.Config, life: Life, drain_seconds: float) -> None:
         super().__init__(config)
@@ -46,7 +46,7 @@ class Draining(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _drop_headless(self, now: float) -> None:
-        """Closes connections that began a request HEAD_SECONDS ago and have not sent its head."""
+        """Closes connections that have not sent their request's headers after HEAD_SECONDS."""
         waiting = {c for c in self.server_state.connections if _is_headless(c)}
         self._headless = {c: self._headless.get(c, now) for c in waiting}
         for connection, since in self._headless.items():
@@ -55,18 +55,18 @@ class Draining(uvicorn.Server):
 
 
 def _is_headless(connection: object) -> bool:
-    """Whether no request is under way and none is waited for: uvicorn's own timer is off."""
+    """Whether no request is under way and uvicorn's own keep-alive timer is off."""
     cycle = getattr(connection, "cycle", None)
     timer = getattr(connection, "timeout_keep_alive_task", None)
     return timer is None and (cycle is None or cycle.response_complete)
 
 
 def server(app: ASGIApp, limits: Limits, life: Life, drain_seconds: float) -> Draining:
-    """Ready to `run(sockets=[...])`."""
+    """A server, to be started with `run(sockets=[...])`."""
     config = uvicorn.Config(
         app,
         log_config=None,
-        access_log=False,  # it has paths and addresses
+        access_log=False,  # it would log paths and addresses
         server_header=False,
         proxy_headers=False,
         ws="none",

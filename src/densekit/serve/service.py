@@ -1,4 +1,4 @@
-"""From images to answers: decoding in threads, the network in batches."""
+"""Answers images: decodes them in threads, runs the network in batches."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ NOT_FINITE = "the network's output is not finite"
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of an image; compute is its whole batch's."""
+    """An image's times in seconds; compute is that of its whole batch."""
 
     decode: float = 0.0
     queue: float = 0.0
     compute: float = 0.0
     batch: int = 0
-    """Images in its batch."""
+    """Number of images in its batch."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a request gets for one image."""
+    """A request's result for one image."""
 
     row: Row
     maps: list[ClassMap] = field(default_factory=list)
     times: Times = Times()
     failed: bool = False
-    """Whether the fault is ours, not the image's."""
+    """Whether the server failed, not the image."""
 
 
 class Service:
-    """A classifier that answers many requests at once. For one event loop."""
+    """A classifier that answers many requests concurrently. Use from one event loop only."""
 
     def __init__(self, classifier: Classifier, limits: Limits, measures: Measures) -> None:
         """Call `open` in the event loop before `answer`."""
@@ -61,10 +61,10 @@ class Service:
         self._readers = ThreadPoolExecutor(max(2, distributed.cores()), "densekit-decode")
         self._batcher: Batcher | None = None
         self.no_maps = _why_no_maps(classifier)
-        """A sentence where the network has no class activation maps."""
+        """Why the network has no class activation maps; None if it has them."""
 
     def warm_up(self) -> None:
-        """The first passes, which are the slowest: a single image, and the largest batch."""
+        """Runs the slow first passes: a single image, and the largest batch."""
         seen = self.classifier.preprocess
         grey = np.zeros((seen.crop, seen.crop), np.uint8)
         square = self.classifier.read_square(grey)
@@ -86,13 +86,13 @@ class Service:
         )
 
     async def close(self) -> None:
-        """Ends all threads, when the last answer is given."""
+        """Ends all threads after the last answer."""
         assert self._batcher is not None
         await asyncio.to_thread(self._batcher.close)
         self._readers.shutdown(cancel_futures=True)
 
     def check(self, ask: Ask) -> None:
-        """Raises Refused for what this network cannot be asked."""
+        """Raises Refused if this network cannot answer it."""
         if not ask.wants_maps:
             return
         if self.no_maps:
@@ -105,9 +105,9 @@ class Service:
     async def answer(
         self, images: Sequence[tuple[str | None, bytes | np.ndarray]], ask: Ask
     ) -> list[Result]:
-        """A result for each image, a file's bytes or a uint8 array, in order.
+        """A result for each image (a file's bytes or a uint8 array), in order.
 
-        When it is cancelled, its images are taken out of the queue.
+        Cancelling it removes its images from the queue.
         """
         tasks = [asyncio.ensure_future(self._one(*image, ask)) for image in images]
         self.measures.under_way.inc(len(images))
@@ -152,12 +152,12 @@ class Service:
     # In other threads -----------------------------------------------------------------------
 
     def _read(self, image: bytes | np.ndarray) -> tuple[Tensor | UserError, float]:
-        """Its square, or what is wrong with it; and seconds."""
+        """The network's input, or the error; and the seconds it took."""
         began = time.perf_counter()
         square: Tensor | UserError
         try:
             square = self.classifier.read_square(image)
-        except UserError as error:  # an array of a kind that is no image
+        except UserError as error:  # an array that is not an image
             square = error
         return square, time.perf_counter() - began
 
@@ -169,7 +169,7 @@ class Service:
         return [Finding(*pair) for pair in zip(own, maps, strict=True)]
 
     def _maps(self, squares: Tensor, wanted: Sequence[Sequence[int]]) -> list[list[ClassMap]]:
-        """Of each image the maps of the classes wanted; a second pass, of those images alone."""
+        """Each image's maps of the requested classes; a second pass over just those images."""
         places = [i for i, labels in enumerate(wanted) if labels]
         found: list[list[ClassMap]] = [[] for _ in wanted]
         if not places:
@@ -189,7 +189,7 @@ class Service:
 
 
 def _asked(job: Job, answers: Sequence[Answer]) -> Sequence[int]:
-    """The classes whose maps a job wants; none of an image without answers."""
+    """The classes whose maps a job requests; none for an image without answers."""
     if not answers:
         return ()
     return [answer["class"] for answer in answers] if job.ask.answer_cams else job.ask.cams or ()
@@ -204,6 +204,6 @@ def _why_no_maps(classifier: Classifier) -> str | None:
 
 
 def log_error(what: str, error: BaseException) -> None:
-    """Where it was raised, without its message, which may quote what a client sent."""
+    """Logs where it was raised, without its message, which may quote a client's data."""
     place = "".join(traceback.format_tb(error.__traceback__))
     LOG.error("%s: %s\n%s", what, type(error).__name__, place)

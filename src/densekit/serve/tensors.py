@@ -1,4 +1,4 @@
-"""Tensors of KServe's protocol: in JSON, or as bytes behind it (Triton's extension)."""
+"""Tensors of KServe's protocol: in JSON, or as bytes after it (Triton's extension)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 NUMPY = {"INT64": "<i8", "FP64": "<f8"}
 
 Tensors = dict[str, tuple[str, list[int], list[Any]]]
-"""Name -> datatype, shape, values row after row."""
+"""Name -> datatype, shape, values in row-major order."""
 
 
 class Strict(BaseModel):
@@ -29,7 +29,7 @@ class Strict(BaseModel):
 
 
 class InferParameters(Strict):
-    """What a request may say of itself."""
+    """A request's parameters."""
 
     topk: int = Field(5, ge=1, le=1_000_000, description="Answers per image.")
     timeout: int | None = Field(
@@ -45,7 +45,7 @@ class InferParameters(Strict):
 
 
 class InputParameters(Strict):
-    """How an input's data comes."""
+    """An input's parameters."""
 
     binary_data_size: int | None = Field(None, ge=0, description="Bytes behind the JSON.")
     content_type: Literal["base64"] | None = Field(None, description="Of BYTES in JSON.")
@@ -64,13 +64,13 @@ class InferInput(Strict):
 
 
 class OutputParameters(Strict):
-    """How an output is wanted."""
+    """A requested output's parameters."""
 
     binary_data: bool | None = None
 
 
 class InferOutput(Strict):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
@@ -86,11 +86,11 @@ class InferRequest(Strict):
 
 
 Images = list[tuple[None, bytes | np.ndarray]]
-"""Files' bytes, or uint8 arrays [H, W, C], without names."""
+"""Files' bytes, or uint8 arrays [H, W, C], unnamed."""
 
 
 def parsed(body: bytes, header_length: str | None, max_images: int) -> tuple[InferRequest, Images]:
-    """The JSON, and the images in it or behind it. Raises Refused."""
+    """The JSON, and the images in it or after it. Raises Refused."""
     size = len(body)
     if header_length is not None:
         if not header_length.isdecimal() or int(header_length) > len(body):
@@ -135,7 +135,7 @@ def _files(tensor: InferInput) -> list[bytes]:
 
 
 def _behind(binary: bytes) -> list[bytes]:
-    """Each element behind its length, 4 bytes, little-endian."""
+    """The elements, each preceded by its length (4 bytes, little-endian)."""
     found, at = [], 0
     while at < len(binary):
         length = int.from_bytes(binary[at : at + 4], "little")
@@ -155,7 +155,7 @@ def _arrays(tensor: InferInput, binary: bytes) -> np.ndarray:
     else:
         try:
             wide = np.array(tensor.data)
-        except ValueError as error:  # rows of several lengths
+        except ValueError as error:  # rows of different lengths
             raise Refused(400, "data: its rows have several lengths") from error
         if wide.dtype.kind not in "iu" or (wide.size and not 0 <= wide.min() <= wide.max() <= 255):
             raise Refused(400, "data: UINT8 are whole numbers from 0 to 255")
@@ -166,7 +166,7 @@ def _arrays(tensor: InferInput, binary: bytes) -> np.ndarray:
 
 
 def packed(head: dict[str, Any], tensors: Tensors, binary: dict[str, bool]) -> Response:
-    """A response; `binary` says which outputs stand behind the JSON."""
+    """A response; `binary` says which outputs follow the JSON as bytes."""
     outputs, behind = [], b""
     for name, (datatype, shape, values) in tensors.items():
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}

@@ -1,4 +1,4 @@
-"""A request's work, for as long as somebody waits for it."""
+"""Runs a request's work until the client leaves or the deadline passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def finished(request: Request, work: Awaitable[T], deadline: float) -> T:
-    """What `work` gives, which is cancelled when the client leaves or after `deadline` seconds.
+    """The result of `work`, which is cancelled if the client leaves or after `deadline` seconds.
 
     Call it once the body is read. Raises ClientDisconnect, or Refused.
     """

@@ -1,4 +1,4 @@
-"""Several serving processes on one listening socket, kept alive."""
+"""Several serving processes on one listening socket, restarted when they die."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from densekit.serve.measures import SHARED
 from densekit.serve.run import Serving, serve_as_worker
 
 SPAWN = multiprocessing.get_context("spawn")
-SHORT_LIFE = 10.0  # seconds; a worker that ends before was never of use
-MOST_SHORT_LIVES = 3  # short lives in a row before all is given up
+SHORT_LIFE = 10.0  # seconds; a worker that ends sooner counts as a failed start
+MOST_SHORT_LIVES = 3  # failed starts in a row before giving up
 
 
 class Workers:
-    """The processes, and what is to be done when one ends or a signal comes.
+    """Starts the processes, replaces those that die, and forwards signals.
 
-    They share one socket that listens: a connection that no worker has taken waits for another.
+    They share one listening socket: a connection that one worker does not accept waits for another.
     """
 
     def __init__(self, serving: Serving, listener: socket.socket, count: int) -> None:
@@ -36,7 +36,7 @@ class Workers:
         self._short_lives = 0
 
     def run(self) -> int:
-        """Until a signal ends them; the exit code: 0, or 3 where workers cannot live."""
+        """Runs until a signal ends them; returns the exit code: 0, or 3 if workers keep dying."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
         with tempfile.TemporaryDirectory(prefix="densekit-metrics-") as folder:
@@ -52,7 +52,7 @@ class Workers:
         process = SPAWN.Process(target=serve_as_worker, args=(self._serving, self._listener))
         process.start()
         self._alive[process] = time.monotonic()
-        if self._signalled:  # which came while it started
+        if self._signalled:  # the signal came while it started
             process.terminate()
 
     def _ended(self, process: BaseProcess, folder: str) -> None:
@@ -72,6 +72,6 @@ class Workers:
 
     def _forward(self, _: int, __: FrameType | None) -> None:
         self._signalled += 1
-        self._listener.close()  # the workers have their own, for as long as they want
+        self._listener.close()  # the workers have their own copies
         for process in list(self._alive):
             process.terminate()
