@@ -1,7 +1,7 @@
-"""Scoring millions of images: `run.py` is where to begin.
+"""Scoring millions of images: start reading at `run.py`.
 
-`folder.py` is what lies on the disk, `parts.py` what a process does, `processes.py` and `on_ray.py`
-how many of them share the parts.
+`folder.py` is the layout on disk, `parts.py` what one process does; `processes.py` and `on_ray.py`
+distribute the parts over processes.
 """
 
 from densekit.config import needs_extra

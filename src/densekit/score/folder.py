@@ -1,11 +1,11 @@
-"""The folder of `densekit predict --out`: what is to be done, and what is done.
+"""The output folder of `densekit predict --out`: the plan, and the finished parts.
 
-    _manifest.json         the plan: which network, images and options; what is done
-    _inputs.parquet        the images' names in order; a row group is a part
-    part-000000.parquet    the rows of a part, whole or not there
+    _manifest.json         network, images and options; progress
+    _inputs.parquet        the image names in order, a row group per part
+    part-000000.parquet    a part's rows, written atomically
 
-Readers of Parquet pass over names that begin with `_` or `.`, so the folder reads as one table,
-in the order of the images. To go on is to do the parts that are missing.
+Parquet readers ignore names that begin with `_` or `.`, so the folder reads as one table, in the
+order of the images. To resume is to compute the missing parts.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ MANIFEST_FORMAT = 1
 MANIFEST, NAMES = "_manifest.json", "_inputs.parquet"
 LOCK_WAIT = 5.0  # seconds: the kernel may still be freeing a killed run's lock
 VALUE_LENGTH = 60  # characters of a value in a message
-# Names as bytes, since a file's may be no UTF-8.
+# Names as bytes, since file names may not be valid UTF-8.
 NAMES_SCHEMA = pa.schema([pa.field("file", pa.binary(), nullable=False)])
 
 
 class Request(Section):
-    """What decides the rows: a folder goes on only with the same."""
+    """Everything that decides the rows: a folder is resumed only with the same request."""
 
     network: str
     """sha256 of the network, its preprocessing and its classes."""
     inputs: tuple[str, ...]
-    """As they were typed."""
+    """As typed."""
     lists: dict[str, str]
     """The list files among them -> sha256 of their content."""
     started_in: str | None
-    """The folder that relative paths start from; None: there are none."""
+    """The folder that relative paths are relative to; None: there are none."""
     part_size: int
     topk: int
     batch_size: int
@@ -57,7 +57,7 @@ class Request(Section):
     tta: str
 
     def differences(self, other: Request) -> list[str]:
-        """`topk=5, not topk=3` for all that is another."""
+        """`topk=5, not topk=3` for each value that differs."""
         ours, theirs = self.model_dump(), other.model_dump()
         return [
             f"{key}={_short(ours[key])}, not {key}={_short(theirs[key])}"
@@ -67,7 +67,7 @@ class Request(Section):
 
 
 class Done(Section):
-    """What is in the parts that are there."""
+    """The content of the finished parts."""
 
     parts: int = 0
     images: int = 0
@@ -87,19 +87,19 @@ class Manifest(Section):
 
     format: int
     densekit: str
-    """The version that began."""
+    """The version that started it."""
     request: Request
     images: int
     names_sha256: str
-    """Of the images' names, in order, with a NUL between them."""
+    """sha256 of the image names, in order, joined by NUL."""
     done: Done = Done()
-    """As the last command that came to its end, or was asked to stop, left it: the part files
-    themselves say what is done."""
+    """As of the last command that finished or was asked to stop; the part files themselves are
+    authoritative."""
 
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """A folder of results, with its plan."""
+    """An output folder and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -121,9 +121,9 @@ class ResultFolder:
         return [os.fsdecode(name) for name in table.column("file").to_pylist()]
 
     def look(self, parts: Iterable[int]) -> tuple[list[int], Done]:
-        """Which of the parts are missing, and what is in the others.
+        """Which of the parts are missing, and the content of the others.
 
-        A part that cannot be read, or has another number of rows, is missing.
+        A part that is unreadable or has a wrong number of rows counts as missing.
         """
         missing, done = [], Done()
         for part in parts:
@@ -136,12 +136,12 @@ class ResultFolder:
         return missing, done
 
     def note(self, done: Done) -> None:
-        """Writes into the manifest what is done."""
+        """Writes the progress to the manifest."""
         _write(self.path, self.manifest.model_copy(update={"done": done}))
 
 
 def count_errors(file: Path, rows: int) -> int | None:
-    """Rows with an error in a part; None if it is not there or not whole."""
+    """The number of rows with an error in a part; None if it is missing or incomplete."""
     try:
         metadata = pq.read_metadata(file)
     except (FileNotFoundError, pa.ArrowInvalid):
@@ -157,10 +157,10 @@ def count_errors(file: Path, rows: int) -> int | None:
 def opened_folder(
     path: Path, request: Request, names: Iterable[str], version: str
 ) -> Iterator[ResultFolder]:
-    """The folder, held until the block ends: a new one, or one of the same request.
+    """The folder, locked until the block ends: a new one, or one of the same request.
 
-    `names` are only asked for where they are not stored yet. Raises UserError for a folder of
-    something else or of another request, and for one in use.
+    `names` is only read if the names are not stored yet. Raises UserError for a folder of another
+    request, with other content, or in use.
     """
     if path.is_dir():
         _refuse_foreign(path)
@@ -185,7 +185,7 @@ def opened_folder(
 
 
 def write_names(file: Path, names: Iterable[str], part_size: int) -> tuple[int, str]:
-    """The names as they come, a row group for each part; their number and sha256."""
+    """Writes the names as they come, a row group per part; returns their number and sha256."""
     count, hashed, rest = 0, hashlib.sha256(), iter(names)
     with (
         replacing(file) as out,

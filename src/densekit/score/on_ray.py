@@ -1,8 +1,8 @@
 """Parts on a Ray cluster, handed out by Ray Data.
 
-Ray only carries the numbers of parts: names come from the folder and rows go there, so every
-machine sees it, and the images, under the same paths. A worker that dies is replaced and its parts
-are done again; since a part's file is whole or not there, no row is lost or doubled.
+Ray only carries part numbers: names are read from the folder and rows written to it, so every
+machine must see the folder and the images under the same paths. A worker that dies is replaced and
+its parts are computed again; part files are written atomically, so no row is lost or duplicated.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from densekit.infer.model import Opened
 from densekit.score.folder import ResultFolder
 from densekit.score.parts import LOOK_EVERY, ScoreJob, score_part
 
-BLOCKS = 10_000  # that Ray Data keeps account of; with more parts than that, some at a time
+BLOCKS = 10_000  # at most, for Ray Data to track; with more parts, several per block
 
 
 def on_ray(
     opened: Opened, folder: ResultFolder, parts: Sequence[int], workers: int | None
 ) -> Generator[int, None, None]:
-    """Scores parts; yields how many more images are done. Closed, it leaves the cluster.
+    """Scores parts; yields how many more images are done. Closing it disconnects from the cluster.
 
-    RAY_ADDRESS says which cluster; without it Ray starts one on this machine. `workers` actors
-    share its CPUs; None: one for each of them.
+    RAY_ADDRESS names the cluster; without it Ray starts one on this machine. `workers` actors
+    share its CPUs; None: one per CPU.
     """
     ray = _ray()
     ray.init(log_to_driver=False, logging_level="ERROR")
@@ -59,7 +59,7 @@ def on_ray(
 
 
 class PartActor:
-    """A process of the cluster with a network."""
+    """A process of the cluster with its own network."""
 
     def __init__(self, job: Any) -> None:
         self.job: ScoreJob = _ray().get(job)
@@ -68,14 +68,14 @@ class PartActor:
         self.classifier = self.job.classifier()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Numbers of parts -> of the images in them."""
+        """Part numbers -> their numbers of images."""
         parts = batch["item"].tolist()
         rows = self.job.rows(self.classifier, parts)
         return {"images": np.array([sum(score_part(self.job, rows, part)) for part in parts])}
 
 
 def _anywhere(job: ScoreJob) -> ScoreJob:
-    """The job with the paths of results and network from the root on."""
+    """The job with absolute paths of results and network."""
     opened, network = job.opened, job.opened.network
     if isinstance(network, Exported):
         opened = replace(opened, network=replace(network, folder=network.folder.absolute()))
@@ -84,7 +84,7 @@ def _anywhere(job: ScoreJob) -> ScoreJob:
 
 
 def _collect(scored: Any, results: queue.Queue[int | BaseException]) -> None:
-    """In a thread, so that the main one can be asked to stop."""
+    """Runs in a thread, so that the main thread can react to a stop request."""
     try:
         for row in scored.iter_rows():
             results.put(row["images"])

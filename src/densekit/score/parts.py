@@ -1,4 +1,4 @@
-"""A part of the images, from names to a Parquet file: what every process of every machine runs."""
+"""Scores one part, from names to a Parquet file; runs in every process on every machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from densekit.infer.rows import Row
 from densekit.precision import FLAG, keep_freed_memory, resolve
 from densekit.score.folder import ResultFolder
 
-LOOK_EVERY = 0.2  # seconds between looks at those who score parts
+LOOK_EVERY = 0.2  # seconds between polls of the scoring processes
 SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -34,15 +34,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """All that a process needs to score parts."""
+    """Everything a process needs to score parts."""
 
     opened: Opened
     folder: ResultFolder
     threads: int | None
-    """Of the network, in each process; None: as OMP_NUM_THREADS says."""
+    """The network's threads in each process; None: as OMP_NUM_THREADS says."""
 
     def classifier(self, worker: int = 0) -> Classifier:
-        """In the process that is to use it, of `worker` processes before it on this machine."""
+        """Loads it in the process that uses it, the `worker`th (from 0) on this machine."""
         request = self.folder.manifest.request
         keep_freed_memory()
         distributed.set_threads(self.threads)
@@ -53,9 +53,9 @@ class ScoreJob:
         return Classifier(self.opened, formats, request.max_pixels, request.engine, request.tta)
 
     def rows(self, classifier: Classifier, parts: Iterable[int]) -> Iterator[Row]:
-        """Those of all images of `parts`: at a part's end the next one's first are being read.
+        """The rows of `parts`; the next part's first images are read while this one ends.
 
-        Batches are cut from a part's first image on, so rows do not depend on who scores which.
+        Batches start anew with each part, so rows do not depend on which process scores it.
         """
         size, topk = self.folder.manifest.request.batch_size, self.folder.manifest.request.topk
         names = map(self.folder.names, parts)
@@ -63,13 +63,13 @@ class ScoreJob:
 
 
 def score_part(job: ScoreJob, rows: Iterator[Row], part: int) -> Generator[int, None, None]:
-    """Writes a part's file of the next `rows`; yields how many more are done, batch by batch.
+    """Writes a part's file from the next `rows`; yields how many more are done, batch by batch.
 
-    The file is there, whole, once this has ended; if it is closed before, nothing is.
+    The file is written atomically at the end; closing this earlier writes nothing.
     """
     folder, request = job.folder, job.folder.manifest.request
-    # Rows stay Python's until the end: tables of Arrow's made batch by batch would each lie in a
-    # place that a batch's memory has left, so that the next batch takes new memory.
+    # Rows stay Python objects until the end: Arrow tables made batch by batch would each occupy
+    # memory that a batch has freed, so that the next batch would need new memory.
     done: list[Row] = []
     while left := folder.images_in(part) - len(done):
         batch = [_utf8(next(rows)) for _ in range(min(left, request.batch_size))]
@@ -81,5 +81,5 @@ def score_part(job: ScoreJob, rows: Iterator[Row], part: int) -> Generator[int, 
 
 
 def _utf8(row: Row) -> Row:
-    """The row with a name that every reader of Parquet can take."""
+    """The row with a file name in valid UTF-8, which every Parquet reader accepts."""
     return {**row, "file": None if row["file"] is None else readable(row["file"])}

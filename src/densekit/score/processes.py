@@ -1,7 +1,7 @@
-"""Parts on this machine: in this process, or in some of their own.
+"""Scores parts on this machine: in this process, or in several.
 
-What scores parts is an iterator that yields, now and then, how many more images are done; closed,
-it drops the parts that are under way.
+Each way is a generator that yields, now and then, how many more images are done; closing it
+discards unfinished parts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from densekit.data.workers import IGNORED
 from densekit.infer.classifier import Classifier
 from densekit.score.parts import LOOK_EVERY, ScoreJob, score_part
 
-AHEAD = 2  # parts given out for each process
+AHEAD = 2  # parts queued per process
 
 
 def in_this_process(job: ScoreJob, parts: Sequence[int]) -> Generator[int, None, None]:
@@ -72,13 +72,13 @@ def in_processes(job: ScoreJob, parts: Sequence[int], workers: int) -> Generator
 
 @dataclass(frozen=True)
 class Shared:
-    """What the processes have in common."""
+    """State shared by the processes."""
 
     job: ScoreJob
     workers: Synchronized[int]
-    """That have begun."""
+    """How many have started."""
     done: Synchronized[int]
-    """Images."""
+    """Images done."""
     stop: Event
 
 
@@ -87,7 +87,7 @@ _classifier: Classifier | None = None
 
 
 def _begin(shared: Shared) -> None:
-    """Signals are the main process' to answer; without it there is nothing to do."""
+    """Leaves signals to the main process, and ends when it is gone."""
     global _shared
     _shared = shared
     for number in IGNORED:
@@ -103,7 +103,7 @@ def _end_with_parent() -> None:
 
 
 def _score(part: int) -> None:
-    """The network is made with the first part, so that a user's mistake reaches the user."""
+    """Loads the network with the first part, so that a UserError reaches the main process."""
     global _classifier
     if _classifier is None:
         with _shared.workers.get_lock():

@@ -1,4 +1,4 @@
-"""`densekit predict --out`: millions of images to rows in Parquet files."""
+"""`densekit predict --out`: predictions for millions of images, in Parquet files."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from densekit.score.parts import ScoreJob
 from densekit.score.processes import in_processes, in_this_process
 from densekit.stop import StopRequest
 
-PART_SIZE = 4096  # images: some minutes of a CPU, a whole number of usual batches
+PART_SIZE = 4096  # images: some minutes on a CPU, a multiple of usual batch sizes
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What decides the rows beside network and images, and who computes them."""
+    """Options that decide the rows, besides network and images, and where they are computed."""
 
     topk: int = 5
     batch_size: int = 32
     part_size: int | None = None
-    """Images in a file; None: PART_SIZE."""
+    """Images per file; None: PART_SIZE."""
     max_pixels: int | None = None
     device: str = "auto"
     precision: str = "fp32"
@@ -58,24 +58,24 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a command leaves."""
+    """A command's result."""
 
     images: int
-    """All of them."""
+    """In total."""
     done: Done
-    """Of them, by this command and those before it."""
+    """By this command and earlier ones."""
     scored: int
     """By this command."""
     seconds: float
     stopped: str | None = None
-    """Why it ended before all was done."""
+    """Why it ended early."""
 
 
 def score_all(opened: Opened, inputs: Sequence[str], out: Path, options: ScoreOptions) -> Scored:
     """A row for each image that `inputs` name, in their order, in files below `out`.
 
-    Goes on where an earlier command with the same network, inputs and options ended, however it
-    ended. SIGTERM and Ctrl-C end it with what is done kept. Raises UserError.
+    Resumes an earlier command with the same network, inputs and options, however that ended.
+    SIGTERM and Ctrl-C end it, keeping the finished parts. Raises UserError.
     """
     if options.on not in (None, "ray"):
         raise UserError(f"--on {options.on}: unknown; leave it out, or --on ray")
@@ -105,7 +105,7 @@ def score_all(opened: Opened, inputs: Sequence[str], out: Path, options: ScoreOp
 
 
 def _request(opened: Opened, inputs: Sequence[str], options: ScoreOptions) -> Request:
-    """Raises UserError for formats that this machine lacks, where it is this machine's work."""
+    """Raises UserError for a device or precision that this machine lacks, if it does the work."""
     device, network = options.device, opened.network
     engine = resolve_engine(opened, options.engine)
     if isinstance(network, Exported):
@@ -167,7 +167,7 @@ def _scoring(
 
 
 def _until_asked(scoring: Iterator[int], stop: StopRequest) -> Iterator[None]:
-    """One for each image that is done, until the process is asked to stop."""
+    """An item per finished image, until the process is asked to stop."""
     for images in scoring:
         yield from repeat(None, images)
         if stop.asked:
