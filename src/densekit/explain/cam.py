@@ -21,26 +21,26 @@ from densekit.infer.engines import preparing
 from densekit.infer.rows import Answer
 from densekit.models.densenet import DenseNet
 
-BYTE_STEPS = 127  # of an 8-bit number, on either side of 0
+BYTE_STEPS = 127  # of a signed byte, on either side of 0
 
 
 class CompactMap(TypedDict):
-    """A map for JSON: value = byte * scale / 127, wrong by at most scale / 254."""
+    """A map for JSON: value = byte * scale / 127, with an error of at most scale / 254."""
 
     height: int
     width: int
     scale: float
     """The largest |value|."""
     data: str
-    """Signed bytes, row after row, in base64."""
+    """Signed bytes in row-major order, in base64."""
 
 
 def class_maps(classifier: Classifier, squares: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
     """What each part of an image adds to the logits of `classes`: float32 [n, k, h, w] on the CPU.
 
-    squares: [n, C, S, S], see Classifier.read_square. classes: k numbers for all
-    images, or int64 [n, k]. A map's mean plus the class' bias is its logit. Raises UserError for
-    a network that has no such maps and for a class that it does not have.
+    squares: [n, C, S, S], see Classifier.read_square. classes: k classes for all images, or
+    int64 [n, k]. A map's mean plus the class' bias is its logit. Raises UserError for a network
+    without such maps and for an unknown class.
     """
     network, places = densenet_of(classifier), check_classes(classifier, squares, classes)
     features, _ = features_and_logits(classifier, network, squares)
@@ -50,10 +50,10 @@ def class_maps(classifier: Classifier, squares: Tensor, classes: Tensor | Sequen
 def answers_and_maps(
     classifier: Classifier, squares: Tensor, topk: int, classes: Sequence[int] | None = None
 ) -> tuple[list[list[Answer]], Tensor]:
-    """The classifier's answers, and maps [n, k, h, w] as of `class_maps`, in one pass.
+    """The classifier's answers, and maps [n, k, h, w] as by `class_maps`, in one pass.
 
-    The maps are those of `classes`, or else of each image's own answers. An image without
-    answers, since they are not finite, has maps of zeros. Raises UserError as `class_maps` does.
+    The maps are those of `classes`, or else of each image's own answers. An image whose logits are
+    not finite has no answers, and maps of zeros. Raises UserError as `class_maps` does.
     """
     network = densenet_of(classifier)
     features, logits = features_and_logits(classifier, network, squares)
@@ -68,14 +68,14 @@ def answers_and_maps(
 
 
 def answered(answers: list[list[Answer]], k: int) -> Tensor:
-    """The first k classes of each image's answers, int64 [n, k]; zeros where it has none."""
+    """The first k classes of each image's answers, int64 [n, k]; zeros if it has none."""
     places = [[answer["class"] for answer in row[:k]] or [0] * k for row in answers]
     return torch.tensor(places, dtype=torch.int64).view(-1, k)
 
 
 def densenet_of(classifier: Classifier) -> DenseNet:
-    """The network whose last layers make the maps. Raises UserError where they are others."""
-    network = classifier.model  # an exported folder has none, and says so
+    """The network to make maps from. Raises UserError if its last layers were replaced."""
+    network = classifier.model  # raises for an exported network
     if not isinstance(network.classifier, nn.Linear):
         raise UserError(
             f"class activation maps take a network that ends with one linear layer; this one's "
@@ -98,7 +98,7 @@ def features_and_logits(
 ) -> tuple[Tensor, Tensor]:
     """The last map [n, C, h, w] on the network's device, and float32 logits [n, K] on the CPU."""
     precision = classifier.precision
-    if next(network.parameters()).device.type != precision.device.type:  # the engine has a copy
+    if next(network.parameters()).device.type != precision.device.type:  # the engine uses a copy
         precision.place(network)
     prepare = preparing(classifier.preprocess.mean, classifier.preprocess.std, precision)
     with torch.inference_mode(), precision.autocast():
@@ -109,7 +109,7 @@ def features_and_logits(
 def maps_of(network: DenseNet, features: Tensor, places: Tensor) -> Tensor:
     """The last map [n, C, h, w] and classes [n, k] -> maps [n, k, h, w] on the CPU.
 
-    In float32; in float64 where the network and the last map are.
+    In float32; in float64 if the network and the last map are.
     """
     assert isinstance(network.classifier, nn.Linear)
     weight = network.classifier.weight
@@ -122,7 +122,7 @@ def maps_of(network: DenseNet, features: Tensor, places: Tensor) -> Tensor:
 def check_classes(
     classifier: Classifier, squares: Tensor, classes: Tensor | Sequence[int]
 ) -> Tensor:
-    """The classes of each image, int64 [n, k]. Raises UserError for a class that there is not."""
+    """The classes of each image, int64 [n, k]. Raises UserError for a class that does not exist."""
     places = torch.as_tensor(classes, dtype=torch.int64)
     count = len(classifier.classes)
     wrong = places[(places < 0) | (places >= count)]

@@ -1,4 +1,4 @@
-"""The folder that an explanation or report is written to: new, empty, or an earlier one's."""
+"""The output folder of an explanation or report: new, empty, or of an earlier one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ OWN: dict[ExplanationKind, re.Pattern[str]] = {
     "feature-reuse": re.compile(re.escape(REUSE_FIGURE)),
     "report": re.compile(rf"{PAGE_NAME}|{re.escape(PREDICTIONS)}|({'|'.join(FIGURES)})\.png"),
 }
-"""What a folder of each kind consists of, beside its manifest and files being written."""
+"""The files of each kind of folder, beside its manifest and temporary files."""
 LEFT_OVER = re.compile(r"\..*\.densekit-\d+\.tmp")
 """The name of what a killed process was writing (files.temporary), its first file perhaps."""
 
 
 def claim(folder: Path, kind: ExplanationKind) -> None:
-    """Makes `folder`, or clears it of what was written there before, of this kind.
+    """Creates `folder`, or clears it of an earlier output of this kind.
 
-    Raises UserError where it holds anything else, which is left as it is.
+    Raises UserError if it holds anything else, which is not touched.
     """
     make_folder(folder)
     there = sorted(path for path in folder.rglob("*"))
@@ -52,8 +52,8 @@ def claim(folder: Path, kind: ExplanationKind) -> None:
 
 
 def write_manifest(folder: Path, kind: ExplanationKind, content: dict[str, Any]) -> dict[str, Any]:
-    """explain.json or report.json, which also says that the folder is ours. Returns all that it
-    holds."""
+    """Writes explain.json or report.json, which also marks the folder as densekit's. Returns its
+    content."""
     whole = {"densekit": densekit.__version__, "kind": kind, **content}
     write_atomically(_manifest(folder, kind), (json.dumps(whole, indent=1) + "\n").encode())
     return whole

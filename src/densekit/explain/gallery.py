@@ -1,4 +1,4 @@
-"""Explained images as files: overlays/*.png, one page that holds them all, explain.json."""
+"""Explanations as files: overlays/*.png, one page with all images, explain.json."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class ExplainedRow(TypedDict):
 def write_gallery(
     folder: Path, found: Iterable[Explained], method: MethodName, name: str, classes: list[str]
 ) -> dict[str, Any]:
-    """Writes all of `found` to `folder` as it comes, and returns what explain.json says.
+    """Writes `found` to `folder` as it comes, and returns explain.json's content.
 
-    `name` says which network it is, for people. The folder is claimed before the first image is
-    asked for. Raises UserError for a folder of something else, and for a full or read-only disk.
+    `name` is the network's, shown on the page. The folder is claimed before the first image is
+    computed. Raises UserError for a folder with other content, and for a full or read-only disk.
     """
     claim(folder, "images")
     head, tail = _page(method, name)
@@ -148,5 +148,5 @@ def _bytes(image: Image.Image, kind: str) -> bytes:
 
 
 def _plain(name: str) -> str:
-    """What any file system takes, at most 40 characters."""
+    """A name that is valid on any file system, at most 40 characters."""
     return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")[:40] or "x"

@@ -28,31 +28,31 @@ METHODS: dict[MethodName, str] = {
     "the mean colour, a seventh of the picture wide, hides the place. Full colour is the "
     "strongest place of all maps of one picture, which can therefore be compared.",
 }
-"""With what each shows, for a page."""
-ANSWERS = 5  # that a row has at least
+"""With each one's description, for the page."""
+ANSWERS = 5  # per row, at least
 LISTED = 20  # classes that a message lists
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Of every image."""
+    """What to compute for every image."""
 
     method: MethodName = "cam"
     topk: int = 3
-    """Maps of so many answers, the most probable first."""
+    """Maps of this many answers, the most probable first."""
     classes: tuple[int, ...] = ()
     """Maps of these classes instead."""
     batch_size: int = 32
-    """Images in a pass."""
+    """Images per pass."""
 
 
 @dataclass(frozen=True)
 class Explained:
-    """An image's row; and where it has answers, its maps."""
+    """An image's row; and if it has answers, its maps."""
 
     row: Row
     square: Tensor | None = None
-    """What the network saw, [C, S, S], see Classifier.read_square."""
+    """The network's input, [C, S, S], see Classifier.read_square."""
     classes: tuple[int, ...] = ()
     """k of them."""
     maps: Tensor | None = None
@@ -62,7 +62,7 @@ class Explained:
 def explain_images(
     classifier: Classifier, files: Sequence[str], wanted: Wanted
 ) -> Iterator[Explained]:
-    """Each file in order, as it comes. Raises UserError where the network has no such maps."""
+    """Each file in order, lazily. Raises UserError if the network has no such maps."""
     if wanted.method != "occlusion":
         densenet_of(classifier)  # refused before an image is read
     at_once = 1 if wanted.method == "occlusion" else wanted.batch_size
@@ -81,7 +81,7 @@ def explain_images(
 def _explain(
     classifier: Classifier, squares: Tensor, wanted: Wanted
 ) -> Iterator[tuple[list[Answer], tuple[int, ...], Tensor]]:
-    """Of each image the answers, the classes and their maps."""
+    """Each image's answers, classes and maps."""
     count = len(classifier.classes)
     k = len(wanted.classes) or min(wanted.topk, count)
     shown = max(ANSWERS, wanted.topk)
@@ -112,7 +112,7 @@ def method_of(name: str) -> MethodName:
 
 
 def find_classes(classifier: Classifier, names: Sequence[str]) -> tuple[int, ...]:
-    """The classes of these names; a number is one too where no class is called so.
+    """The classes with these names; a number is a class index unless a class has that name.
 
     Raises UserError.
     """

@@ -1,4 +1,4 @@
-"""Maps by other methods than class activation maps, each by the library that is kept for it.
+"""Maps by methods other than class activation maps, each from a maintained library.
 
 Grad-CAM++ (Chattopadhay et al., 2018, https://arxiv.org/abs/1710.11063) by pytorch-grad-cam;
 occlusion (Zeiler & Fergus, 2014, https://arxiv.org/abs/1311.2901) by captum. Shapes as in cam.py.
@@ -16,13 +16,13 @@ from densekit.config import needs_extra
 from densekit.explain.cam import densenet_of, features_and_logits
 from densekit.infer.classifier import Classifier
 
-CELLS = 14  # of a side, in an occlusion's map
+CELLS = 14  # per side of an occlusion map
 
 
 def gradcam_plus_plus(classifier: Classifier, squares: Tensor, classes: Tensor) -> Tensor:
     """Grad-CAM++ at the last map: float32 [n, k, h, w], each map from 0 to 1.
 
-    The library scales every map by itself, so that two maps' strengths cannot be compared.
+    The library scales each map separately, so the strengths of two maps cannot be compared.
     squares: [n, C, S, S]; classes: int64 [n, k]. Raises UserError without the library,
     and for a network without a linear classifier.
     """
@@ -33,7 +33,7 @@ def gradcam_plus_plus(classifier: Classifier, squares: Tensor, classes: Tensor) 
     features, _ = features_and_logits(classifier, network, squares)
     with torch.inference_mode(False), torch.enable_grad():
         features = features.float().clone().requires_grad_()
-        # All that follows the last map, with a classifier of its own: the library clears gradients.
+        # All after the last map, with a copy of the classifier: the library clears gradients.
         alone = copy.deepcopy(network.classifier)
         tail = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), alone)
         method = GradCAMPlusPlus(tail, [tail[0]])
@@ -44,13 +44,13 @@ def gradcam_plus_plus(classifier: Classifier, squares: Tensor, classes: Tensor) 
 def occlusion(
     classifier: Classifier, square: Tensor, classes: Tensor, batch_size: int = 32
 ) -> Tensor:
-    """What a logit loses where a window hides the image, in logits: float32 [k, 14, 14].
+    """How much a logit drops when a window hides part of the image: float32 [k, 14, 14].
 
     The window has the preprocessing's mean colour and moves by half its side, a fourteenth of the
     image's. A pixel's value is the mean over all windows that hide it, a cell's the mean over its
     pixels. square: [C, S, S], see Classifier.read_square; classes: int64 [k]; `batch_size` images
-    go in a pass. Takes answers alone, so any engine's network will do. Raises UserError without
-    the library.
+    go in a pass. Needs only the logits, so it works with any engine. Raises UserError without the
+    library.
     """
     with needs_extra("explain", "occlusion"):
         from captum.attr import Occlusion
@@ -69,5 +69,5 @@ def occlusion(
         strides=(channels, step, step),
         baselines=mean.expand(1, channels, side, side),
         perturbations_per_eval=batch_size,
-    )  # [k, C, S, S]; all channels are hidden at once, and so are alike
+    )  # [k, C, S, S]; channels are hidden together, so they are equal
     return F.adaptive_avg_pool2d(lost[:, 0].float(), min(side, CELLS))

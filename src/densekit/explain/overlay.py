@@ -1,7 +1,7 @@
 """A map over its picture: orange to yellow speaks for the class, blue against it.
 
-Zero leaves the picture as it is, in grey; colour and opacity grow with the value, so that strong
-places are also the bright ones, in print and to the colour-blind too. Nothing is clipped.
+At zero the picture stays grey; colour and opacity grow with the value, so that strong places are
+also bright, in print and for the colour-blind too. Nothing is clipped.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 FOR = ("#a82e5f", "#dd513a", "#f98e09", "#f6d746")  # the upper half of matplotlib's inferno
 AGAINST = ("#144db8", "#4dccff")
 OPACITY = 0.85  # of the strongest value
-LEAST_SIDE = 224  # pixels to which a small picture is enlarged, at least
+LEAST_SIDE = 224  # pixels: smaller pictures are enlarged to at least this
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's own grey
 
 
 def overlay(square: Tensor, class_map: Tensor, strongest: float) -> Image.Image:
     """RGB, the square's size, or a multiple of it of at least LEAST_SIDE pixels.
 
-    square: [C, S, S], what the network saw, as `enlarged` takes it. class_map: float [h, w],
-    finite, which is laid over it by bilinear interpolation. strongest: the |value| that has full
-    colour; the same for several maps makes them comparable.
+    square: [C, S, S], the network's input, as for `enlarged`. class_map: float [h, w], finite,
+    interpolated bilinearly. strongest: the |value| with full colour; use the same one for several
+    maps to make them comparable.
     """
     picture = enlarged(square)
     values = F.interpolate(
@@ -38,9 +38,9 @@ def overlay(square: Tensor, class_map: Tensor, strongest: float) -> Image.Image:
 
 
 def enlarged(square: Tensor) -> Image.Image:
-    """What the network saw, [C, S, S], as RGB; a small one by whole pixels.
+    """The network's input, [C, S, S], as RGB; small ones are enlarged by a whole factor.
 
-    uint8, or float in 0..1. Of other than three channels their mean, as grey.
+    uint8, or float in 0..1. Unless there are three channels, their mean, as grey.
     """
     if square.is_floating_point():
         square = (square.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -59,7 +59,7 @@ def legend(steps: int = 9) -> list[str]:
 
 
 def strongest_of(maps: Tensor) -> float:
-    """The largest |value|, 0.0 where there is no map."""
+    """The largest |value|; 0.0 without maps."""
     return maps.abs().max().item() if maps.numel() else 0.0
 
 

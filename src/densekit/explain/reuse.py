@@ -2,7 +2,7 @@
 
 Huang et al., 2017 (https://arxiv.org/abs/1608.06993): "for each convolutional layer l within a
 block, we compute the average (absolute) weight assigned to connections with layer s". The columns
-are a block's layers and then what reads the whole block: the transition, or the classifier.
+are a block's layers, then the reader of the whole block: the transition, or the classifier.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from densekit.models.densenet import DenseNet
 
 # The strongest is not black: differences between dark colours are hard to see.
 COLOURS = ListedColormap(colormaps["magma_r"](np.linspace(0.02, 0.85, 256)))
-CELL = 0.2  # inches, of a cell where the figure has room for it
+CELL = 0.2  # inches per cell, if the figure has room
 WIDEST_FIGURE = 16.0  # inches
 
 
@@ -45,7 +45,7 @@ class BlockReuse:
     name: str
     """denseblock1"""
     reader: str
-    """What reads all of it: transition1, or classifier."""
+    """The module that reads the whole block: transition1, or classifier."""
     weights: NDArray[np.float64]
     """Mean |weight| [1 + L sources, L + 1 targets]; NaN where a source comes after its target.
 
@@ -54,7 +54,7 @@ class BlockReuse:
 
 
 def feature_reuse(network: DenseNet) -> list[BlockReuse]:
-    """The blocks of a network. Raises UserError where a convolution or the head was replaced."""
+    """The blocks of a network. Raises UserError if a convolution or the classifier was replaced."""
     return [_block(network, b) for b in range(len(network.config.block_config))]
 
 
@@ -75,7 +75,7 @@ def _block(network: DenseNet, b: int) -> BlockReuse:
 
 
 def _mean_sizes(network: DenseNet, name: str, channels: int) -> Tensor:
-    """Of each channel that a module reads the mean |weight|, float64. Raises UserError."""
+    """The mean |weight| of each channel that a module reads, float64. Raises UserError."""
     module = network.get_submodule(name)
     if not isinstance(module, (nn.Conv2d, nn.Linear)) or module.weight.shape[1] != channels:
         raise UserError(
@@ -89,9 +89,9 @@ def _mean_sizes(network: DenseNet, name: str, channels: int) -> Tensor:
 
 
 def write_reuse(folder: Path, network: DenseNet, name: str) -> dict[str, Any]:
-    """feature-reuse.png and explain.json in `folder`; returns what the latter says.
+    """Writes feature-reuse.png and explain.json to `folder`; returns the latter's content.
 
-    Raises UserError for a folder of something else and for a network that was rebuilt.
+    Raises UserError for a folder with other content and for a modified network.
     """
     blocks = feature_reuse(network)
     claim(folder, "feature-reuse")
@@ -113,7 +113,7 @@ def write_reuse(folder: Path, network: DenseNet, name: str) -> dict[str, Any]:
 
 
 def draw_blocks(blocks: Sequence[BlockReuse], title: str) -> bytes:
-    """A PNG with a square for each block, all with cells of one size."""
+    """A PNG with a heat map per block, all with cells of the same size."""
     sizes = [len(block.weights) for block in blocks]
     cell = min(max(CELL, 1.6 / max(sizes)), WIDEST_FIGURE / sum(sizes))
     beside, above, below = 0.75, 1.0, 1.05  # inches around a square
