@@ -1,4 +1,4 @@
-"""The folder of an export: made beside, renamed when it has passed; never over the user's own."""
+"""The output folder of an export: written to a temporary one and renamed once it has passed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WAIT_FOR_LOCK = 5.0  # seconds: the kernel may still be freeing a killed export'
 
 
 def check_free(target: Path, replace: bool) -> None:
-    """That nothing of the user's is lost. Raises UserError."""
+    """Raises UserError if the export would overwrite something of the user's."""
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
@@ -41,11 +41,11 @@ def check_free(target: Path, replace: bool) -> None:
 
 @contextlib.contextmanager
 def folder_for(target: Path, replace: bool) -> Iterator[Path]:
-    """An empty folder on the target's disk, to be published; else it is gone at the end, and so are
-    the folders above it that were not there.
+    """An empty folder on the target's disk, to be published; otherwise it is removed at the end,
+    with the parent folders that were created for it.
 
-    It lies in a hidden folder beside the target that one process holds. What a killed export left
-    there is removed, and an export that it was about to replace is put back. Raises UserError.
+    It is in a hidden folder beside the target, locked by one process. Leftovers of a killed export
+    are removed, and an export that it was about to replace is restored. Raises UserError.
     """
     above = [folder for folder in target.parents if not folder.exists()]
     make_folder(target.parent)
@@ -62,14 +62,14 @@ def folder_for(target: Path, replace: bool) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):  # there is something in it
+        with contextlib.suppress(OSError):  # it is not empty
             for folder in above:
                 folder.rmdir()
 
 
 @contextlib.contextmanager
 def _held(place: Path, target: Path) -> Iterator[None]:
-    """The kernel lets it go when the process ends, however it ends."""
+    """A lock that the kernel releases however the process ends."""
     make_folder(place)
     lock = filelock.FileLock(place / LOCK)
     try:
@@ -83,7 +83,7 @@ def _held(place: Path, target: Path) -> Iterator[None]:
 
 
 def _recover(place: Path, target: Path) -> None:
-    """Ends what a killed export began: see `publish`."""
+    """Restores the state before a killed export: see `publish`."""
     if (place / OLD).is_dir() and not target.exists():
         (place / OLD).rename(target)
         say(f"{target}: put back, since an export that was to replace it was killed")
@@ -93,7 +93,7 @@ def _recover(place: Path, target: Path) -> None:
 
 
 def write_notes(beside: Path, config: ExportedConfig, gate: dict[str, Any]) -> None:
-    """config.json, and last gate.json with the checksums of the model's files."""
+    """Writes config.json, and last gate.json with the checksums of the model files."""
     (beside / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     files = MODEL_FILES[config.export.to]
     sums = {name: digest(beside / name, "sha256") for name in files}
@@ -102,9 +102,9 @@ def write_notes(beside: Path, config: ExportedConfig, gate: dict[str, Any]) -> N
 
 
 def publish(new: Path, target: Path) -> None:
-    """`new`, of `folder_for`, becomes `target`; an export that was there goes.
+    """Renames `new`, of `folder_for`, to `target`; an existing export is replaced.
 
-    Killed between the two renames, it leaves that one as OLD, which the next export puts back.
+    If killed between the two renames, the old one stays as OLD, and the next export restores it.
     """
     for file in new.iterdir():
         with file.open("rb") as content:

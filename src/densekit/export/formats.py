@@ -1,7 +1,7 @@
-"""Each target's file: written from torch's exported program, with the config in its metadata.
+"""Writes each target's file from torch's exported program, with the config in its metadata.
 
-An ONNX file's convolutions are called by their modules, such as
-`features.denseblock1.denselayer1.conv1`, and OpenVINO's, which is converted from it, too.
+Convolutions are named after their modules, such as `features.denseblock1.denselayer1.conv1`, in
+ONNX files and in OpenVINO's, which are converted from them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.export import ExportedProgram
 from densekit.infer.exported import INPUT, LOGITS, PROBABILITIES
 from densekit.models.artifact import METADATA_KEY
 
-WEIGHTED = ("Conv", "Gemm", "MatMul")  # the ONNX operations that have a layer's weights
-PREFIX = "network."  # of the network's names in ExportedNetwork
+WEIGHTED = ("Conv", "Gemm", "MatMul")  # the ONNX operations with a layer's weights
+PREFIX = "network."  # of module names in ExportedNetwork
 
 
 def to_onnx(program: ExportedProgram, with_preprocessing: bool) -> Any:
     """The ONNX ModelProto of a program."""
     outputs = [PROBABILITIES, LOGITS] if with_preprocessing else [LOGITS]
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # onnxscript prints
-        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own code
         made = torch.onnx.export(
             program, dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False
         )
@@ -38,7 +38,7 @@ def to_onnx(program: ExportedProgram, with_preprocessing: bool) -> Any:
 
 
 def _name_layers(model: Any) -> None:
-    """Calls layers by their modules; drops the exporter's notes, which hold paths of sources."""
+    """Names layers after their modules; drops the exporter's notes, which hold source paths."""
     for node in model.graph.node:
         if node.op_type in WEIGHTED:
             weight = next((name for name in node.input if name.endswith(".weight")), None)
@@ -92,7 +92,7 @@ def to_openvino(model: Any) -> Any:
 def write_program(program: ExportedProgram, folder: Path, text: str) -> None:
     """model.pt2, with the config's text as its extra file densekit.json."""
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of sources
+        node.meta.pop("stack_trace", None)  # has source paths
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of shared weights, which it stores once
+        warnings.simplefilter("ignore")  # about shared weights, which it stores once
         torch.export.save(program, folder / "model.pt2", extra_files={f"{METADATA_KEY}.json": text})

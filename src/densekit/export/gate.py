@@ -1,7 +1,7 @@
-"""The gate: an exported network beside torch's, on real images, before anybody relies on it.
+"""The gate: compares an exported network with torch's on real images before it is published.
 
-Both get the same squares. A float export may differ by rounding alone; int8 differs in every
-logit, so there it is answers that count. n images, K classes.
+Both get the same inputs. A float export may differ only by rounding; int8 differs in every logit,
+so its predictions are compared. n images, K classes.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from densekit.infer.model import Opened
 from densekit.infer.multilabel_metrics import SPECIFICITY
 
 MAX_DIFFERENCE = 1e-4
-"""Of a float export's logits, as a share of the largest logit, or of 1 where that is less. Rounding
-alone was seen to make 1e-6 of it."""
+"""For a float export's logits, relative to the largest logit, or to 1 if that is smaller. Rounding
+alone was seen to cause 1e-6."""
 MAX_DROP = 0.5
 """Points of top-1, or of AUROC, that int8 may lose."""
 SCORES = {"top1": "top-1", "auroc": "AUROC"}
-"""What int8 may lose points of, by its name in a summary: of one class an image; of several."""
+"""The score that int8 may lose points of, by its name in a summary: single-label; multilabel."""
 MIN_AGREEMENT, MAX_NORM = 0.95, 0.25
-"""Of int8: the share of images with the same answer, and the norm of the logits' difference over
-the logits' norm. A network that loses no accuracy was seen to have 0.045."""
+"""For int8: the share of images with the same prediction, and the norm of the logits' difference
+over the logits' norm. 0.045 was seen for a network that lost no accuracy."""
 LATENCY_BATCHES, LATENCY_ROUNDS = (1, 16), 7
-WORST = 5  # images that are named
+WORST = 5  # images named
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What a network answers to the gate's images."""
+    """A network's logits and metrics on the gate's images."""
 
     logits: Tensor
     """float32 [n, K]."""
     summary: dict[str, Any]
-    """`densekit evaluate`'s own counts: count and loss, and of one class an image top1 and top5, of
-    several auroc, null without an image of each kind; {} for images without labels."""
+    """As by `densekit evaluate`: count and loss; top1 and top5 if single-label; auroc if multilabel
+    or binary, null without both positives and negatives; {} for unlabelled images."""
 
     @property
     def score(self) -> str | None:
@@ -52,31 +52,31 @@ class Counted:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of an export's logits from torch's."""
+    """How an export's logits differ from torch's."""
 
     max: float
     mean: float
     largest_logit: float
-    """Of torch's, by magnitude."""
+    """Torch's largest |logit|."""
     relative_norm: float
     """|difference| / |torch's logits|, both Euclidean, over all images."""
     agreement: float
-    """The share of images with the same top-1; of classes that are there or not, of their outputs
-    on the same side of the class' threshold."""
+    """The share of images with the same top-1; if multilabel or binary, the share of outputs on the
+    same side of the class' threshold."""
     worst: tuple[int, ...]
-    """The images that differ most, by number."""
+    """Indices of the images that differ most."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is let through."""
+    """The limits for an export to pass."""
 
     max_difference: float = MAX_DIFFERENCE
     max_drop: float = MAX_DROP
 
 
 def count(logits: Logits, images: RealImages, what: str) -> Counted:
-    """The network's answers, by `densekit evaluate`'s own loop. Raises UserError."""
+    """The network's logits and metrics, by `densekit evaluate`'s own loop. Raises UserError."""
     kept: list[Tensor] = []
 
     def keep(batch: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def count(logits: Logits, images: RealImages, what: str) -> Counted:
 
 
 def compare(reference: Counted, exported: Counted, opened: Opened) -> Difference:
-    """How far the export's answers are from torch's."""
+    """How far the export's logits and predictions are from torch's."""
     ours, theirs = reference.logits.double(), exported.logits.double()
     difference = (theirs - ours).abs()
     same = _answers(ours, opened) == _answers(theirs, opened)
@@ -111,7 +111,7 @@ def compare(reference: Counted, exported: Counted, opened: Opened) -> Difference
 
 
 def _answers(logits: Tensor, opened: Opened) -> Tensor:
-    """The class, [n]; or whether each class is there, [n, K]."""
+    """The predicted class, [n]; or whether each class is predicted present, [n, K]."""
     if opened.task == "multiclass":
         return logits.argmax(1)
     chosen = opened.thresholds or [None] * logits.shape[1]
@@ -120,9 +120,9 @@ def _answers(logits: Tensor, opened: Opened) -> Tensor:
 
 
 def float_faults(difference: Difference, bounds: Bounds) -> list[str]:
-    """Why a float export does not pass; empty where it does."""
+    """Why a float export fails; empty if it passes."""
     allowed = bounds.max_difference * max(1.0, difference.largest_logit)
-    if difference.max <= allowed:  # no NaN is
+    if difference.max <= allowed:  # False for NaN
         return []
     return [
         f"its logits differ from torch's by up to {difference.max:.2g}, more than {allowed:.2g} "
@@ -132,7 +132,7 @@ def float_faults(difference: Difference, bounds: Bounds) -> list[str]:
 
 
 def drop(reference: Counted, exported: Counted) -> float:
-    """Points of the score that the export loses; 0 where there is none."""
+    """Points of the score that the export loses; 0 without a score."""
     if reference.score is None or exported.score is None:
         return 0.0
     return 100 * (reference.summary[reference.score] - exported.summary[exported.score])
@@ -141,7 +141,7 @@ def drop(reference: Counted, exported: Counted) -> float:
 def int8_faults(
     reference: Counted, exported: Counted, difference: Difference, bounds: Bounds
 ) -> list[str]:
-    """Why an int8 export does not pass; empty where it does."""
+    """Why an int8 export fails; empty if it passes."""
     faults = []
     lost, name = drop(reference, exported), reference.score
     if name is not None and lost > bounds.max_drop:
@@ -162,9 +162,9 @@ def int8_faults(
 
 
 def latency(reference: Logits, exported: Logits, images: RealImages) -> list[dict[str, float]]:
-    """Milliseconds a call takes, medians of rounds in which both take turns, at each batch size.
+    """Milliseconds per call at each batch size, medians of rounds in which both take turns.
 
-    The call before it is not timed: threads of the other engine still spin, and take a core each.
+    An untimed call precedes each timed one: the other engine's threads still spin on the cores.
     """
     squares = next(iter(images.batches("reading")))[1].images
     rows = []
@@ -183,7 +183,7 @@ def latency(reference: Logits, exported: Logits, images: RealImages) -> list[dic
 
 
 def bounds_of(bounds: Bounds, int8: bool) -> dict[str, float]:
-    """Those that apply, for gate.json."""
+    """The bounds that apply, for gate.json."""
     if not int8:
         return {"max_difference": bounds.max_difference}
     return {
@@ -192,6 +192,6 @@ def bounds_of(bounds: Bounds, int8: bool) -> dict[str, float]:
 
 
 def as_tree(difference: Difference, images: RealImages) -> dict[str, Any]:
-    """For gate.json: the worst images by their names."""
+    """For gate.json, with the worst images by name."""
     tree = asdict(difference)
     return {**tree, "worst": [images.examples.relative(i) for i in difference.worst]}

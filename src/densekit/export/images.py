@@ -1,4 +1,4 @@
-"""The images that an export is measured on, and those that int8 is calibrated with."""
+"""The images of the gate, and those for int8 calibration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH_SIZE_READ = 16
 
 @dataclass(frozen=True)
 class RealImages:
-    """Images by their files, as the network sees them."""
+    """Images from files, read as the network's input."""
 
     examples: Examples
     labelled: bool
@@ -37,7 +37,7 @@ class RealImages:
         return len(self.examples)
 
     def batches(self, what: str, size: int = BATCH_SIZE_READ) -> Iterator[tuple[int, Batch]]:
-        """Numbered batches of them, with a bar that says `what`. Raises UserError."""
+        """Numbered batches, with a progress bar labelled `what`. Raises UserError."""
         opened, count = self.opened, -(-len(self) // size)
         read = eval_batches(
             self.examples, opened.preprocessing, size, workers=0, max_pixels=opened.max_pixels
@@ -45,7 +45,7 @@ class RealImages:
         return bar(read, count, what)
 
     def spread(self, limit: int) -> RealImages:
-        """At most `limit` of them, evenly over the list."""
+        """At most `limit` of them, evenly spaced over the list."""
         if len(self) <= limit:
             return self
         places = np.linspace(0, len(self) - 1, limit).round().astype(np.int64)
@@ -53,9 +53,9 @@ class RealImages:
 
 
 def gate_images(opened: Opened, spec: str | None, limit: int) -> tuple[RealImages, list[str]]:
-    """What `--images` names, None for the network's own validation images; and notes on them.
+    """The images of `--images` (None: the network's own validation images), and notes on them.
 
-    A folder without class folders, or an image, has no labels. Raises UserError.
+    A single image or a folder without class folders has no labels. Raises UserError.
     """
     loose = None if spec is None else _loose(spec)
     if loose is not None:
@@ -65,8 +65,8 @@ def gate_images(opened: Opened, spec: str | None, limit: int) -> tuple[RealImage
 
 
 def calibration_images(opened: Opened, spec: str | None, limit: int) -> RealImages:
-    """What `--calibration` names, None for the network's own training images, of which `limit` are
-    drawn by a fixed seed. Raises UserError."""
+    """The images of `--calibration`; None: `limit` of the network's own training images, drawn with
+    a fixed seed. Raises UserError."""
     if spec is None and not opened.data:
         raise UserError("say which images to calibrate int8 with: --calibration LIST|FOLDER")
     try:
@@ -85,7 +85,7 @@ def calibration_images(opened: Opened, spec: str | None, limit: int) -> RealImag
 
 
 def _loose(spec: str) -> Examples | None:
-    """Images that nothing gives a label; None where a list or class folders do."""
+    """Unlabelled images; None if a list or class folders label them."""
     place = Path(spec).expanduser()
     if place.is_dir() and not class_folders(place):
         paths = images_below(place).paths

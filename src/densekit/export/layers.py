@@ -1,7 +1,7 @@
-"""Where an export goes wrong: the first layer whose output is not torch's.
+"""Finds where an export goes wrong: the first layer whose output differs from torch's.
 
-Compared are the outputs that every engine leaves as they are: of each dense layer, transition and
-the classifier. (Engines fold a norm that follows a convolution into it.)
+Compared are the outputs that every engine keeps: of each dense layer, each transition and the
+classifier. (Engines fold a norm that follows a convolution into it.)
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from densekit.export.network import ExportedNetwork, PooledTransition
 from densekit.infer.exported import INPUT, LOGITS, Exported
 from densekit.models.densenet import DenseLayer
 
-TOLERANCE = 1e-4  # of an output's norm; rounding makes 1e-6
+TOLERANCE = 1e-4  # relative to the output's norm; rounding causes 1e-6
 Outputs = Mapping[str, np.ndarray]
-"""By the layer's name in the file."""
+"""By layer name in the file."""
 
 
 def first_fault(network: ExportedNetwork, exported: Exported, images: np.ndarray) -> str:
-    """A sentence: the first layer that differs by more than rounding, and by how much.
+    """A sentence that names the first layer that differs by more than rounding, and by how much.
 
-    `images` are in the form that the file takes.
+    `images` are in the file's input format.
     """
     ours = torch_outputs(network, images)
     theirs = READERS[exported.file.suffix](exported, list(ours), images)
@@ -38,7 +38,7 @@ def first_fault(network: ExportedNetwork, exported: Exported, images: np.ndarray
 
 
 def torch_outputs(network: nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each compared layer, in order."""
+    """The output of each compared layer, in order."""
     found: dict[str, np.ndarray] = {}
 
     def keep(name: str, module: nn.Module, given: Any, output: Tensor) -> None:
@@ -56,7 +56,7 @@ def torch_outputs(network: nn.Module, images: np.ndarray) -> dict[str, np.ndarra
 
 
 def compared(network: nn.Module) -> dict[str, nn.Module]:
-    """Modules by the name that their last convolution has in the file."""
+    """Modules by their last convolution's name in the file."""
     found: dict[str, nn.Module] = {}
     for path, module in network.named_modules():
         name = path.removeprefix("network.")
@@ -73,7 +73,7 @@ def compared(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def onnx_outputs(exported: Exported, names: list[str], images: np.ndarray) -> Outputs:
-    """By ONNX Runtime, of a file to which these outputs are added."""
+    """From ONNX Runtime, with these outputs added to the file."""
     import onnx
     import onnxruntime
 
@@ -89,7 +89,7 @@ def onnx_outputs(exported: Exported, names: list[str], images: np.ndarray) -> Ou
 
 
 def openvino_outputs(exported: Exported, names: list[str], images: np.ndarray) -> Outputs:
-    """By OpenVINO, of a model to which these outputs are added."""
+    """From OpenVINO, with these outputs added to the model."""
     import openvino
 
     core = openvino.Core()
@@ -105,7 +105,7 @@ def openvino_outputs(exported: Exported, names: list[str], images: np.ndarray) -
 
 
 def program_outputs(exported: Exported, names: list[str], images: np.ndarray) -> Outputs:
-    """By torch, of the exported program's modules."""
+    """From torch, of the exported program's modules."""
     modules = torch.export.unflatten(torch.export.load(exported.file))
     found: dict[str, np.ndarray] = {}
     paths = {f"network.{name}": name for name in names}

@@ -1,4 +1,4 @@
-"""The network as it is exported: transitions pool first, and images may come in as they are.
+"""The network as exported: transitions pool first, and preprocessing may be included.
 
 N images, H rows, W columns, C channels, K classes.
 """
@@ -19,7 +19,7 @@ class PooledTransition(nn.Module):
     """norm, relu, 2x2 average pool, 1x1 convolution: a `Transition`, in another order.
 
     The convolution mixes channels and the pool averages pixels, so they commute, and the
-    convolution has a quarter of the pixels left to do.
+    convolution works on a quarter of the pixels.
     """
 
     def __init__(self, transition: Transition) -> None:
@@ -33,9 +33,9 @@ class PooledTransition(nn.Module):
 
 
 class ExportedNetwork(nn.Module):
-    """float32 [N, C, H, W], normalised -> (logits [N, K],); or, with the preprocessing inside,
-    uint8 [N, H, W, C] -> (probabilities, logits). Instead of uint8 float32 in 0..1, where files are
-    decoded to that (an intensity other than 8bit)."""
+    """float32 [N, C, H, W], normalised -> (logits [N, K],); or, with the preprocessing included,
+    uint8 [N, H, W, C] -> (probabilities, logits). Takes float32 in 0..1 instead of uint8 if the
+    intensity is not 8bit."""
 
     scale: Tensor
     shift: Tensor
@@ -43,7 +43,7 @@ class ExportedNetwork(nn.Module):
     def __init__(
         self, network: DenseNet, task: Task, preprocessing: Preprocessing | None = None
     ) -> None:
-        """The network is copied. Without a `preprocessing` images come in normalised."""
+        """Copies the network. Without `preprocessing`, inputs must be normalised."""
         super().__init__()
         self.network = pooled(network)
         self.task, self.inside = task, preprocessing is not None
@@ -67,7 +67,7 @@ class ExportedNetwork(nn.Module):
 
 
 def pooled(network: DenseNet) -> DenseNet:
-    """A copy in evaluation mode, by the reference op, whose transitions pool first."""
+    """A copy in evaluation mode, with the reference op, whose transitions pool first."""
     network = copy.deepcopy(network).eval().cpu()
     # Traced in channels_last the same weights lost 41 points of top-1 in NNCF's int8
     network.to(memory_format=torch.contiguous_format)
@@ -79,7 +79,7 @@ def pooled(network: DenseNet) -> DenseNet:
 
 
 def traced(network: ExportedNetwork, channels: int, side: int, any_size: bool) -> ExportedProgram:
-    """torch's program of it for any N; with `any_size` for any H and W that the network takes."""
+    """torch's exported program for any N; with `any_size`, for any H and W the network supports."""
     shape = (2, side, side, channels) if network.inside else (2, channels, side, side)
     images = torch.zeros(shape, dtype=network.input_dtype)
     height = 1 if network.inside else 2

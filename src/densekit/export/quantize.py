@@ -1,7 +1,7 @@
-"""int8: weights per output channel, activations per tensor, by each engine's own tool.
+"""int8 quantization: weights per output channel, activations per tensor, by each engine's own tool.
 
-Layers stay in float32 where a network loses too much. Which ones is found in torch: each layer is
-rounded to 8 bits alone, and those that move the logits most come first.
+If a network loses too much accuracy, some layers stay in float32. To choose them, torch rounds each
+layer alone to 8 bits; those that change the logits most come first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def quantize_openvino(model: Any, images: np.ndarray, float_layers: Sequence[str]) -> Any:
-    """NNCF's int8 form of OpenVINO's model; `images` in the form that it takes."""
+    """OpenVINO's model quantized by NNCF; `images` in its input format."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
@@ -48,14 +48,14 @@ def quantize_openvino(model: Any, images: np.ndarray, float_layers: Sequence[str
 
 
 def _operations(model: Any, layers: Sequence[str]) -> list[str]:
-    """OpenVINO's names of these layers' convolutions: with a bias the sum has the layer's name."""
+    """OpenVINO's names of these layers' convolutions: with a bias, the sum has the layer's name."""
     there = {op.get_friendly_name() for op in model.get_ordered_ops()}
     split = {f"{layer}/WithoutBiases" for layer in layers} & there
     return [*split, *(layer for layer in layers if f"{layer}/WithoutBiases" not in there)]
 
 
 def quantize_onnx(model: Any, images: np.ndarray, float_layers: Sequence[str]) -> Any:
-    """ONNX Runtime's static int8 form (QDQ) of an ONNX ModelProto."""
+    """An ONNX ModelProto statically quantized by ONNX Runtime (QDQ)."""
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -75,7 +75,7 @@ def quantize_onnx(model: Any, images: np.ndarray, float_layers: Sequence[str]) -
     with tempfile.TemporaryDirectory() as folder, _without_warnings():
         place = Path(folder) / "int8.onnx"
         own = onnx.ModelProto()
-        own.CopyFrom(model)  # it moves the weights of what it is given to a file of its own
+        own.CopyFrom(model)  # it moves its input's weights to an external file
         quantize_static(
             own, place, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=["Conv", "Gemm"], nodes_to_exclude=list(float_layers),
@@ -86,7 +86,7 @@ def quantize_onnx(model: Any, images: np.ndarray, float_layers: Sequence[str]) -
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """ONNX Runtime asks the root logger for a step that torch's exporter has done already."""
+    """ONNX Runtime logs advice to run a step that torch's exporter has already done."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
@@ -100,7 +100,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def by_harm(network: ExportedNetwork, images: np.ndarray) -> list[str]:
-    """The layers' names, first the one whose rounding to 8 bits moves the logits most."""
+    """The layers' names; first the one whose rounding to 8 bits changes the logits most."""
     layers = {
         name.removeprefix("network."): module
         for name, module in network.named_modules()
@@ -132,7 +132,7 @@ def _rounded(network: ExportedNetwork, layer: nn.Module, images: Tensor) -> Tens
 
 
 def _in_8_bits(x: Tensor) -> Tensor:
-    """A tensor rounded to 256 steps between its extremes."""
+    """A tensor rounded to 256 levels between its minimum and maximum."""
     low, high = x.min().clamp(max=0.0), x.max().clamp(min=0.0)
     scale = ((high - low) / 255).clamp(min=1e-12).item()
     return torch.fake_quantize_per_tensor_affine(x, scale, round(-low.item() / scale), 0, 255)

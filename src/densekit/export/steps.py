@@ -1,9 +1,10 @@
-"""`densekit export`: written beside, measured, and only then there.
+"""`densekit export`: writes to a temporary folder, measures, and then publishes.
 
-1. torch's network becomes a program, with transitions that pool first (network.py);
-2. the program becomes the target's file (formats.py), in int8 with calibration (quantize.py);
-3. the file answers the gate's images, by the engine and options that will compute it (gate.py);
-4. what passes is renamed to where it was asked for (folder.py); what does not leaves nothing.
+1. torch's network is traced to a program, with transitions that pool first (network.py);
+2. the program is converted to the target's file (formats.py), for int8 with calibration
+   (quantize.py);
+3. the file is run on the gate's images, with the engine and options it ships with (gate.py);
+4. an export that passes is renamed to the target folder (folder.py); one that fails is removed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from densekit.models import artifact
 from densekit.precision import Precision, describe_device, resolve
 from densekit.progress import say, waiting
 
-FLOAT_IMAGES, INT8_IMAGES = 256, 2000  # of the gate, where not said
+FLOAT_IMAGES, INT8_IMAGES = 256, 2000  # of the gate, by default
 LIBRARIES: dict[Target, tuple[str, ...]] = {
     "torch-export": ("torch",),
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -40,7 +41,7 @@ LIBRARIES: dict[Target, tuple[str, ...]] = {
     "openvino": ("torch", "onnx", "onnxscript", "openvino"),
     "openvino-int8": ("torch", "onnx", "onnxscript", "openvino", "nncf"),
 }
-"""What writes and measures a file of each kind; their versions are kept."""
+"""The libraries that write and run each target; their versions are recorded."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class ExportOptions:
     limit: int | None = None
     bounds: Bounds = field(default_factory=Bounds)
     force: bool = False
-    """Whether an int8 network is kept that loses too much."""
+    """Whether to keep an int8 network that loses too much."""
     replace: bool = False
-    """Whether an export that is there is replaced."""
+    """Whether to replace an existing export."""
 
     @property
     def target(self) -> Target:
@@ -75,14 +76,14 @@ class ExportOptions:
 
 
 def export_network(opened: Opened, target: Path, options: ExportOptions) -> dict[str, Any]:
-    """Writes the export and returns what gate.json holds. Raises UserError; then nothing is left.
+    """Writes the export and returns gate.json's content. Raises UserError and then leaves nothing.
 
-    `opened` is torch's network; its float32 on the CPU is what the export is measured against. A
-    target that is a link to a folder stays one.
+    `opened` is torch's network; its float32 on the CPU is the reference. A target that is a link to
+    a folder stays one.
     """
     to = options.target
     check_options(opened, options)
-    with needs_extra("export", f"--to {to}"):  # now, and not when the network is converted
+    with needs_extra("export", f"--to {to}"):  # fail before converting
         for name in LIBRARIES[to]:
             import_module(name)
     place = target.resolve() if target.is_dir() else target
@@ -96,7 +97,7 @@ def export_network(opened: Opened, target: Path, options: ExportOptions) -> dict
 
 
 def _images(opened: Opened, options: ExportOptions) -> RealImages:
-    """The gate's. Raises UserError."""
+    """The gate's images. Raises UserError."""
     limit = options.limit or (INT8_IMAGES if options.int8 else FLOAT_IMAGES)
     images, notes = gate_images(opened, options.images, limit)
     if options.int8 and not images.labelled:
@@ -110,8 +111,8 @@ def _images(opened: Opened, options: ExportOptions) -> RealImages:
 
 
 def check_options(opened: Opened, options: ExportOptions) -> None:
-    """Raises UserError for options that do not go together."""
-    _ = opened.model  # an export cannot be exported
+    """Raises UserError for incompatible options."""
+    _ = opened.model  # raises: an export cannot be exported
     if options.calibration is not None and not options.int8:
         raise UserError(f"--calibration: is for int8; --to {options.to} needs none")
     if options.force and not options.int8:
@@ -120,7 +121,7 @@ def check_options(opened: Opened, options: ExportOptions) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """A file that was written and has answered the gate's images."""
+    """A file that was written and run on the gate's images."""
 
     exported: Exported
     counted: Counted
@@ -130,7 +131,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Work:
-    """One export in the making."""
+    """One export in progress."""
 
     opened: Opened
     options: ExportOptions
@@ -161,14 +162,14 @@ class Work:
 
     @cached_property
     def reference(self) -> Counted:
-        """What torch answers to the gate's images."""
+        """Torch's results on the gate's images."""
         logits = open_engine(self.opened, self.precision, "torch")
         return gate.count(logits, self.images, "torch's answers")
 
     # The two ways ---------------------------------------------------------------------------
 
     def float(self) -> Made:
-        """The float file. Raises UserError, with the layer and the images, where it differs."""
+        """The float file. If it differs, raises UserError that names the layer and the images."""
         if self.to == "torch-export":
             made = self.measured(
                 lambda text: formats.write_program(self.program, self.folder, text)
@@ -185,8 +186,8 @@ class Work:
         return made
 
     def int8(self) -> Made:
-        """The int8 file with as few layers in float as let it pass. Raises UserError where a
-        quarter of them does not, unless it is forced; and for images that measure nothing."""
+        """The int8 file with as few float layers as let it pass. Raises UserError if a quarter of
+        the layers is not enough, unless forced; and for images that cannot measure it."""
         if self.reference.score is None:
             raise UserError(
                 f"{self.images.examples.origin}: int8 is judged by AUROC, and each class is in all "
@@ -227,14 +228,14 @@ class Work:
     # Steps of both --------------------------------------------------------------------------
 
     def inputs(self, images: RealImages) -> np.ndarray:
-        """The images in the form that the file takes."""
+        """The images in the file's input format."""
         squares = torch.cat([batch.images for _, batch in images.batches("reading images")])
         if self.options.with_preprocessing:
             return squares.permute(0, 2, 3, 1).contiguous().numpy()
         return self.opened.preprocessing.normalize(squares).contiguous().numpy()
 
     def measured(self, write: Callable[[str], None], float_layers: tuple[str, ...] = ()) -> Made:
-        """Writes the file, and has it answer the gate's images."""
+        """Writes the file, and runs it on the gate's images."""
         config = self.config(float_layers)
         write(config.model_dump_json())
         exported = Exported(self.folder, config)
@@ -278,7 +279,7 @@ class Work:
         )
 
     def report(self, made: Made) -> dict[str, Any]:
-        """What gate.json holds, beside the files' checksums."""
+        """gate.json's content, without the files' checksums."""
         opened, exported = self.opened, replace(self.opened, network=made.exported)
         engine = resolve_engine(exported, "auto")
         return {
