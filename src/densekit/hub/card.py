@@ -10,10 +10,10 @@ from typing import Any
 
 from densekit.models.artifact import ArtifactConfig, Task
 
-Z = 1.959964  # standard deviations that hold 95 % of a normal distribution
-CLASSES_NAMED = 50  # that a card lists
+Z = 1.959964  # standard deviations: 95 % of a normal distribution
+CLASSES_NAMED = 50  # classes listed on a card
 RATES = {"top1": "accuracy (top-1)", "top5": "top-5 accuracy"}
-"""Metrics that are shares of the images, with what a card calls them."""
+"""Metrics that are shares of the images, with their names on a card."""
 TASKS: dict[Task, str] = {
     "multiclass": "one class for each image (softmax over the classes)",
     "multilabel": "any number of classes for each image (a sigmoid for each class)",
@@ -23,7 +23,7 @@ SEAL = re.compile(r"<!-- densekit's own card, sha256 ([0-9a-f]{64}) -->\n\Z")
 
 
 def hub_card(config: ArtifactConfig, repository: str, licence: str | None) -> str:
-    """The whole README.md. Takes huggingface_hub."""
+    """The whole README.md. Needs huggingface_hub."""
     version = config.provenance.versions.get("densekit", "")
     parts = [
         f"---\n{_front_matter(config, repository, licence)}\n---\n",
@@ -43,7 +43,7 @@ def hub_card(config: ArtifactConfig, repository: str, licence: str | None) -> st
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a README.md is one that `hub_card` wrote and nobody has edited since."""
+    """Whether a README.md was written by `hub_card` and not edited since."""
     seal = SEAL.search(text)
     return seal is not None and _sha256(text[: seal.start() - 1]) == seal[1]
 
@@ -151,7 +151,7 @@ def _provenance(config: ArtifactConfig) -> list[str]:
 
 
 def _data_name(config: ArtifactConfig) -> str:
-    """Of the training's images, without the folders of whose machine they were on."""
+    """The name of the training's images, without the machine's folders."""
     data: dict[str, Any] = config.data
     place = str(
         data.get("root") or data.get("train") or data.get("val") or "data that is not named"
@@ -160,7 +160,7 @@ def _data_name(config: ArtifactConfig) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line, without what Markdown takes for a column, a tag or code."""
+    """On one line, with Markdown's column, tag and code characters escaped or removed."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'").split())
 
 

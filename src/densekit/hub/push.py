@@ -1,4 +1,4 @@
-"""An artifact to Hugging Face's hub, in one commit that replaces nothing of somebody else's."""
+"""Pushes an artifact to the Hugging Face hub, in one commit that replaces nobody else's files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 README = "README.md"
-HTTP_CLIENTS = ("requests", "httpx", "httpx2")  # of huggingface_hub's versions
+HTTP_CLIENTS = ("requests", "httpx", "httpx2")  # in different versions of huggingface_hub
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push has done."""
+    """The result of a push."""
 
     url: str
-    """Of the commit."""
+    """The commit's."""
     commit: str
     files: tuple[str, ...]
     notes: tuple[str, ...]
-    """What a person should know."""
+    """For the user."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,26 @@ class PushOptions:
     """How an artifact is pushed."""
 
     private: bool = False
-    """Of a repository that is made."""
+    """Whether a newly created repository is private."""
     revision: str | None = None
-    """A branch, which is made from main where there is none; None: main."""
+    """A branch, created from main if missing; None: main."""
     licence: str | None = None
-    """The hub's name of it, such as apache-2.0."""
+    """The hub's identifier, such as apache-2.0."""
     force: bool = False
-    """Replace what is not of densekit, too."""
+    """Also replace files that are not densekit's."""
 
 
 def push_artifact(folder: Path, repository: str, options: PushOptions) -> Pushed:
-    """Puts the artifact in `folder`, or in a run's folder, and its card into `repository`.
+    """Uploads the artifact in `folder` (its own or a run's) and its card to `repository`.
 
-    The token is huggingface_hub's own: $HF_TOKEN, or what `hf auth login` has stored. Weights of
-    something else and a card that was edited stay, unless `force` is given; other files stay in
-    any case. Raises UserError.
+    The token is huggingface_hub's: $HF_TOKEN, or the one stored by `hf auth login`. Foreign weights
+    and an edited card are kept unless `force` is set; other files are always kept. Raises
+    UserError.
     """
     with needs_extra("hub", "pushing to the hub"):
         from huggingface_hub import CommitOperationAdd, HfApi
     place = locate_artifact(folder)
-    config = read_artifact(place).config  # whole, by its checksum
+    config = read_artifact(place).config  # verifies the checksum
     api = HfApi(
         endpoint=os.environ.get("HF_ENDPOINT") or None,
         library_name="densekit",
@@ -86,13 +86,13 @@ def push_artifact(folder: Path, repository: str, options: PushOptions) -> Pushed
             [CommitOperationAdd(name, what) for name, what in content.items()],
             commit_message=f"{config.model.name}, by densekit {densekit.__version__}",
             revision=options.revision,
-            parent_commit=info.sha,  # what was looked at: the hub refuses if it has changed since
+            parent_commit=info.sha,  # the hub refuses if the branch has changed since
         )
     return Pushed(commit.commit_url, commit.oid, tuple(content), notes)
 
 
 def _there(api: HfApi, repository: str, options: PushOptions) -> ModelInfo:
-    """The repository, which is made where there is none, at the branch."""
+    """The repository at the branch; creates what is missing."""
     from huggingface_hub import errors
 
     try:
@@ -115,7 +115,7 @@ def _there(api: HfApi, repository: str, options: PushOptions) -> ModelInfo:
 
 
 def _check_ours(api: HfApi, repository: str, info: ModelInfo, names: set[str]) -> None:
-    """Raises UserError where the weights or config there are of something else."""
+    """Raises UserError if the weights or config there are not densekit's."""
     theirs = sorted(names & {WEIGHTS, CONFIG})
     if not theirs:
         return
@@ -142,7 +142,7 @@ def _text(api: HfApi, repository: str, name: str, info: ModelInfo) -> str:
 
 
 def _paths_note(config: dict[str, Any]) -> tuple[str, ...]:
-    """That config.json, which is about to be read by others, names folders of this machine."""
+    """A warning if config.json, which is about to become visible to others, has local paths."""
     places = list(dict.fromkeys(_absolute(config)))
     if not places:
         return ()
@@ -162,7 +162,7 @@ def _absolute(tree: Any) -> Iterator[str]:
 
 @contextmanager
 def _sentences(repository: str) -> Iterator[None]:
-    """What the hub refuses, as UserErrors."""
+    """Turns the hub's errors into UserErrors."""
     from huggingface_hub import errors
 
     try:
@@ -183,7 +183,7 @@ def _sentences(repository: str) -> Iterator[None]:
 
 
 def _why(error: Any) -> str:
-    """Of an answer that is an error."""
+    """The reason in an error response."""
     status = error.response.status_code if error.response is not None else 0
     said = (error.server_message or str(error)).strip().splitlines()[0]
     known = {
