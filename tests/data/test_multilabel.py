@@ -68,6 +68,7 @@ def test_a_list(tmp_path: Path) -> None:
         ("a.png 0,x", "expected a path and its labels"),
         ("a.png 0,1,0,0,1", "is repeated"),
         ("a.png -1", "expected a path and its labels"),
+        ("a.png 0, 2", "separate labels by commas without blanks"),
     ],
 )
 def test_lines_that_are_none(tmp_path: Path, line: str, said: str) -> None:
@@ -94,6 +95,20 @@ def test_nihs_csv(tmp_path: Path) -> None:
     assert found.subset([2]).columns["Patient ID"].tolist() == ["2"]
     one = read(tmp_path, NIH, task="binary", classes=("Emphysema",))
     assert one.labels.tolist() == [[0], [1], [0]]
+
+
+@pytest.mark.parametrize("typo", ["2", "0.5", "None"])
+def test_a_typo_does_not_drop_a_finding(tmp_path: Path, typo: str) -> None:
+    rows = [f"{n}.png,{n % 2},0,{n % 3}" for n in range(20)]
+    rows[7] = f"7.png,{typo},0,1"
+    text = "\n".join(["path,edema,mass,view", *rows]) + "\n"
+    with pytest.raises(UserError, match=rf"a.csv:9: edema is '{typo}', but .* in 19 of 20 lines"):
+        read(tmp_path, text)
+    found = read(tmp_path, text, classes=("mass",))
+    assert found.classes == {0: "mass"}
+    views = read(tmp_path, text.replace(f"7.png,{typo}", "7.png,1"))
+    assert views.classes == {0: "edema", 1: "mass"}, "a third of views is 2: no typos"
+    assert "other columns: view; data.classes=[...] chooses others" in views.notes[0]
 
 
 @pytest.mark.parametrize(

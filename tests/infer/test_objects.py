@@ -50,7 +50,7 @@ def test_a_prefix_is_a_folder_in_the_order_of_keys(
     wanted = [f"s3://photos/{key}" for key in KEYS]
     assert list(image_names(["s3://photos/2026"])) == wanted
     assert list(image_names(["s3://photos/2026/"])) == wanted
-    said = "s3://photos/2026: left out, not being images: 1 .md, 1 .nii\n"
+    said = "s3://photos/2026: left out as not images: 1 .md, 1 .nii\n"
     assert said in capsys.readouterr().err
     assert len(list(objects_below("s3://photos"))) == len(KEYS) + 3
     assert list(image_names(["s3://photos/2026/z.png"])) == wanted[-1:]

@@ -35,6 +35,10 @@ NO_CLASS = frozenset(("no finding", "none", "-"))
 VALUES = {"": -1, "nan": -1, "-1": -1, "-1.0": -1, "0": 0, "0.0": 0, "false": 0, "1": 1,
           "1.0": 1, "true": 1}  # fmt: skip
 
+TYPOS = 0.1
+"""Of a class column's filled cells, how many at most are mistakes; where more are no labels, the
+column is about something else."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -64,6 +68,8 @@ def read_findings(table: Table, root: Path, classes: Sequence[str] | None) -> Ex
     used = {table.paths, table.names if by_name else None, *names}
     others = {h: np.array(c, dtype=object) for h, c in table.columns.items() if h not in used}
     left = f"; other columns: {listed(others)}" if others else ""
+    if not by_name and classes is None:
+        left += "; data.classes=[...] chooses others"
     return Examples(
         paths=[os.path.join(root, path) for path in table.columns[table.paths]],  # noqa: PTH118
         labels=labels,
@@ -127,6 +133,7 @@ def _from_columns(table: Table, classes: Sequence[str] | None) -> tuple[list[str
         if name not in headers:
             raise unknown_class(str(table.file), name, headers)
     if classes is None:
+        _refuse_typos(table, headers)
         headers = [header for header in headers if _are_labels(table.columns[header])]
         if not headers:
             raise UserError(
@@ -148,6 +155,26 @@ def _from_columns(table: Table, classes: Sequence[str] | None) -> tuple[list[str
         labels[:, place] = np.array([value or 0 for value in column], np.int8)
     malformed.refuse()
     return list(classes), labels
+
+
+def _refuse_typos(table: Table, headers: Sequence[str]) -> None:
+    """Raises UserError for a column that would be a class but for a few cells: to leave it out
+    would lose a finding.
+    """
+    malformed = Malformed()
+    for header in headers:
+        filled = [(row, cell) for row, cell in enumerate(table.columns[header]) if cell]
+        wrong = [(row, cell) for row, cell in filled if cell.lower() not in VALUES]
+        if len(wrong) > TYPOS * len(filled):
+            continue
+        for row, cell in wrong:
+            with malformed.line():
+                raise UserError(
+                    f"{table.file}:{table.lines[row]}: {header} is {cell!r}, but 0, 1 or -1 in "
+                    f"{len(filled) - len(wrong):,} of {len(filled):,} lines; correct it, or name "
+                    f"the class columns with data.classes=[...] if {header} is none"
+                )
+    malformed.refuse()
 
 
 def _are_labels(column: list[str]) -> bool:

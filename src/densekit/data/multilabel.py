@@ -221,6 +221,11 @@ def _parse_set(line: str, delimiter: str | None, place: str) -> tuple[str, list[
     path, *rest = line.rsplit(delimiter, 1)
     text = rest[0].strip() if rest else ""
     labels = [] if text == "-" else [part.strip() for part in text.split(",")]
+    if path.rstrip().endswith(","):
+        raise UserError(
+            f"{place}: separate labels by commas without blanks, such as `chest/1.png 0,2,5`, "
+            f"got {line!r}"
+        )
     if not path.strip() or not all(map(is_label, labels)) or not text:
         raise UserError(
             f"{place}: expected a path and its labels, such as `chest/1.png 0,2,5`, or "
