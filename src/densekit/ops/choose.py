@@ -12,6 +12,7 @@ auto's table follows benchmarks/results.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,7 @@ def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | Non
     if transform in NOT_UNDER["lean" if name == "auto" else name]:
         if name == "auto":
             return "reference"
-        raise UserError(
-            f"model.op={name} cannot be taken under {transform}; use model.op=reference"
-        )
+        return _refuse(f"model.op={name} cannot be taken under {transform}; use model.op=reference")
     if name == "recompute":
         return name
     modules = [module for part in parts.values() for module in part.modules()]
@@ -70,7 +69,13 @@ def choose(name: str, x: Tensor, parts: Parts, layer_type: type[nn.Module] | Non
         return "lean"
     if name == "auto":
         return "reference"
-    raise UserError(f"model.op=lean cannot compute this network: {reason}; use model.op=reference")
+    return _refuse(f"model.op=lean cannot compute this network: {reason}; use model.op=reference")
+
+
+@torch.compiler.disable
+def _refuse(sentence: str) -> NoReturn:
+    """Not traced: dynamo of torch 2.9 fails itself at an error of one's own class."""
+    raise UserError(sentence)
 
 
 def op_of_run(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
