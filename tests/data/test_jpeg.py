@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,12 +75,17 @@ def test_a_rectangle_is_pillows(
     np.testing.assert_array_equal(part, whole[top : top + h, left : left + w])
 
 
+PICTURES: dict[str, st.SearchStrategy[Any]] = {
+    "mode": st.sampled_from(["RGB", "L"]),
+    "width": st.integers(1, 150),
+    "height": st.integers(1, 150),
+    "subsampling": st.sampled_from(["4:4:4", "4:2:0"]),
+}
+
+
 @settings(max_examples=150, deadline=None)
 @given(
-    mode=st.sampled_from(["RGB", "L"]),
-    width=st.integers(1, 150),
-    height=st.integers(1, 150),
-    subsampling=st.sampled_from(["4:4:4", "4:2:0"]),
+    **PICTURES,
     side=st.integers(1, 100),
     mirrored=st.booleans(),
     data=st.data(),
@@ -102,10 +108,7 @@ def test_a_square_is_torchvisions_of_pillows_pixels(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    mode=st.sampled_from(["RGB", "L"]),
-    width=st.integers(1, 150),
-    height=st.integers(1, 150),
-    subsampling=st.sampled_from(["4:4:4", "4:2:0"]),
+    **PICTURES,
     data=st.data(),
 )
 def test_a_window_of_the_resized_image_is_torchvisions(

@@ -140,7 +140,8 @@ def leave_encoded(transform: TrainTransform, image: ImageFile) -> Tensor | Encod
 
 def _is_for_nvjpeg(image: JpegFile) -> bool:
     segment = image.content.find(ADOBE)
-    other_colours = segment >= 0 and image.content[segment + TRANSFORM] == 0 and image.bands == 3
+    transform = image.content[segment + TRANSFORM :][:1] if segment >= 0 else b""
+    other_colours = transform == b"\0" and image.bands == 3
     whole = image.content.endswith(jpeg.END)
     return whole and image.bands == image.channels and not other_colours
 
